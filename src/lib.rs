@@ -1,0 +1,22 @@
+//! The IntentFrame credential vault.
+
+pub mod environment;
+pub mod error;
+pub mod metadata;
+pub mod model;
+pub mod secret;
+pub mod service;
+pub mod time;
+pub mod vault;
+
+pub use environment::Environment;
+pub use error::VaultError;
+pub use model::{
+    CredentialRecord, CredentialRef, DeliveryMode, MaskedSummary, Namespace, RuntimeEnvEntry,
+    StoreRequest, mask_value,
+};
+pub use secret::Secret;
+pub use vault::{
+    BackendFactory, BackendOptions, CredentialVault, create_vault, register_backend,
+    registered_backends,
+};

@@ -1,0 +1,341 @@
+//! What the vault speaks of: names, references, records, summaries, requests.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Field, VaultError};
+use crate::secret::Secret;
+use crate::time::Timestamp;
+
+/// A credential's namespace: letters, digits and `_ . @ + -`, starting with a
+/// letter or a digit. Letters are ASCII.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// Parses a namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::ValidationFailed`], with what to write instead.
+    pub fn new(name: impl Into<String>) -> Result<Self, VaultError> {
+        let name = name.into();
+        let invalid = |reason: &str| {
+            Err(VaultError::ValidationFailed { field: Field::Namespace, reason: reason.to_owned() })
+        };
+        if name.contains('/') {
+            return invalid("a namespace has no slash: use dots, as in github.myorg");
+        }
+        let Some(first) = name.bytes().next() else {
+            return invalid("a namespace is not empty");
+        };
+        if !first.is_ascii_alphanumeric() {
+            return invalid("a namespace starts with a letter or a digit");
+        }
+        if name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.@+-".contains(&b)) {
+            Ok(Self(name))
+        } else {
+            invalid("a namespace has only letters, digits and _ . @ + -")
+        }
+    }
+
+    /// The namespace as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Namespace {
+    type Err = VaultError;
+
+    fn from_str(name: &str) -> Result<Self, VaultError> {
+        Self::new(name)
+    }
+}
+
+impl Borrow<str> for Namespace {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Which credential: a namespace, and a key in it. A key is any non-empty text
+/// without `/` or control characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CredentialRef {
+    namespace: Namespace,
+    key: String,
+}
+
+impl CredentialRef {
+    /// Names the credential `key` in `namespace`.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::ValidationFailed`] for a key that is empty, or has a `/` or a
+    /// control character.
+    pub fn new(namespace: Namespace, key: impl Into<String>) -> Result<Self, VaultError> {
+        let key = key.into();
+        let reason = if key.is_empty() {
+            "a key is not empty"
+        } else if key.contains('/') {
+            "a key has no slash"
+        } else if key.chars().any(char::is_control) {
+            "a key has no control characters"
+        } else {
+            return Ok(Self { namespace, key });
+        };
+        Err(VaultError::ValidationFailed { field: Field::Key, reason: reason.to_owned() })
+    }
+
+    /// Parses both halves; see [`Namespace::new`] and [`CredentialRef::new`].
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::ValidationFailed`], naming the half that is wrong.
+    pub fn parse(namespace: &str, key: &str) -> Result<Self, VaultError> {
+        Self::new(Namespace::new(namespace)?, key)
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The key in the namespace.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+/// `namespace/key`, which no other credential is written as.
+impl fmt::Display for CredentialRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.key)
+    }
+}
+
+/// How a credential reaches the process that uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeliveryMode {
+    /// A trusted service fetches it in-process.
+    #[default]
+    ExecutorOnly,
+    /// The supervisor injects it as an environment variable.
+    RuntimeEnv,
+}
+
+impl DeliveryMode {
+    /// The name on the wire and in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ExecutorOnly => "executor_only",
+            Self::RuntimeEnv => "runtime_env",
+        }
+    }
+
+    /// The mode that is written as `name`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::ExecutorOnly, Self::RuntimeEnv].into_iter().find(|mode| mode.as_str() == name)
+    }
+}
+
+impl fmt::Display for DeliveryMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// All that is known of a credential but its value: one row of the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialRecord {
+    /// Which credential.
+    pub at: CredentialRef,
+    /// How it is delivered.
+    pub delivery_mode: DeliveryMode,
+    /// Who may have it; empty means everyone.
+    pub allowed_consumers: Vec<String>,
+    /// The variable it is delivered in.
+    pub env_name: Option<String>,
+    /// What checks that the value still works.
+    pub validator_id: Option<String>,
+    /// What may be shown of the value; see [`mask_value`].
+    pub masked_preview: String,
+    /// When it was first stored.
+    pub created_at: Timestamp,
+    /// When it was last stored.
+    pub updated_at: Timestamp,
+    /// When a validator last looked at it.
+    pub last_validated_at: Option<Timestamp>,
+    /// When its value was last handed out.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// What a listing shows of a credential. Serialises to the wire form: these fields,
+/// in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaskedSummary {
+    /// The namespace.
+    pub namespace: String,
+    /// The key in the namespace.
+    pub key: String,
+    /// How the credential is delivered.
+    pub delivery_mode: DeliveryMode,
+    /// What may be shown of the value.
+    pub masked_preview: String,
+    /// When it was first stored.
+    pub created_at: Timestamp,
+    /// When it was last stored.
+    pub updated_at: Timestamp,
+    /// When a validator last looked at it.
+    pub last_validated_at: Option<Timestamp>,
+    /// When its value was last handed out.
+    pub last_used_at: Option<Timestamp>,
+    /// What that validator found; unset until one has looked.
+    pub valid: Option<bool>,
+}
+
+impl From<CredentialRecord> for MaskedSummary {
+    fn from(record: CredentialRecord) -> Self {
+        let CredentialRef { namespace: Namespace(namespace), key } = record.at;
+        Self {
+            namespace,
+            key,
+            delivery_mode: record.delivery_mode,
+            masked_preview: record.masked_preview,
+            created_at: record.created_at,
+            updated_at: record.updated_at,
+            last_validated_at: record.last_validated_at,
+            last_used_at: record.last_used_at,
+            valid: None,
+        }
+    }
+}
+
+/// One credential that is delivered as an environment variable: an element of the
+/// answer to `GET /v1/runtime-env`, in wire order. Never a value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeEnvEntry {
+    /// The namespace.
+    pub namespace: String,
+    /// The key in the namespace.
+    pub key: String,
+    /// The variable's name; may be unset, which the supervisor reports.
+    pub env_name: Option<String>,
+    /// Who may have it; empty means everyone.
+    pub allowed_consumers: Vec<String>,
+}
+
+impl From<CredentialRecord> for RuntimeEnvEntry {
+    fn from(record: CredentialRecord) -> Self {
+        let CredentialRef { namespace: Namespace(namespace), key } = record.at;
+        Self {
+            namespace,
+            key,
+            env_name: record.env_name,
+            allowed_consumers: record.allowed_consumers,
+        }
+    }
+}
+
+/// What a store carries: the value and what is to be known of it.
+#[derive(Debug)]
+pub struct StoreRequest {
+    /// The value. The empty string is a value.
+    pub value: Secret,
+    /// How the credential is delivered.
+    pub delivery_mode: DeliveryMode,
+    /// Who may have it; empty means everyone.
+    pub allowed_consumers: Vec<String>,
+    /// The variable it is delivered in.
+    pub env_name: Option<String>,
+    /// What checks that the value still works.
+    pub validator_id: Option<String>,
+}
+
+impl StoreRequest {
+    /// A request with the defaults of the wire contract.
+    #[must_use]
+    pub fn new(value: Secret) -> Self {
+        Self {
+            value,
+            delivery_mode: DeliveryMode::default(),
+            allowed_consumers: Vec::new(),
+            env_name: None,
+            validator_id: None,
+        }
+    }
+}
+
+/// What may be shown of `value`: `****` when it has fewer than 12 characters, else
+/// its first 6, `....` and its last 2. Characters are Unicode scalar values.
+///
+/// ```
+/// use intentframe_credentials::mask_value;
+/// assert_eq!(mask_value("sk-proj-abc123XYZ"), "sk-pro....YZ");
+/// assert_eq!(mask_value("short"), "****");
+/// ```
+#[must_use]
+pub fn mask_value(value: &str) -> String {
+    const SHOWN_FROM: usize = 12;
+    if value.chars().count() < SHOWN_FROM {
+        return "****".to_owned();
+    }
+    let head_end = value.char_indices().nth(6).map_or(value.len(), |(at, _)| at);
+    let tail_start = value.char_indices().nth_back(1).map_or(0, |(at, _)| at);
+    format!("{}....{}", &value[..head_end], &value[tail_start..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_count_characters_and_not_bytes() {
+        assert_eq!(mask_value("12345678901"), "****");
+        assert_eq!(mask_value("123456789012"), "123456....12");
+        assert_eq!(mask_value("ключ-для-почты"), "ключ-д....ты");
+        assert_eq!(mask_value("🔑🔑🔑🔑🔑🔑🔑🔑🔑🔑🔑"), "****");
+        assert_eq!(mask_value(""), "****");
+    }
+
+    #[test]
+    fn namespaces_are_what_the_contract_says() {
+        for good in ["openai", "email.you@gmail.com", "a", "9", "a_b.c@d+e-f"] {
+            assert_eq!(Namespace::new(good).expect(good).as_str(), good);
+        }
+        for bad in ["", ".a", "-a", "_a", "@a", "a b", "é", "a/b", "a\n", "a\0"] {
+            let error = Namespace::new(bad).expect_err(bad);
+            assert!(matches!(error, VaultError::ValidationFailed { field: Field::Namespace, .. }));
+        }
+        let error = Namespace::new("github/myorg").expect_err("a slash");
+        assert!(error.to_string().contains("use dots"), "{error}");
+    }
+
+    #[test]
+    fn keys_are_any_text_without_slash_or_control() {
+        for good in ["api_key", "a b", "é", "%", "."] {
+            assert_eq!(CredentialRef::parse("n", good).expect(good).key(), good);
+        }
+        for bad in ["", "a/b", "a\n", "\u{7f}", "\u{85}", "\0"] {
+            let error = CredentialRef::parse("n", bad).expect_err(bad);
+            assert!(matches!(error, VaultError::ValidationFailed { field: Field::Key, .. }));
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The `env` backend: values in memory, over the process environment. For development.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+use crate::environment::Environment;
+use crate::error::VaultError;
+use crate::model::{CredentialRef, Namespace};
+use crate::secret::Secret;
+
+use super::CredentialVault;
+
+/// Keeps values in memory, over `<NAMESPACE>_<KEY>` in the environment.
+///
+/// A store puts a value over the environment's; deleting it shows the environment's
+/// again. Nothing survives a restart. [`list_keys`](CredentialVault::list_keys) names
+/// what was stored only: a variable's name does not tell which namespace it belongs to.
+#[derive(Debug)]
+pub struct EnvVault {
+    environment: Environment,
+    overlay: RwLock<HashMap<Namespace, HashMap<String, Secret>>>,
+}
+
+impl EnvVault {
+    /// An empty overlay over `environment`.
+    #[must_use]
+    pub fn new(environment: Environment) -> Self {
+        Self { environment, overlay: RwLock::default() }
+    }
+}
+
+/// The variable that stands for a credential: `github.myorg`, `token` ->
+/// `GITHUB_MYORG_TOKEN`.
+fn variable_name(at: &CredentialRef) -> String {
+    let name = format!("{}_{}", at.namespace(), at.key());
+    name.to_uppercase().replace(['.', '-', '/'], "_")
+}
+
+impl CredentialVault for EnvVault {
+    fn name(&self) -> &'static str {
+        "EnvVault"
+    }
+
+    fn may_block(&self) -> bool {
+        false
+    }
+
+    fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
+        let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        let stored = overlay.get(at.namespace()).and_then(|keys| keys.get(at.key()));
+        Ok(match stored {
+            Some(value) => Some(value.duplicate()),
+            None => self.environment.var(&variable_name(at)).map(Secret::duplicate),
+        })
+    }
+
+    fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
+        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        overlay
+            .entry(at.namespace().clone())
+            .or_default()
+            .insert(at.key().to_owned(), value.duplicate());
+        Ok(())
+    }
+
+    fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
+        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(keys) = overlay.get_mut(at.namespace()) else { return Ok(false) };
+        let existed = keys.remove(at.key()).is_some();
+        if keys.is_empty() {
+            overlay.remove(at.namespace());
+        }
+        Ok(existed)
+    }
+
+    fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
+        let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        let stored = overlay.get(at.namespace()).is_some_and(|keys| keys.contains_key(at.key()));
+        Ok(stored || self.environment.var(&variable_name(at)).is_some())
+    }
+
+    fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
+        let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
+        let mut keys: Vec<String> =
+            overlay.get(namespace).map(|keys| keys.keys().cloned().collect()).unwrap_or_default();
+        keys.sort_unstable();
+        Ok(keys)
+    }
+
+    fn close(&self) {
+        self.overlay.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vault() -> EnvVault {
+        let vars = [("GITHUB_MYORG_TOKEN", "from-env"), ("EMPTY_KEY", "")];
+        EnvVault::new(
+            vars.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect(),
+        )
+    }
+
+    fn value(vault: &EnvVault, at: &CredentialRef) -> Option<String> {
+        let value = vault.get(at).expect("the env vault has no errors");
+        value.map(|value| value.expose().to_owned())
+    }
+
+    #[test]
+    fn deleting_an_overlay_shows_the_environment_again() {
+        let vault = vault();
+        let at = CredentialRef::parse("github.myorg", "token").expect("valid");
+        assert_eq!(value(&vault, &at).as_deref(), Some("from-env"));
+        vault.store(&at, &Secret::new("stored".into())).expect("stores");
+        assert_eq!(value(&vault, &at).as_deref(), Some("stored"));
+        assert!(vault.delete(&at).expect("deletes"));
+        assert_eq!(value(&vault, &at).as_deref(), Some("from-env"));
+        assert!(!vault.delete(&at).expect("deletes"));
+    }
+
+    #[test]
+    fn an_empty_variable_is_a_value() {
+        let vault = vault();
+        let at = CredentialRef::parse("empty", "key").expect("valid");
+        assert_eq!(value(&vault, &at).as_deref(), Some(""));
+        assert!(vault.has(&at).expect("asks"));
+    }
+}

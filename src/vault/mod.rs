@@ -1,0 +1,82 @@
+//! Where values live: the trait [`CredentialVault`], its implementations, and the
+//! registry that names them.
+
+mod env;
+mod keyring;
+mod registry;
+
+pub use env::EnvVault;
+pub use keyring::KeyringVault;
+pub use registry::{
+    BackendFactory, BackendOptions, create_vault, register_backend, registered_backends,
+};
+
+use crate::error::VaultError;
+use crate::model::{CredentialRef, Namespace};
+use crate::secret::Secret;
+
+/// A store of values. It knows nothing of metadata; the
+/// [service](crate::service::VaultService) keeps the two consistent:
+///
+/// - **store**: the metadata row is committed first, then [`store`](Self::store) is
+///   called; if it fails, the row is put back as it was (or removed, if there was none).
+/// - **delete**: the row is removed first, then [`delete`](Self::delete) is called; if
+///   it fails, the row is put back.
+///
+/// So an implementation has only to be all or nothing in each call: when `store` or
+/// `delete` gives an error, the value is what it was before, as far as that can be known
+/// (a deadline that passes leaves the outcome open; the error then says so).
+///
+/// Calls come from many threads at once; two calls for one credential do not overlap if
+/// one of them is a store or a delete.
+pub trait CredentialVault: Send + Sync {
+    /// The name in `/health`, such as `EnvVault`: that of the Python class it replaces.
+    fn name(&self) -> &str;
+
+    /// Whether calls may wait (for a disk, a network, another process). The service
+    /// keeps such calls from holding up requests that need no backend. An
+    /// implementation that only looks into memory says `false`.
+    fn may_block(&self) -> bool {
+        true
+    }
+
+    /// The value of the credential, or `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`], or [`VaultError::ReadFailed`] when what is
+    /// stored cannot be a value (it is not UTF-8, say).
+    fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError>;
+
+    /// Stores the value, over an earlier one if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`], or [`VaultError::StoreFailed`].
+    fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError>;
+
+    /// Deletes the credential, and says whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`], or [`VaultError::DeleteFailed`].
+    fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError>;
+
+    /// Whether there is a value. Does not read it where the store allows that.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`].
+    fn has(&self, at: &CredentialRef) -> Result<bool, VaultError>;
+
+    /// The keys stored in the namespace, sorted.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`].
+    fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError>;
+
+    /// Lets go of connections and threads. Calls after it give
+    /// [`VaultError::BackendUnavailable`] or work on; closing twice is harmless.
+    fn close(&self);
+}

@@ -4,7 +4,12 @@ pub mod environment;
 pub mod error;
 pub mod metadata;
 pub mod model;
+pub mod peer;
+#[cfg(unix)]
+pub mod router;
 pub mod secret;
+#[cfg(unix)]
+pub mod server;
 pub mod service;
 pub mod time;
 pub mod vault;

@@ -1,0 +1,196 @@
+//! The router: a request's method and path to a call of the service, and the outcome to
+//! an answer. It knows nothing of sockets.
+
+mod access;
+mod answer;
+mod path;
+mod store_body;
+
+use std::sync::Arc;
+
+use tiny_http::Method;
+
+use crate::error::VaultError;
+use crate::metadata::Filter;
+use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry};
+use crate::peer::Peer;
+use crate::service::VaultService;
+
+pub use access::Access;
+pub use answer::{Answer, Body};
+use path::{Path, Resource};
+pub use store_body::MAX_VALUE_BYTES;
+
+/// What the router needs to know of a request before its body has come.
+#[derive(Debug)]
+pub struct RequestHead<'a> {
+    /// The method.
+    pub method: Method,
+    /// The request target in origin form, percent-encoded, with its query.
+    pub target: &'a str,
+    /// The `Content-Type` header.
+    pub content_type: Option<&'a str>,
+    /// The `Host` header.
+    pub host: Option<&'a str>,
+    /// Whether there is an `Origin` header, as only browsers send it.
+    pub has_origin: bool,
+    /// Who sent it.
+    pub peer: Peer,
+}
+
+/// A request that has been understood and allowed, and waits to be carried out.
+#[derive(Debug)]
+pub struct Call(CallKind);
+
+#[derive(Debug)]
+enum CallKind {
+    Health,
+    List(Option<Namespace>),
+    /// A listing of a namespace that cannot exist, so that nothing is in it.
+    ListNothing,
+    RuntimeEnv,
+    Get(CredentialRef),
+    Head(CredentialRef),
+    Put(CredentialRef),
+    Delete(CredentialRef),
+    /// A delete of a name that cannot exist: there is nothing to delete.
+    DeleteNothing,
+}
+
+/// Answers requests from one [`VaultService`].
+#[derive(Debug)]
+pub struct Router {
+    service: Arc<VaultService>,
+    access: Access,
+}
+
+impl Router {
+    /// Routes to `service` what `access` allows.
+    #[must_use]
+    pub fn new(service: Arc<VaultService>, access: Access) -> Self {
+        Self { service, access }
+    }
+
+    /// Understands a request, from its head alone.
+    ///
+    /// # Errors
+    ///
+    /// The answer, when the request cannot be carried out whatever its body says.
+    pub fn resolve(&self, head: &RequestHead<'_>) -> Result<Call, Answer> {
+        let path = Path::parse(head.target);
+        let is_health = matches!(path, Ok(Path::Resource(Resource::Health)));
+        self.access.check(head, is_health)?;
+        match path? {
+            Path::Resource(resource) => resource_call(resource, head).map(Call),
+            Path::RedirectTo(location) => Err(Answer::redirect(&location)),
+        }
+    }
+
+    /// Whether carrying out the call may wait for a disk, a network, or another process.
+    #[must_use]
+    pub fn may_block(&self, call: &Call) -> bool {
+        match call.0 {
+            CallKind::Put(_) | CallKind::Delete(_) => true,
+            CallKind::Get(_) | CallKind::Head(_) => self.service.reads_may_block(),
+            CallKind::Health
+            | CallKind::List(_)
+            | CallKind::ListNothing
+            | CallKind::RuntimeEnv
+            | CallKind::DeleteNothing => false,
+        }
+    }
+
+    /// Carries the call out.
+    #[must_use]
+    pub fn answer(&self, call: &Call, body: &[u8]) -> Answer {
+        self.carry_out(&call.0, body).unwrap_or_else(|error| match call.0 {
+            CallKind::Head(_) => Answer::empty(Answer::from(&error).status()),
+            _ => Answer::from(&error),
+        })
+    }
+
+    fn carry_out(&self, call: &CallKind, body: &[u8]) -> Result<Answer, VaultError> {
+        Ok(match call {
+            CallKind::Health => self.health()?,
+            CallKind::List(None) => self.list(Filter::All)?,
+            CallKind::List(Some(namespace)) => self.list(Filter::Namespace(namespace))?,
+            CallKind::ListNothing => Answer::json(200, b"[]".to_vec()),
+            CallKind::RuntimeEnv => self.runtime_env()?,
+            CallKind::Get(at) => answer::value(&self.service.get(at)?),
+            CallKind::Head(at) => Answer::empty(if self.service.has(at)? { 200 } else { 404 }),
+            CallKind::Put(at) => match store_body::parse(body) {
+                Ok(request) => {
+                    self.service.store(at, &request)?;
+                    Answer::json(200, br#"{"status":"stored"}"#.to_vec())
+                }
+                Err(problems) => Answer::unprocessable(&problems),
+            },
+            CallKind::Delete(at) => {
+                self.service.delete(at)?;
+                answer::deleted()
+            }
+            CallKind::DeleteNothing => answer::deleted(),
+        })
+    }
+
+    fn health(&self) -> Result<Answer, VaultError> {
+        #[derive(serde::Serialize)]
+        struct Health<'a> {
+            status: &'a str,
+            backend: &'a str,
+            credential_count: u64,
+        }
+        let credential_count = self.service.count()?;
+        let backend = self.service.backend();
+        Ok(Answer::json_of(&Health { status: "ok", backend, credential_count }))
+    }
+
+    fn list(&self, filter: Filter<'_>) -> Result<Answer, VaultError> {
+        let mut list = answer::JsonList::default();
+        self.service.for_each(filter, &mut |record| list.push(&MaskedSummary::from(record)))?;
+        Ok(list.into_answer())
+    }
+
+    fn runtime_env(&self) -> Result<Answer, VaultError> {
+        let mut list = answer::JsonList::default();
+        self.service.for_each(Filter::RuntimeEnv, &mut |record| {
+            list.push(&RuntimeEnvEntry::from(record));
+        })?;
+        Ok(list.into_answer())
+    }
+}
+
+/// What a method means on a resource.
+fn resource_call(resource: Resource, head: &RequestHead<'_>) -> Result<CallKind, Answer> {
+    let method = &head.method;
+    let only_get = |call: CallKind| match method {
+        Method::Get => Ok(call),
+        _ => Err(Answer::method_not_allowed("GET")),
+    };
+    match resource {
+        Resource::Health => only_get(CallKind::Health),
+        Resource::Credentials => only_get(CallKind::List(None)),
+        // No credential can be in a namespace of an invalid name.
+        Resource::Namespace(name) => only_get(
+            Namespace::new(name).map_or(CallKind::ListNothing, |n| CallKind::List(Some(n))),
+        ),
+        Resource::RuntimeEnv => only_get(CallKind::RuntimeEnv),
+        Resource::Credential { namespace, key } => {
+            let at = CredentialRef::parse(&namespace, &key);
+            match (method, at) {
+                (Method::Get, Ok(at)) => Ok(CallKind::Get(at)),
+                (Method::Get, Err(_)) => Err(Answer::credential_not_found()),
+                (Method::Head, Ok(at)) => Ok(CallKind::Head(at)),
+                (Method::Head, Err(_)) => Err(Answer::empty(404)),
+                (Method::Put, Ok(at)) => {
+                    store_body::check_content_type(head.content_type)?;
+                    Ok(CallKind::Put(at))
+                }
+                (Method::Put, Err(error)) => Err(Answer::from(&error)),
+                (Method::Delete, Ok(at)) => Ok(CallKind::Delete(at)),
+                (Method::Delete, Err(_)) => Ok(CallKind::DeleteNothing),
+                _ => Err(Answer::method_not_allowed("GET, HEAD, PUT, DELETE")),
+            }
+        }
+    }
+}

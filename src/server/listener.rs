@@ -1,0 +1,231 @@
+//! The listening socket: one instance per path, private from the moment it exists, gone
+//! when the server is.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+
+use super::connection::Stream;
+use super::{Endpoint, StartError, peer_credentials};
+use crate::peer::Peer;
+
+/// Connections that wait to be accepted, at most; the kernel may allow fewer.
+const BACKLOG: i32 = 1024;
+
+/// A listening socket. Dropping it closes it and removes its file.
+pub(super) enum Listener {
+    Unix(UnixSocket),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    pub(super) fn bind(endpoint: &Endpoint) -> Result<Self, StartError> {
+        match endpoint {
+            Endpoint::Unix(path) => UnixSocket::bind(path).map(Self::Unix),
+            Endpoint::LoopbackTcp(port) => {
+                let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).and_then(|listener| {
+                    listener.set_nonblocking(true)?;
+                    Ok(listener)
+                });
+                bound
+                    .map(Self::Tcp)
+                    .map_err(|source| StartError::Io { endpoint: endpoint.to_string(), source })
+            }
+        }
+    }
+
+    /// Takes the next connection, non-blocking, with who made it.
+    pub(super) fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Self::Unix(socket) => {
+                let (stream, _) = socket.listener.accept()?;
+                stream.set_nonblocking(true)?;
+                let process = peer_credentials::of(&stream)?;
+                Ok((Stream::Unix(stream), Peer::Process(process)))
+            }
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                stream.set_nodelay(true)?;
+                Ok((Stream::Tcp(stream), Peer::Tcp(address)))
+            }
+        }
+    }
+
+    pub(super) fn tcp_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Unix(_) => None,
+            Self::Tcp(listener) => listener.local_addr().ok(),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(socket) => socket.listener.as_fd(),
+            Self::Tcp(listener) => listener.as_fd(),
+        }
+    }
+}
+
+/// A bound Unix socket and the lock that makes it the only one of its path.
+pub(super) struct UnixSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the socket's file: only that very file is removed.
+    file: (u64, u64),
+    /// Held until the socket's file is gone. The lock file itself stays: removing it
+    /// would let two instances lock two files of one name.
+    _lock: File,
+}
+
+impl UnixSocket {
+    fn bind(path: &Path) -> Result<Self, StartError> {
+        let failed = |source| StartError::Io { endpoint: path.display().to_string(), source };
+        let directory = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        create_private_directory(directory).map_err(failed)?;
+        let lock = lock(path)?;
+        clear_stale(path)?;
+        secure_directory(directory, path)?;
+        let listener = listen(path).map_err(failed)?;
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let file = (metadata.dev(), metadata.ino());
+        Ok(Self { listener, path: path.to_owned(), file, _lock: lock })
+    }
+}
+
+impl Drop for UnixSocket {
+    fn drop(&mut self) {
+        let is_ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file);
+        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+            log::warn!("{} could not be removed: {error}", self.path.display());
+        }
+    }
+}
+
+fn create_private_directory(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+fn lock(socket: &Path) -> Result<File, StartError> {
+    let path = lock_path(socket);
+    let failed = |source| StartError::Io { endpoint: format!("{} (lock)", path.display()), source };
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::AlreadyRunning(socket.to_owned())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Removes a socket file that nobody serves. One that answers belongs to a service that
+/// knows nothing of our lock.
+fn clear_stale(path: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::Io { endpoint: path.display().to_string(), source };
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(StartError::BadPath {
+            path: path.to_owned(),
+            reason: "there is a file that is no socket; remove it, or choose another --socket"
+                .to_owned(),
+        });
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        // Connected, or its backlog is full, or it is not ours to ask: it lives.
+        _ => Err(StartError::AlreadyRunning(path.to_owned())),
+    }
+}
+
+/// Makes a directory that holds nothing but the vault's own files private (0700). One
+/// that is shared with other files is left as it is, and refused where others could
+/// replace the socket.
+fn secure_directory(directory: &Path, socket: &Path) -> Result<(), StartError> {
+    const PRIVATE: u32 = 0o700;
+    const STICKY: u32 = 0o1000;
+    const WRITABLE_BY_OTHERS: u32 = 0o022;
+    let failed = |source| StartError::Io { endpoint: directory.display().to_string(), source };
+    let metadata = fs::metadata(directory).map_err(failed)?;
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let lock = lock_path(socket);
+    let only_ours = fs::read_dir(directory)
+        .map_err(failed)?
+        .all(|entry| entry.is_ok_and(|entry| entry.path() == lock || entry.path() == socket));
+    let owned = metadata.uid() == rustix::process::geteuid().as_raw();
+    if only_ours && owned && mode & STICKY == 0 {
+        return fs::set_permissions(directory, fs::Permissions::from_mode(PRIVATE)).map_err(failed);
+    }
+    if mode & WRITABLE_BY_OTHERS != 0 && mode & STICKY == 0 {
+        return Err(StartError::BadPath {
+            path: socket.to_owned(),
+            reason: format!(
+                "others may write to its directory and could replace the socket; \
+                 run chmod go-w {}, or choose another --socket",
+                directory.display()
+            ),
+        });
+    }
+    log::warn!("{} is open to other users; the socket itself is not (0600)", directory.display());
+    Ok(())
+}
+
+/// Binds with mode 0600 from the first moment, whatever the umask.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = new_socket()?;
+    // On Linux a socket's own mode is the mode that bind(2) gives its file, less the
+    // umask. Elsewhere the 0700 directory covers the moment until the chmod below.
+    #[cfg(target_os = "linux")]
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    let listener = UnixListener::from(socket);
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+#[cfg(target_os = "linux")]
+fn new_socket() -> io::Result<OwnedFd> {
+    use rustix::net::{SocketFlags, socket_with};
+    Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn new_socket() -> io::Result<OwnedFd> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(socket)
+}

@@ -1,0 +1,235 @@
+//! The server: sockets and connections in front of the router.
+//!
+//! One thread accepts connections and puts each into a slot of the [connection
+//! table](table); a fixed pool of workers waits on one [poller](poller), and whichever
+//! worker the poller wakes serves the connection that is ready. An idle connection
+//! costs a slot and no thread.
+
+mod accept;
+mod connection;
+mod head;
+mod listener;
+mod peer_credentials;
+mod permits;
+mod poller;
+mod pool;
+mod response;
+mod table;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::router::Router;
+
+use accept::Acceptor;
+use listener::Listener;
+use pool::Pool;
+
+/// What a client may ask of the server, at most.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Request line and headers, in bytes; more is answered 431.
+    pub head_bytes: usize,
+    /// A request's body, in bytes; more is answered 413.
+    pub body_bytes: usize,
+    /// Connections at a time; one more is answered 503 and closed.
+    pub connections: usize,
+    /// From the first byte of a request to its last; later it is answered 408.
+    pub request: Duration,
+    /// Between two requests on a connection; then it is closed.
+    pub idle: Duration,
+    /// Without progress in taking an answer; then the connection is closed.
+    pub write: Duration,
+    /// For requests that run when the server is stopped to finish.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head_bytes: 16 * 1024,
+            body_bytes: 2 * 1024 * 1024,
+            connections: 1024,
+            request: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            write: Duration::from_secs(10),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Where the server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A Unix domain socket at this path.
+    Unix(PathBuf),
+    /// TCP on this port of the loopback address; 0 lets the system choose. Development
+    /// only: TCP tells nothing of who connects.
+    LoopbackTcp(u16),
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process serves this socket.
+    #[error("already running: another process serves {}; stop it, or choose another --socket", .0.display())]
+    AlreadyRunning(PathBuf),
+    /// The socket's path is taken by something that is no socket, or its directory is
+    /// not safe.
+    #[error("cannot listen at {}: {reason}", path.display())]
+    BadPath {
+        /// The socket's path.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// The system refused.
+    #[error("cannot listen at {endpoint}: {source}")]
+    Io {
+        /// Where.
+        endpoint: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A running server. Dropping it stops it, as [`stop`](Self::stop) does, but does not wait.
+pub struct Server {
+    pool: Arc<Pool>,
+    acceptor: Acceptor,
+    address: Option<SocketAddr>,
+    workers: Vec<JoinHandle<()>>,
+    deadlines: JoinHandle<()>,
+}
+
+/// Workers whose backend calls do not end get a small stack each.
+const WORKER_STACK_BYTES: usize = 512 * 1024;
+
+impl Server {
+    /// Listens at `endpoint` and serves `router` with `workers` threads (at least 2, and
+    /// one more than cores if it is to be of use). Returns as soon as connections are
+    /// accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`], and nothing is left behind.
+    pub fn start(
+        endpoint: &Endpoint,
+        router: Router,
+        workers: usize,
+        limits: Limits,
+    ) -> Result<Self, StartError> {
+        let failed = |source| StartError::Io { endpoint: endpoint.to_string(), source };
+        let listener = Listener::bind(endpoint)?;
+        let address = listener.tcp_address();
+        raise_descriptor_limit(limits.connections);
+        let pool = Arc::new(Pool::new(router, workers.max(2), limits).map_err(failed)?);
+        let threads: io::Result<Vec<_>> = (0..workers.max(2))
+            .map(|_| spawn("worker", &pool, Pool::work))
+            .chain([spawn("deadlines", &pool, Pool::watch_deadlines)])
+            .collect();
+        let started = threads.and_then(|threads| Ok((threads, Acceptor::start(listener, &pool)?)));
+        match started {
+            Ok((mut workers, acceptor)) => {
+                let deadlines = workers.pop().expect("the deadlines thread was chained on");
+                Ok(Self { pool, acceptor, address, workers, deadlines })
+            }
+            Err(error) => {
+                pool.end();
+                Err(failed(error))
+            }
+        }
+    }
+
+    /// Where it listens, when on TCP.
+    #[must_use]
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Stops accepting, closes idle connections, and lets what runs finish. Does not
+    /// wait. The socket file is gone when this returns.
+    pub fn stop(&self) {
+        self.acceptor.stop();
+        self.pool.drain();
+    }
+
+    /// Waits until all connections are served after a [`stop`](Self::stop), at most
+    /// [`Limits::drain`] from now. Says whether all were.
+    #[must_use]
+    pub fn join(self) -> bool {
+        self.acceptor.join();
+        self.pool.wait_until_stopping();
+        let drained = self.pool.wait_until_drained();
+        self.pool.end();
+        if drained {
+            for thread in self.workers.into_iter().chain([self.deadlines]) {
+                // A worker catches what panics in a request; nothing is left to report.
+                let _ = thread.join();
+            }
+        }
+        drained
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("workers", &self.workers.len()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::LoopbackTcp(port) => write!(f, "127.0.0.1:{port}"),
+        }
+    }
+}
+
+impl Endpoint {
+    /// The socket's path, when it is one.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            Self::LoopbackTcp(_) => None,
+        }
+    }
+}
+
+fn spawn(name: &str, pool: &Arc<Pool>, run: fn(&Pool)) -> io::Result<JoinHandle<()>> {
+    let pool = Arc::clone(pool);
+    thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(WORKER_STACK_BYTES)
+        .spawn(move || run(&pool))
+}
+
+/// Raises this process's soft limit on descriptors, as far as the hard one allows, to
+/// what so many connections need.
+fn raise_descriptor_limit(connections: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const FOR_EVERYTHING_ELSE: u64 = 128;
+    let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(FOR_EVERYTHING_ELSE);
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let Some(soft) = current else { return };
+    if soft >= wanted {
+        return;
+    }
+    let raised = maximum.map_or(wanted, |hard| hard.min(wanted));
+    if raised < wanted {
+        log::warn!(
+            "only {raised} descriptors are allowed, too few for {connections} connections; \
+             raise the hard limit (ulimit -Hn)"
+        );
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }) {
+        log::warn!("the limit on descriptors stays at {soft}: {error}");
+    }
+}

@@ -1,0 +1,211 @@
+//! Responses: from the router's answer to bytes, written by tiny_http's
+//! `Response::raw_print`.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+
+use tiny_http::{HTTPVersion, Header, Response, StatusCode};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::router::Answer;
+
+use super::connection::Stream;
+
+/// What is to be said of the connection in a response's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Persistence {
+    /// It is kept, as HTTP/1.1 does unless told otherwise.
+    Kept,
+    /// It is kept, and an HTTP/1.0 client has to be told.
+    KeptAnnounced,
+    /// It is closed after this response.
+    Closed,
+}
+
+impl Persistence {
+    fn header_line(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Kept => None,
+            Self::KeptAnnounced => Some(b"Connection: keep-alive\r\n"),
+            Self::Closed => Some(b"Connection: close\r\n"),
+        }
+    }
+}
+
+/// Bytes on their way to a client, in order: `queue`, then `fresh`.
+///
+/// `fresh` is the worker's buffer; what the client does not take at once goes to the
+/// connection's `queue`, in pieces that are freed one by one.
+pub(super) struct Outbox<'a> {
+    stream: &'a Stream,
+    queue: &'a mut Queue,
+    fresh: &'a mut Vec<u8>,
+}
+
+/// What a client has not taken yet.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pieces: VecDeque<Zeroizing<Vec<u8>>>,
+    /// How much of the first piece is sent.
+    sent: usize,
+}
+
+/// From this size on, what is ready goes to the socket before more is made.
+const SPILL_BYTES: usize = 32 * 1024;
+
+impl Queue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Writes what the client takes. Says whether all is written.
+    pub(super) fn flush(&mut self, mut stream: &Stream) -> io::Result<bool> {
+        while let Some(piece) = self.pieces.front() {
+            match stream.write(&piece[self.sent..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if self.sent == piece.len() {
+                self.pieces.pop_front();
+                self.sent = 0;
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl<'a> Outbox<'a> {
+    /// `fresh` must be empty.
+    pub(super) fn new(stream: &'a Stream, queue: &'a mut Queue, fresh: &'a mut Vec<u8>) -> Self {
+        Self { stream, queue, fresh }
+    }
+
+    /// Adds a response.
+    pub(super) fn respond(
+        &mut self,
+        answer: Answer,
+        persistence: Persistence,
+        is_head_request: bool,
+    ) -> io::Result<()> {
+        let (status, headers, body) = answer.into_parts();
+        let length = body.len();
+        self.print(status, headers, body, length, persistence, is_head_request)
+    }
+
+    /// Adds `100 Continue` (RFC 9110, 15.2.1).
+    pub(super) fn respond_continue(&mut self) -> io::Result<()> {
+        // Not through `print`: an interim response has no headers.
+        self.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+    }
+
+    fn print(
+        &mut self,
+        status: u16,
+        mut headers: Vec<Header>,
+        body: impl Read,
+        length: usize,
+        persistence: Persistence,
+        is_head_request: bool,
+    ) -> io::Result<()> {
+        headers.push(server_header());
+        // tiny_http writes a Connection header only for upgrades, so ours goes in behind
+        // the status line.
+        let sink = Sink {
+            line_to_insert: persistence.header_line(),
+            start: self.fresh.len(),
+            outbox: self,
+        };
+        Response::new(StatusCode(status), headers, body, Some(length), None)
+            .with_chunked_threshold(usize::MAX)
+            .raw_print(sink, HTTPVersion(1, 1), &[], is_head_request, None)
+    }
+
+    /// Whether the client does not take what it is sent.
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Sends what the client takes; the rest waits in the queue. Says whether all is sent.
+    pub(super) fn send(&mut self) -> io::Result<bool> {
+        let flushed = self.queue.flush(self.stream);
+        let mut sent = 0;
+        if let Ok(true) = flushed {
+            while sent < self.fresh.len() {
+                match self.stream.write(&self.fresh[sent..]) {
+                    Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                    Ok(count) => sent += count,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        if sent < self.fresh.len() {
+            self.queue.pieces.push_back(Zeroizing::new(self.fresh[sent..].to_vec()));
+        }
+        self.fresh.as_mut_slice().zeroize();
+        self.fresh.clear();
+        flushed?;
+        Ok(self.queue.is_empty())
+    }
+}
+
+impl Write for Outbox<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.fresh.extend_from_slice(bytes);
+        if self.fresh.len() >= SPILL_BYTES {
+            self.send()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Passes a response on to the outbox, with one more header line behind its status line.
+struct Sink<'o, 'a> {
+    outbox: &'o mut Outbox<'a>,
+    line_to_insert: Option<&'static [u8]>,
+    start: usize,
+}
+
+impl Write for Sink<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(line) = self.line_to_insert else { return self.outbox.write(bytes) };
+        let fresh = &mut *self.outbox.fresh;
+        fresh.extend_from_slice(bytes);
+        // The status line is far shorter than what spills, so it is still all there.
+        let end = fresh[self.start..].windows(2).position(|pair| pair == b"\r\n");
+        if let Some(end) = end {
+            let behind_status = self.start + end + 2;
+            fresh.splice(behind_status..behind_status, line.iter().copied());
+            self.line_to_insert = None;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn server_header() -> Header {
+    Header::from_bytes("Server", "credential-vault").expect("a valid header")
+}
+
+/// Tells a connection that is over the limit so, if it listens.
+pub(super) fn turn_away(stream: &Stream) {
+    let answer = Answer::error(503, "too many connections; close some, or try again later")
+        .with_header("Retry-After", "1");
+    let (mut queue, mut fresh) = (Queue::default(), Vec::new());
+    let mut outbox = Outbox::new(stream, &mut queue, &mut fresh);
+    let sent = outbox.respond(answer, Persistence::Closed, false).and_then(|()| outbox.send());
+    if let Err(error) = sent {
+        log::debug!("a refused connection did not hear of it: {error}");
+    }
+}

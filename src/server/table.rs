@@ -1,0 +1,171 @@
+//! The connection table: a slot for each connection, and whose turn it is at it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use super::connection::Connection;
+use super::poller::Poller;
+
+/// Milliseconds since the server started. [`NEVER`] is after every deadline.
+pub(super) type Millis = u64;
+pub(super) const NEVER: Millis = Millis::MAX;
+
+/// All connections, each in a slot of its own for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Table {
+    slots: Box<[Slot]>,
+    free: Mutex<Vec<usize>>,
+    /// Told when a connection ends.
+    ended: Condvar,
+    serial: AtomicU64,
+}
+
+/// A place for a connection. Its mutex is held by the worker whose turn it is; an event
+/// that comes meanwhile is left in `waiting` for that worker to see.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    connection: Mutex<Option<Connection>>,
+    waiting: AtomicBool,
+    /// The backend lane has been entered on the connection's behalf.
+    lane_entered: AtomicBool,
+    /// The client has closed its side.
+    hung_up: AtomicBool,
+    deadline: AtomicU64,
+}
+
+impl Table {
+    pub(super) fn new(connections: usize) -> Self {
+        Self {
+            slots: (0..connections).map(|_| Slot::default()).collect(),
+            free: Mutex::new((0..connections).rev().collect()),
+            ended: Condvar::new(),
+            serial: AtomicU64::new(0),
+        }
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A free slot, taken, and the token for the connection to be put there. Tokens are
+    /// positive as 64-bit signed numbers, and none is used twice in 2^31 connections.
+    pub(super) fn take_slot(&self) -> Option<u64> {
+        let index = self.free().pop()?;
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff;
+        Some((serial << 32) | u64::try_from(index).expect("an index fits in 64 bits"))
+    }
+
+    /// Puts a connection into the slot of its token, and lets the poller watch it. If that
+    /// fails the connection is closed.
+    pub(super) fn place(
+        &self,
+        token: u64,
+        connection: Connection,
+        deadline: Millis,
+        poller: &Poller,
+    ) -> io::Result<()> {
+        let slot = self.slot(token);
+        slot.set_deadline(deadline);
+        slot.hung_up.store(false, Ordering::Release);
+        let mut place = slot.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = place.insert(connection).watch(poller);
+        if watched.is_err() {
+            *place = None;
+        }
+        drop(place);
+        if watched.is_err() {
+            self.release_slot(token);
+            return watched;
+        }
+        // A worker that heard of the connection while it was being placed has left it.
+        let mut nudged = Ok(());
+        if slot.waiting.load(Ordering::Acquire) {
+            slot.wake(|place| {
+                if let Some(connection) = place {
+                    nudged = connection.nudge(poller);
+                }
+            });
+        }
+        nudged
+    }
+
+    /// Gives back a slot whose connection is gone.
+    pub(super) fn release_slot(&self, token: u64) {
+        self.slot(token).deadline.store(NEVER, Ordering::Relaxed);
+        self.free().push(index(token));
+        self.ended.notify_all();
+    }
+
+    pub(super) fn slot(&self, token: u64) -> &Slot {
+        &self.slots[index(token)]
+    }
+
+    pub(super) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Waits until there are no connections. Says whether that came before the deadline.
+    pub(super) fn wait_until_empty(&self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let mut free = self.free();
+        while free.len() < self.slots.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            free = self.ended.wait_timeout(free, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+fn index(token: u64) -> usize {
+    usize::try_from(token & 0xffff_ffff).expect("made from an index")
+}
+
+impl Slot {
+    /// Runs `turn` on the connection: now, or by the worker who is at it, before it goes.
+    pub(super) fn wake(&self, mut turn: impl FnMut(&mut Option<Connection>)) {
+        self.waiting.store(true, Ordering::Release);
+        // Whoever holds the lock looks at `waiting` after letting go, so that between
+        // that look and this try none is lost.
+        while self.waiting.load(Ordering::Acquire) {
+            let mut connection = match self.connection.try_lock() {
+                Ok(connection) => connection,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            while self.waiting.swap(false, Ordering::AcqRel) {
+                turn(&mut connection);
+            }
+        }
+    }
+
+    /// Wakes the connection with the lane entered for it.
+    pub(super) fn set_lane_entered(&self) {
+        self.lane_entered.store(true, Ordering::Release);
+    }
+
+    pub(super) fn take_lane_entered(&self) -> bool {
+        self.lane_entered.load(Ordering::Acquire) && self.lane_entered.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn set_hung_up(&self) {
+        self.hung_up.store(true, Ordering::Release);
+    }
+
+    /// Reads before it writes: it is hardly ever set.
+    pub(super) fn take_hung_up(&self) -> bool {
+        self.hung_up.load(Ordering::Acquire) && self.hung_up.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn deadline(&self) -> Millis {
+        self.deadline.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_deadline(&self, deadline: Millis) {
+        self.deadline.store(deadline, Ordering::Relaxed);
+    }
+}

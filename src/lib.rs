@@ -1,9 +1,12 @@
 //! The IntentFrame credential vault.
 
+#[cfg(unix)]
+pub mod client;
 pub mod environment;
 pub mod error;
 pub mod metadata;
 pub mod model;
+pub mod paths;
 pub mod peer;
 #[cfg(unix)]
 pub mod router;

@@ -1,0 +1,378 @@
+//! What may be written on the command line.
+
+// argh prints the doc comments as help, where backticks have no place.
+#![allow(clippy::doc_markdown)]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use argh::FromArgs;
+
+use super::failure::Failure;
+
+/// The IntentFrame credential vault: the service, and the commands that ask it.
+#[derive(FromArgs)]
+#[argh(
+    help_triggers("-h", "--help", "help"),
+    example = "credential-vault serve\n\
+               printf %s \"$TOKEN\" | credential-vault store github.myorg/token\n\
+               credential-vault get openai/api_key\n\
+               credential-vault check openai/api_key email.you@gmail.com/password",
+    note = "A credential is named NAMESPACE/KEY. The socket is that of --socket, else of\n\
+            INTENTFRAME_VAULT_SOCKET, else ~/.intentframe/run/credential-vault.sock.\n\
+            Every command has its own --help.",
+    error_code(1, "not found: there is no such credential, or `check` is not content"),
+    error_code(2, "usage: the command line or the value is not what it has to be"),
+    error_code(3, "unreachable: no service answers on the socket"),
+    error_code(4, "refused: the service says that this may not be"),
+    error_code(5, "any other failure, such as a backend that is locked")
+)]
+pub struct Arguments {
+    /// the service's socket
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// print the version
+    #[argh(switch)]
+    pub version: bool,
+
+    #[argh(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+pub enum Command {
+    Serve(Serve),
+    Dev(Dev),
+    Health(Health),
+    List(List),
+    Get(Get),
+    Has(Has),
+    Store(Store),
+    Delete(Delete),
+    RuntimeEnv(RuntimeEnv),
+    Check(Check),
+}
+
+/// Run the service.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "serve", help_triggers("-h", "--help"))]
+pub struct Serve {
+    /// where to listen; INTENTFRAME_VAULT_SOCKET
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// where the metadata database is kept; INTENTFRAME_DATA_DIR, else ~/.intentframe/data
+    #[argh(option, arg_name = "path")]
+    pub data_dir: Option<PathBuf>,
+
+    /// where values are kept: keyring (the default) or env; IF_VAULT_BACKEND
+    #[argh(option, arg_name = "name")]
+    pub backend: Option<String>,
+
+    /// how many threads serve requests
+    #[argh(option, arg_name = "count")]
+    pub workers: Option<usize>,
+}
+
+/// Run a service for development: values in memory, seeded from a `.env` file.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "dev",
+    help_triggers("-h", "--help"),
+    note = "Seeds OPENAI_API_KEY, ANTHROPIC_API_KEY, and each EMAIL_<LABEL>_ADDRESS with\n\
+            its EMAIL_<LABEL>_PASSWORD. Without a .env it uses .env.example."
+)]
+pub struct Dev {
+    /// the file to seed from, instead of .env
+    #[argh(option, arg_name = "path")]
+    pub env_file: Option<PathBuf>,
+
+    /// listen on loopback TCP instead of the socket
+    #[argh(switch)]
+    pub tcp: bool,
+
+    /// the TCP port (with --tcp), 8765 by default
+    #[argh(option, arg_name = "number")]
+    pub port: Option<u16>,
+
+    /// where to listen; INTENTFRAME_VAULT_SOCKET
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// where the metadata database is kept, instead of ~/.intentframe/dev-data
+    #[argh(option, arg_name = "path")]
+    pub data_dir: Option<PathBuf>,
+
+    /// how many threads serve requests
+    #[argh(option, arg_name = "count")]
+    pub workers: Option<usize>,
+}
+
+/// Ask the service how it is.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "health", help_triggers("-h", "--help"))]
+pub struct Health {
+    /// the service's socket
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+}
+
+/// List credentials, without their values.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "list",
+    help_triggers("-h", "--help"),
+    note = "Not on a terminal: tab-separated lines of namespace, key, delivery mode, masked\n\
+            preview, time stored, time last used."
+)]
+pub struct List {
+    /// the service's socket
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+
+    /// only those of this namespace
+    #[argh(positional)]
+    pub namespace: Option<String>,
+}
+
+/// Print a credential's value.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "get",
+    help_triggers("-h", "--help"),
+    note = "The bare value; a newline follows it on a terminal only."
+)]
+pub struct Get {
+    /// the service's socket
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+
+    /// which one, as NAMESPACE/KEY
+    #[argh(positional)]
+    pub credential: String,
+}
+
+/// Tell whether there is a credential: exit code 0 or 1.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "has", help_triggers("-h", "--help"))]
+pub struct Has {
+    /// the service's socket
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+
+    /// which one, as NAMESPACE/KEY
+    #[argh(positional)]
+    pub credential: String,
+}
+
+/// Store a value, which is read from standard input or a prompt.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "store",
+    help_triggers("-h", "--help"),
+    example = "credential-vault store openai/api_key\n\
+               credential-vault store tls.example/private_key --keep-newline < key.pem",
+    note = "On a terminal the value is asked for and not shown. Else standard input is the\n\
+            value: UTF-8, at most 256 KiB, less one newline at its end (\\n or \\r\\n) unless\n\
+            --keep-newline is given. It is never taken from the command line, which every\n\
+            user of the machine can read in the process list."
+)]
+pub struct Store {
+    /// the service's socket
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// executor_only (the default: a trusted service fetches it) or runtime_env (it is
+    /// injected as an environment variable)
+    #[argh(option, arg_name = "mode")]
+    pub delivery_mode: Option<String>,
+
+    /// who may have it; may be repeated; everyone, if not given
+    #[argh(option, arg_name = "name")]
+    pub consumer: Vec<String>,
+
+    /// the variable it is delivered in
+    #[argh(option, arg_name = "name")]
+    pub env_name: Option<String>,
+
+    /// what checks that the value still works
+    #[argh(option, arg_name = "name")]
+    pub validator_id: Option<String>,
+
+    /// take standard input as it is, with the newline at its end
+    #[argh(switch)]
+    pub keep_newline: bool,
+
+    /// store an empty value, which is otherwise taken for a mistake
+    #[argh(switch)]
+    pub allow_empty: bool,
+
+    /// which one, as NAMESPACE/KEY
+    #[argh(positional)]
+    pub credential: String,
+
+    /// here to be refused with a reason
+    #[argh(positional, hidden_help)]
+    pub more: Vec<String>,
+}
+
+/// Delete a credential; that there was none is as good.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "delete", help_triggers("-h", "--help"))]
+pub struct Delete {
+    /// the service's socket
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// which one, as NAMESPACE/KEY
+    #[argh(positional)]
+    pub credential: String,
+}
+
+/// List the credentials that are delivered as environment variables.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "runtime-env",
+    help_triggers("-h", "--help"),
+    note = "Not on a terminal: tab-separated lines of namespace, key, variable, consumers\n\
+            (separated by commas; none means everyone)."
+)]
+pub struct RuntimeEnv {
+    /// the service's socket
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+}
+
+/// Test that the service answers and has every credential named.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "check",
+    help_triggers("-h", "--help"),
+    note = "Exits with 0 if so. Else with 1, also when no service answers, and prints those\n\
+            that it has not found, one on a line."
+)]
+pub struct Check {
+    /// the service's socket
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    pub json: bool,
+
+    /// which ones, as NAMESPACE/KEY
+    #[argh(positional)]
+    pub credentials: Vec<String>,
+}
+
+/// What the command line asks for.
+pub enum Parsed {
+    /// A command.
+    Run(Arguments),
+    /// The help or the version.
+    Print(String),
+}
+
+const NAME: &str = "credential-vault";
+
+/// Reads the arguments, without the program's name.
+pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, Failure> {
+    let arguments = arguments
+        .into_iter()
+        .map(OsString::into_string)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| Failure::usage("an argument is not UTF-8"))?;
+    let split = split_assignments(&arguments);
+    match Arguments::from_args(&[NAME], &split) {
+        Ok(Arguments { version: true, .. }) => {
+            Ok(Parsed::Print(format!("{NAME} {}\n", env!("CARGO_PKG_VERSION"))))
+        }
+        Ok(arguments) => Ok(Parsed::Run(arguments)),
+        Err(argh::EarlyExit { output, status: Ok(()) }) => {
+            Ok(Parsed::Print(format!("{}\n", output.trim_end())))
+        }
+        Err(argh::EarlyExit { output, status: Err(()) }) => {
+            Err(usage_error(&output, split.contains(&"store")))
+        }
+    }
+}
+
+/// `--name=value` as two arguments, which is how argh wants them.
+fn split_assignments(arguments: &[String]) -> Vec<&str> {
+    let mut split = Vec::with_capacity(arguments.len());
+    let mut arguments = arguments.iter();
+    for argument in arguments.by_ref() {
+        match argument.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => split.extend([name, value]),
+            _ => split.push(argument),
+        }
+        if argument == "--" {
+            break;
+        }
+    }
+    split.extend(arguments.map(String::as_str));
+    split
+}
+
+/// argh's message repeats the argument that it cannot place, which after `store` may be
+/// a value.
+fn usage_error(message: &str, storing: bool) -> Failure {
+    let message = message.trim_end();
+    let help = "`credential-vault --help` and `credential-vault COMMAND --help` say what is";
+    let is_repeated =
+        message.starts_with("Unrecognized argument") || message.contains("with value");
+    if storing && is_repeated {
+        return Failure::usage(format!(
+            "an argument of store is not known\n  {VALUE_ADVICE}\n  {help}"
+        ));
+    }
+    Failure::usage(format!("{message}\n  {help}"))
+}
+
+/// How to pass a value to `store`.
+pub const VALUE_ADVICE: &str = "a value is never taken from the command line, which every user \
+    of the machine can read in the process list\n  (and the shell keeps it in its history); \
+    run `credential-vault store NAMESPACE/KEY` and type it at\n  the prompt, or send it to \
+    standard input: `... | credential-vault store NAMESPACE/KEY`";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn assignments_are_split_up_to_the_double_dash() {
+        let arguments = ["--socket=/a=b", "get", "x/y=z", "--", "--json=1"].map(str::to_owned);
+        assert_eq!(
+            split_assignments(&arguments),
+            ["--socket", "/a=b", "get", "x/y=z", "--", "--json=1"]
+        );
+    }
+}

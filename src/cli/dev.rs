@@ -1,0 +1,160 @@
+//! `dev`: from a `.env` file to a running service for development.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use intentframe_credentials::{CredentialRef, Environment, StoreRequest, mask_value, paths};
+
+use crate::dev::dotenv::{self, Dotenv};
+use crate::dev::seed::{self, Plan};
+
+use super::args::Dev;
+use super::failure::Failure;
+use super::output::{Output, escaped, table};
+use super::serve::workers;
+
+const DEFAULT_FILE: &str = ".env";
+const EXAMPLE_FILE: &str = ".env.example";
+const DEFAULT_PORT: u16 = 8765;
+
+/// Where the development service listens.
+pub enum Listen {
+    /// On a Unix socket.
+    Socket(PathBuf),
+    /// On a TCP port of the loopback interface.
+    Loopback(u16),
+}
+
+/// Tells what is seeded, then serves until told to stop.
+pub fn run(args: &Dev, environment: &Environment) -> Result<(), Failure> {
+    let listen = match (args.tcp, args.port) {
+        (true, port) => Listen::Loopback(port.unwrap_or(DEFAULT_PORT)),
+        (false, Some(_)) => return Err(Failure::usage("--port goes with --tcp")),
+        (false, None) => Listen::Socket(
+            paths::socket(args.socket.as_deref(), environment).map_err(Failure::usage)?,
+        ),
+    };
+    // INTENTFRAME_DATA_DIR is not asked: it names the directory of the real service,
+    // whose database must not hear of seeds.
+    let data_dir = match args.data_dir.as_deref() {
+        Some(path) => paths::expand_tilde(path, environment),
+        None => paths::default_dev_data_dir(environment),
+    }
+    .map_err(Failure::usage)?;
+    let workers = workers(args.workers)?;
+    let env_file = args.env_file.as_deref().map(|path| paths::expand_tilde(path, environment));
+
+    let (opening, dotenv) =
+        read_env_file(env_file.transpose().map_err(Failure::usage)?.as_deref())?;
+    let plan = seed::plan(&dotenv.variables);
+    let report = opening + &report(&dotenv, &plan) + &curl_lines(&listen);
+    Output::stdout().text(&report)?;
+    start(listen, data_dir, plan.seeds, workers)
+}
+
+/// Reads the file asked for, else `.env`, else `.env.example`; says which.
+fn read_env_file(asked_for: Option<&Path>) -> Result<(String, Dotenv), Failure> {
+    let file = asked_for.unwrap_or(Path::new(DEFAULT_FILE));
+    let cannot = |file: &Path, error: &io::Error| {
+        Failure::usage(format!("cannot read {}: {error}", file.display()))
+    };
+    match dotenv::read(file) {
+        Ok(dotenv) => Ok((format!("Seeding from {}.\n", escaped(&file.to_string_lossy())), dotenv)),
+        Err(error) if asked_for.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            let example = Path::new(EXAMPLE_FILE);
+            match dotenv::read(example) {
+                Ok(dotenv) => Ok((
+                    format!(
+                        "There is no {DEFAULT_FILE} here; seeding from {EXAMPLE_FILE}, whose \
+                         values are made up.\nTo use your own: cp {EXAMPLE_FILE} {DEFAULT_FILE}, \
+                         and edit it.\n"
+                    ),
+                    dotenv,
+                )),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((
+                    format!(
+                        "There is neither {DEFAULT_FILE} nor {EXAMPLE_FILE} here; the vault \
+                         starts empty.\nAnother file is named with --env-file PATH.\n"
+                    ),
+                    Dotenv::default(),
+                )),
+                Err(error) => Err(cannot(example, &error)),
+            }
+        }
+        Err(error) => Err(cannot(file, &error)),
+    }
+}
+
+/// What is seeded and what is not: names and masks only.
+fn report(dotenv: &Dotenv, plan: &Plan) -> String {
+    let mut text = String::new();
+    if plan.seeds.is_empty() {
+        text.push_str("\nNothing is seeded.\n");
+    } else {
+        let rows: Vec<_> = plan
+            .seeds
+            .iter()
+            .map(|(at, request)| {
+                [
+                    at.namespace().to_string(),
+                    at.key().to_owned(),
+                    request.delivery_mode.to_string(),
+                    request.env_name.clone().unwrap_or_default(),
+                    request.allowed_consumers.join(","),
+                    mask_value(request.value.expose()),
+                ]
+            })
+            .collect();
+        let head = ["NAMESPACE", "KEY", "DELIVERY", "VARIABLE", "CONSUMERS", "VALUE"];
+        text.push_str("\nSeeded:\n");
+        indent(&mut text, &table(head, &rows));
+    }
+    if !plan.skipped.is_empty() || !dotenv.problems.is_empty() {
+        text.push_str("\nSkipped:\n");
+        for skipped in &plan.skipped {
+            line(&mut text, &format!("{}: {}", skipped.name, skipped.reason));
+        }
+        for problem in &dotenv.problems {
+            line(&mut text, &problem.to_string());
+        }
+    }
+    if !plan.others.is_empty() {
+        text.push_str("\nNot credentials:\n");
+        line(&mut text, &plan.others.join(", "));
+    }
+    text
+}
+
+fn line(text: &mut String, line: &str) {
+    let _ = writeln!(text, "  {line}");
+}
+
+fn indent(text: &mut String, lines: &str) {
+    for each in lines.lines() {
+        line(text, each);
+    }
+}
+
+/// Two requests to try the service with, that can be pasted into a shell.
+fn curl_lines(listen: &Listen) -> String {
+    let curl = match listen {
+        Listen::Socket(path) => {
+            let quoted = path.to_string_lossy().replace('\'', r"'\''");
+            format!("curl --unix-socket '{}' http://localhost", escaped(&quoted))
+        }
+        Listen::Loopback(port) => format!("curl http://127.0.0.1:{port}"),
+    };
+    format!("\nTry:\n  {curl}/health\n  {curl}/v1/credentials\n\n")
+}
+
+/// Where the daemon is started.
+fn start(
+    listen: Listen,
+    data_dir: PathBuf,
+    seeds: Vec<(CredentialRef, StoreRequest)>,
+    workers: Option<usize>,
+) -> Result<(), Failure> {
+    let _ = (listen, data_dir, seeds, workers);
+    Err(Failure::other("this build has no service"))
+}

@@ -1,0 +1,101 @@
+//! How a command fails: what is said, and the exit code.
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+use intentframe_credentials::client::ClientError;
+
+use super::output::escaped;
+
+/// Why a command ends with a code other than 0. The codes are documented in `--help`.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: Option<String>,
+}
+
+const NOT_FOUND: u8 = 1;
+const USAGE: u8 = 2;
+const UNREACHABLE: u8 = 3;
+const REFUSED: u8 = 4;
+const OTHER: u8 = 5;
+
+impl Failure {
+    /// 1, and the reason.
+    pub fn not_found(message: impl fmt::Display) -> Self {
+        Self { code: NOT_FOUND, message: Some(message.to_string()) }
+    }
+
+    /// 1, where the output says it all.
+    pub fn silent_not_found() -> Self {
+        Self { code: NOT_FOUND, message: None }
+    }
+
+    /// The same failure, with code 1.
+    pub fn into_not_found(self) -> Self {
+        Self { code: NOT_FOUND, ..self }
+    }
+
+    /// 2: the command, or what was given to it, is not what it has to be.
+    pub fn usage(message: impl fmt::Display) -> Self {
+        Self { code: USAGE, message: Some(message.to_string()) }
+    }
+
+    /// 5.
+    pub fn other(message: impl fmt::Display) -> Self {
+        Self { code: OTHER, message: Some(message.to_string()) }
+    }
+
+    /// What a failed write to standard output means: a reader that has seen enough
+    /// (`| head`) ends the command quietly, anything else is told.
+    pub fn from_output(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Self { code: 0, message: None }
+        } else {
+            Self::other(format!("cannot write to standard output: {error}"))
+        }
+    }
+
+    /// What to print after `credential-vault: `, safe for a terminal.
+    pub fn message(&self) -> Option<String> {
+        self.message.as_deref().map(|message| {
+            message.trim_end().split('\n').map(escaped).collect::<Vec<_>>().join("\n")
+        })
+    }
+
+    /// The code to exit with.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let (code, advice) = match &error {
+            ClientError::Unreachable { .. } => {
+                (UNREACHABLE, "--socket PATH or INTENTFRAME_VAULT_SOCKET says where it listens")
+            }
+            ClientError::TimedOut { .. } => {
+                (UNREACHABLE, "`credential-vault health` tells whether it answers at all")
+            }
+            ClientError::Refused { status: 403, .. } => {
+                (REFUSED, "run the command as the user that the vault serves")
+            }
+            ClientError::Refused { .. } => (REFUSED, ""),
+            ClientError::Failed { status: 503, .. } => {
+                (OTHER, "when that is done, try again; `credential-vault health` names the backend")
+            }
+            ClientError::Failed { .. } => (OTHER, "the service's log says more"),
+            ClientError::Protocol { .. } => (
+                OTHER,
+                "is the socket that of the vault? --socket PATH or INTENTFRAME_VAULT_SOCKET \
+                 names another",
+            ),
+            _ => (OTHER, ""),
+        };
+        let message =
+            if advice.is_empty() { error.to_string() } else { format!("{error}\n  {advice}") };
+        Self { code, message: Some(message) }
+    }
+}

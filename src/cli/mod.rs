@@ -1,0 +1,111 @@
+//! The command line: from arguments to an exit code.
+
+mod args;
+mod check;
+mod dev;
+mod failure;
+mod output;
+mod read;
+mod serve;
+mod write;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use intentframe_credentials::client::VaultClient;
+use intentframe_credentials::{CredentialRef, Environment, paths};
+use log::LevelFilter;
+
+use args::{Arguments, Command, Parsed};
+use failure::Failure;
+use output::Output;
+
+/// How long a command waits. Longer than the 30 s that the service gives a keyring, so
+/// that what is heard of a locked one is the service's own advice.
+const TIMEOUT: Duration = Duration::from_secs(35);
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let environment = Environment::of_process();
+    let ended = run(std::env::args_os().skip(1).collect(), &environment);
+    let Err(failure) = ended else { return ExitCode::SUCCESS };
+    if let Some(message) = failure.message() {
+        // With standard error gone there is nobody left to tell.
+        let _ = writeln!(std::io::stderr(), "credential-vault: {message}");
+    }
+    failure.exit_code()
+}
+
+fn run(arguments: Vec<OsString>, environment: &Environment) -> Result<(), Failure> {
+    let Arguments { socket, command, .. } = match args::parse(arguments)? {
+        Parsed::Run(arguments) => arguments,
+        Parsed::Print(text) => return Output::stdout().text(&text),
+    };
+    let level = match command {
+        Some(Command::Serve(_) | Command::Dev(_)) => LevelFilter::Info,
+        _ => LevelFilter::Warn,
+    };
+    logging(environment, level)?;
+    // A `--socket` after the command wins over one before it.
+    let client = |after: Option<PathBuf>| -> Result<VaultClient, Failure> {
+        let path =
+            paths::socket(after.as_ref().or(socket.as_ref()).map(|path| &**path), environment)
+                .map_err(Failure::usage)?;
+        Ok(VaultClient::with_timeout(path, TIMEOUT))
+    };
+    match command {
+        None => Err(Failure::usage("no command given; `credential-vault --help` lists them")),
+        Some(Command::Serve(mut serve)) => {
+            serve.socket = serve.socket.or(socket);
+            serve::run(&serve, environment)
+        }
+        Some(Command::Dev(mut dev)) => {
+            dev.socket = dev.socket.or(socket);
+            dev::run(&dev, environment)
+        }
+        Some(Command::Health(args)) => read::health(&client(args.socket)?, args.json),
+        Some(Command::List(args)) => {
+            read::list(&client(args.socket)?, args.namespace.as_deref(), args.json)
+        }
+        Some(Command::Get(args)) => {
+            read::get(&client(args.socket)?, &credential(&args.credential)?, args.json)
+        }
+        Some(Command::Has(args)) => {
+            read::has(&client(args.socket)?, &credential(&args.credential)?, args.json)
+        }
+        Some(Command::RuntimeEnv(args)) => read::runtime_env(&client(args.socket)?, args.json),
+        Some(Command::Check(args)) => {
+            check::run(&client(args.socket)?, &args.credentials, args.json)
+        }
+        Some(Command::Store(mut args)) => {
+            let client = client(args.socket.take())?;
+            write::store(&client, args)
+        }
+        Some(Command::Delete(args)) => {
+            write::delete(&client(args.socket)?, &credential(&args.credential)?)
+        }
+    }
+}
+
+fn logging(environment: &Environment, level: LevelFilter) -> Result<(), Failure> {
+    crate::logging::init(environment, level).map_err(|error| Failure::other(error.to_string()))
+}
+
+/// Reads `NAMESPACE/KEY`. What was written is not repeated in the error: it may be a
+/// value that went to the wrong place.
+fn credential(written: &str) -> Result<CredentialRef, Failure> {
+    let advice = "a credential is named NAMESPACE/KEY, as in openai/api_key";
+    let Some((namespace, key)) = written.split_once('/') else {
+        return Err(Failure::usage(advice));
+    };
+    if key.contains('/') {
+        return Err(Failure::usage(format!(
+            "{advice}: a single slash; within the namespace use dots, as in github.myorg/token"
+        )));
+    }
+    CredentialRef::parse(namespace, key)
+        .map_err(|error| Failure::usage(format!("{error} ({advice})")))
+}

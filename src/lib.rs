@@ -2,6 +2,8 @@
 
 #[cfg(unix)]
 pub mod client;
+#[cfg(unix)]
+pub mod daemon;
 pub mod environment;
 pub mod error;
 pub mod metadata;

@@ -2,9 +2,12 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::Path;
 
-use intentframe_credentials::{CredentialRef, Environment, StoreRequest, mask_value, paths};
+use intentframe_credentials::daemon::Settings;
+use intentframe_credentials::server::Endpoint;
+use intentframe_credentials::{BackendOptions, Environment, mask_value, paths};
 
 use crate::dev::dotenv::{self, Dotenv};
 use crate::dev::seed::{self, Plan};
@@ -12,26 +15,18 @@ use crate::dev::seed::{self, Plan};
 use super::args::Dev;
 use super::failure::Failure;
 use super::output::{Output, escaped, table};
-use super::serve::workers;
+use super::serve::{serve_until_signal, workers};
 
 const DEFAULT_FILE: &str = ".env";
 const EXAMPLE_FILE: &str = ".env.example";
 const DEFAULT_PORT: u16 = 8765;
 
-/// Where the development service listens.
-pub enum Listen {
-    /// On a Unix socket.
-    Socket(PathBuf),
-    /// On a TCP port of the loopback interface.
-    Loopback(u16),
-}
-
 /// Tells what is seeded, then serves until told to stop.
 pub fn run(args: &Dev, environment: &Environment) -> Result<(), Failure> {
-    let listen = match (args.tcp, args.port) {
-        (true, port) => Listen::Loopback(port.unwrap_or(DEFAULT_PORT)),
+    let endpoint = match (args.tcp, args.port) {
+        (true, port) => Endpoint::LoopbackTcp(port.unwrap_or(DEFAULT_PORT)),
         (false, Some(_)) => return Err(Failure::usage("--port goes with --tcp")),
-        (false, None) => Listen::Socket(
+        (false, None) => Endpoint::Unix(
             paths::socket(args.socket.as_deref(), environment).map_err(Failure::usage)?,
         ),
     };
@@ -48,9 +43,17 @@ pub fn run(args: &Dev, environment: &Environment) -> Result<(), Failure> {
     let (opening, dotenv) =
         read_env_file(env_file.transpose().map_err(Failure::usage)?.as_deref())?;
     let plan = seed::plan(&dotenv.variables);
-    let report = opening + &report(&dotenv, &plan) + &curl_lines(&listen);
-    Output::stdout().text(&report)?;
-    start(listen, data_dir, plan.seeds, workers)
+    Output::stdout().text(&(opening + &report(&dotenv, &plan)))?;
+
+    let options = BackendOptions::new(environment.clone());
+    let mut settings = Settings::new(endpoint.clone(), data_dir, "env", options);
+    settings.workers = workers;
+    settings.seeds = plan.seeds;
+    settings.forget_metadata_without_value = true;
+    serve_until_signal(settings, |daemon| {
+        let address = daemon.server().tcp_address();
+        Output::stdout().text(&curl_lines(&endpoint, address))
+    })
 }
 
 /// Reads the file asked for, else `.env`, else `.env.example`; says which.
@@ -136,25 +139,17 @@ fn indent(text: &mut String, lines: &str) {
     }
 }
 
-/// Two requests to try the service with, that can be pasted into a shell.
-fn curl_lines(listen: &Listen) -> String {
-    let curl = match listen {
-        Listen::Socket(path) => {
+/// Requests to try the running service with, that can be pasted into a shell.
+fn curl_lines(endpoint: &Endpoint, address: Option<SocketAddr>) -> String {
+    let curl = match (endpoint, address) {
+        (Endpoint::Unix(path), _) => {
             let quoted = path.to_string_lossy().replace('\'', r"'\''");
             format!("curl --unix-socket '{}' http://localhost", escaped(&quoted))
         }
-        Listen::Loopback(port) => format!("curl http://127.0.0.1:{port}"),
+        (_, Some(address)) => format!("curl http://{address}"),
+        (endpoint, None) => format!("curl http://{endpoint}"),
     };
-    format!("\nTry:\n  {curl}/health\n  {curl}/v1/credentials\n\n")
-}
-
-/// Where the daemon is started.
-fn start(
-    listen: Listen,
-    data_dir: PathBuf,
-    seeds: Vec<(CredentialRef, StoreRequest)>,
-    workers: Option<usize>,
-) -> Result<(), Failure> {
-    let _ = (listen, data_dir, seeds, workers);
-    Err(Failure::other("this build has no service"))
+    format!(
+        "\nServing. Try:\n  {curl}/health\n  {curl}/v1/credentials\n  {curl}/v1/credentials/openai/api_key\n\n"
+    )
 }

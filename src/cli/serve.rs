@@ -1,9 +1,14 @@
 //! `serve`: from options and environment to a running service.
 
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use intentframe_credentials::{BackendOptions, CredentialVault, Environment, create_vault, paths};
+use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
+use intentframe_credentials::server::Endpoint;
+use intentframe_credentials::{BackendOptions, Environment, VaultError, paths};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
 
 use super::args::Serve;
 use super::failure::Failure;
@@ -21,26 +26,61 @@ pub fn run(args: &Serve, environment: &Environment) -> Result<(), Failure> {
         paths::data_dir(args.data_dir.as_deref(), environment).map_err(Failure::usage)?;
     let backend = args.backend.as_deref().or_else(|| environment.setting(BACKEND_VARIABLE));
     let options = BackendOptions::new(environment.clone());
-    let vault =
-        create_vault(backend.unwrap_or(DEFAULT_BACKEND), &options).map_err(Failure::usage)?;
-    start(socket, data_dir, vault, workers(args.workers)?)
+    let endpoint = Endpoint::Unix(socket);
+    let mut settings =
+        Settings::new(endpoint, data_dir, backend.unwrap_or(DEFAULT_BACKEND), options);
+    settings.workers = workers(args.workers)?;
+    serve_until_signal(settings, |_| Ok(()))
 }
 
-/// How many workers, where that is said; none at all cannot be.
-pub fn workers(count: Option<usize>) -> Result<Option<usize>, Failure> {
+/// How many workers; none at all cannot be.
+pub fn workers(count: Option<usize>) -> Result<usize, Failure> {
     match count {
         Some(0) => Err(Failure::usage("--workers is at least 1")),
-        count => Ok(count),
+        count => Ok(count.unwrap_or(DEFAULT_WORKERS)),
     }
 }
 
-/// Where the daemon is started.
-fn start(
-    socket: PathBuf,
-    data_dir: PathBuf,
-    vault: Arc<dyn CredentialVault>,
-    workers: Option<usize>,
+/// Starts the vault, says so by `started`, and serves until SIGTERM or SIGINT. A second
+/// signal ends the process at once.
+pub fn serve_until_signal(
+    settings: Settings,
+    started: impl FnOnce(&Daemon) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let _ = (socket, data_dir, vault, workers);
-    Err(Failure::other("this build has no service"))
+    let signals = [SIGTERM, SIGINT];
+    let signalled = Arc::new(AtomicBool::new(false));
+    let cannot = |error| Failure::other(format!("signals cannot be handled: {error}"));
+    for signal in signals {
+        // In this order: the first signal finds the flag unset, and sets it.
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&signalled))
+            .map_err(cannot)?;
+        flag::register(signal, Arc::clone(&signalled)).map_err(cannot)?;
+    }
+    // Before the vault starts, so that no signal is missed meanwhile.
+    let mut told = Signals::new(signals).map_err(cannot)?;
+    let endpoint = settings.endpoint.to_string();
+    let backend = settings.backend.clone();
+    let daemon = Daemon::start(settings).map_err(not_started)?;
+    log::info!("serving the {backend} backend at {endpoint}");
+    started(&daemon)?;
+    if let Some(signal) = told.forever().next() {
+        let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+        log::info!("{name}: finishing what runs; a second signal ends it at once");
+    }
+    daemon.stop();
+    match daemon.join() {
+        // Asked to stop, it has: requests that took too long are in the log.
+        Err(error @ DaemonError::NotDrained) => {
+            log::warn!("{error}");
+            Ok(())
+        }
+        result => result.map_err(Failure::other),
+    }
+}
+
+fn not_started(error: DaemonError) -> Failure {
+    match error {
+        DaemonError::Vault(error @ VaultError::ValidationFailed { .. }) => Failure::usage(error),
+        error => Failure::other(error),
+    }
 }

@@ -98,6 +98,18 @@ pub enum StartError {
     },
 }
 
+/// An endpoint that has been taken, and not served yet. Dropping it gives it up.
+pub struct Bound {
+    listener: Listener,
+    endpoint: String,
+}
+
+impl fmt::Debug for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bound({})", self.endpoint)
+    }
+}
+
 /// A running server. Dropping it stops it, as [`stop`](Self::stop) does, but does not wait.
 pub struct Server {
     pool: Arc<Pool>,
@@ -111,24 +123,35 @@ pub struct Server {
 const WORKER_STACK_BYTES: usize = 512 * 1024;
 
 impl Server {
-    /// Listens at `endpoint` and serves `router` with `workers` threads (at least 2, and
-    /// one more than cores if it is to be of use). Returns as soon as connections are
-    /// accepted.
+    /// Takes the endpoint: from now on connections wait to be accepted.
     ///
     /// # Errors
     ///
     /// [`StartError`], and nothing is left behind.
+    pub fn bind(endpoint: &Endpoint) -> Result<Bound, StartError> {
+        Listener::bind(endpoint).map(|listener| Bound { listener, endpoint: endpoint.to_string() })
+    }
+
+    /// Serves `router` at a bound endpoint with `workers` threads, at least 2. More than
+    /// there are cores are of use while others wait for a backend.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Io`], and nothing is left behind.
     pub fn start(
-        endpoint: &Endpoint,
+        bound: Bound,
         router: Router,
         workers: usize,
         limits: Limits,
     ) -> Result<Self, StartError> {
-        let failed = |source| StartError::Io { endpoint: endpoint.to_string(), source };
-        let listener = Listener::bind(endpoint)?;
+        let Bound { listener, endpoint } = bound;
+        let failed = |source| StartError::Io { endpoint, source };
         let address = listener.tcp_address();
         raise_descriptor_limit(limits.connections);
-        let pool = Arc::new(Pool::new(router, workers.max(2), limits).map_err(failed)?);
+        let pool = match Pool::new(router, workers.max(2), limits) {
+            Ok(pool) => Arc::new(pool),
+            Err(error) => return Err(failed(error)),
+        };
         let threads: io::Result<Vec<_>> = (0..workers.max(2))
             .map(|_| spawn("worker", &pool, Pool::work))
             .chain([spawn("deadlines", &pool, Pool::watch_deadlines)])

@@ -1,0 +1,162 @@
+//! The whole service in one value: settings in, a running vault out. The one place where
+//! the layers are wired together; a host program embeds the vault through it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::error::VaultError;
+use crate::metadata::{MetadataError, MetadataStore};
+use crate::model::{CredentialRef, StoreRequest};
+use crate::router::{Access, Router};
+use crate::server::{Endpoint, Limits, Server, StartError};
+use crate::service::VaultService;
+use crate::vault::{BackendOptions, create_vault};
+
+/// The database's file name in the data directory.
+pub const DATABASE: &str = "credentials.db";
+
+/// Workers where nothing says otherwise: enough for stores that arrive together to share
+/// a commit, and for backend calls to wait side by side.
+pub const DEFAULT_WORKERS: usize = 32;
+
+/// What a vault is started with.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where to listen.
+    pub endpoint: Endpoint,
+    /// The directory of the metadata database; made if it is missing.
+    pub data_dir: PathBuf,
+    /// The registered name of the backend.
+    pub backend: String,
+    /// What the backend may be made from.
+    pub backend_options: BackendOptions,
+    /// Threads that serve requests; at least 2 are used.
+    pub workers: usize,
+    /// What a client may ask for, at most.
+    pub limits: Limits,
+    /// Stored before the first request is served. For development.
+    pub seeds: Vec<(CredentialRef, StoreRequest)>,
+    /// Whether metadata of credentials that the backend has no value for is dropped at
+    /// the start. For a backend that forgets, and a data directory that is its own.
+    pub forget_metadata_without_value: bool,
+}
+
+impl Settings {
+    /// The usual settings for a vault at `endpoint`.
+    #[must_use]
+    pub fn new(
+        endpoint: Endpoint,
+        data_dir: PathBuf,
+        backend: &str,
+        backend_options: BackendOptions,
+    ) -> Self {
+        Self {
+            endpoint,
+            data_dir,
+            backend: backend.to_owned(),
+            backend_options,
+            workers: DEFAULT_WORKERS,
+            limits: Limits::default(),
+            seeds: Vec::new(),
+            forget_metadata_without_value: false,
+        }
+    }
+}
+
+/// Why a vault did not start, or did not stop cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The backend, or the database.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The socket.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// What was still to be written when it stopped could not be.
+    #[error("stopped, but what was still to be written is lost: {0}")]
+    Flush(MetadataError),
+    /// Requests still ran when the time for them was over.
+    #[error("stopped, but some requests had not finished")]
+    NotDrained,
+}
+
+/// A running vault.
+///
+/// ```no_run
+/// use intentframe_credentials::daemon::{Daemon, Settings};
+/// use intentframe_credentials::server::Endpoint;
+/// use intentframe_credentials::{BackendOptions, Environment};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let endpoint = Endpoint::Unix("/run/user/1000/vault/credential-vault.sock".into());
+/// let options = BackendOptions::new(Environment::default());
+/// let daemon = Daemon::start(Settings::new(endpoint, "/tmp/vault".into(), "env", options))?;
+/// // ... later, from any thread:
+/// daemon.stop();
+/// daemon.join()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Daemon {
+    server: Server,
+    service: Arc<VaultService>,
+}
+
+impl Daemon {
+    /// Opens the database, makes the backend, and serves. Connections are accepted when
+    /// this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`DaemonError::Vault`] or [`DaemonError::Start`]; nothing is left behind.
+    pub fn start(settings: Settings) -> Result<Self, DaemonError> {
+        // The name is checked first: a wrong one is no reason to touch a file.
+        let vault = create_vault(&settings.backend, &settings.backend_options)?;
+        // The socket is taken before the database: of two that start at once for one
+        // socket, the second touches no file of the first.
+        let listener = Server::bind(&settings.endpoint)?;
+        let metadata =
+            MetadataStore::open(&settings.data_dir.join(DATABASE)).map_err(VaultError::Metadata)?;
+        let service = Arc::new(VaultService::new(vault, metadata));
+        if settings.forget_metadata_without_value {
+            service.forget_metadata_without_value()?;
+        }
+        for (at, request) in &settings.seeds {
+            service.store(at, request)?;
+        }
+        let access = Access::of_owner(rustix::process::geteuid().as_raw());
+        let router = Router::new(Arc::clone(&service), access);
+        let server = Server::start(listener, router, settings.workers, settings.limits)?;
+        Ok(Self { server, service })
+    }
+
+    /// The service itself, for a host program that asks it in-process.
+    #[must_use]
+    pub fn service(&self) -> &Arc<VaultService> {
+        &self.service
+    }
+
+    /// The running server.
+    #[must_use]
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Stops accepting and lets what runs finish. Does not wait.
+    pub fn stop(&self) {
+        self.server.stop();
+    }
+
+    /// Waits for a [`stop`](Self::stop) and for what runs to finish, then flushes and
+    /// closes the database and the backend.
+    ///
+    /// # Errors
+    ///
+    /// [`DaemonError::Flush`] or [`DaemonError::NotDrained`].
+    pub fn join(self) -> Result<(), DaemonError> {
+        let drained = self.server.join();
+        self.service.close().map_err(DaemonError::Flush)?;
+        if drained { Ok(()) } else { Err(DaemonError::NotDrained) }
+    }
+}

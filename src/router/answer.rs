@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::str::FromStr;
+use std::sync::LazyLock;
 
 use serde::Serialize;
 use tiny_http::Header;
@@ -150,7 +150,10 @@ pub(super) fn deleted() -> Answer {
 }
 
 fn json_type() -> Header {
-    Header::from_str("Content-Type: application/json").expect("a valid header")
+    static JSON: LazyLock<Header> = LazyLock::new(|| {
+        Header::from_bytes("Content-Type", "application/json").expect("a valid header")
+    });
+    JSON.clone()
 }
 
 fn serialize(content: &(impl Serialize + ?Sized)) -> Vec<u8> {
@@ -227,6 +230,16 @@ impl Body {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// All of it, when it is in one piece that nothing has been read of.
+    #[must_use]
+    pub fn as_one_piece(&self) -> Option<&[u8]> {
+        match (self.0.len(), self.0.front()) {
+            (0, _) => Some(&[]),
+            (1, Some(only)) => Some(only.rest()),
+            _ => None,
+        }
     }
 
     fn push(&mut self, bytes: Vec<u8>) {

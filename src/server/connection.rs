@@ -16,7 +16,7 @@ use crate::router::{Answer, RequestHead};
 use super::head::{self, Head, Parsed, Rejection};
 use super::poller::Poller;
 use super::pool::{Buffers, Pool, millis};
-use super::response::{Outbox, Persistence, Queue};
+use super::response::{Dates, Outbox, Persistence, Queue};
 use super::table::{Millis, NEVER};
 
 /// A connected socket, non-blocking.
@@ -189,10 +189,11 @@ impl Connection {
         &mut self,
         pool: &Pool,
         buffers: &mut Buffers,
+        now: Millis,
         deadline: Millis,
         mut lane_entered: bool,
     ) -> Progress {
-        if pool.now() >= deadline {
+        if now >= deadline {
             return self.expire(pool);
         }
         if self.phase == Phase::Queued {
@@ -201,7 +202,8 @@ impl Connection {
             }
             self.phase = Phase::Open;
         }
-        let progress = self.go_on(pool, buffers, deadline, &mut lane_entered);
+        buffers.dates.move_to(now / 1000);
+        let progress = self.go_on(pool, buffers, now, deadline, &mut lane_entered);
         if lane_entered {
             pool.leave_lane(&mut buffers.handed);
         }
@@ -215,6 +217,7 @@ impl Connection {
         &mut self,
         pool: &Pool,
         buffers: &mut Buffers,
+        now: Millis,
         deadline: Millis,
         lane_entered: &mut bool,
     ) -> io::Result<Progress> {
@@ -236,7 +239,7 @@ impl Connection {
         if left_over {
             std::mem::swap(&mut input, &mut self.input);
         }
-        let progress = self.read_and_serve(pool, buffers, &mut input, lane_entered);
+        let progress = self.read_and_serve(pool, buffers, now, &mut input, lane_entered);
         if left_over {
             std::mem::swap(&mut input, &mut self.input);
             if self.input.is_empty() {
@@ -256,6 +259,7 @@ impl Connection {
         &mut self,
         pool: &Pool,
         buffers: &mut Buffers,
+        mut now: Millis,
         input: &mut Vec<u8>,
         lane_entered: &mut bool,
     ) -> io::Result<Progress> {
@@ -266,7 +270,11 @@ impl Connection {
             input[..consumed].zeroize();
             input.drain(..consumed);
             let served = served?;
-            let sent = Outbox::new(&self.stream, &mut self.output, &mut buffers.output).send()?;
+            if buffers.has_waited {
+                buffers.has_waited = false;
+                now = pool.now();
+            }
+            let sent = self.outbox(buffers).send()?;
             match served {
                 Served::Ending => {
                     wipe(input);
@@ -279,9 +287,9 @@ impl Connection {
                 Served::All | Served::EnoughForNow if !sent => return self.wait_for_client(pool),
                 Served::EnoughForNow => {
                     self.nudge(pool.poller())?;
-                    return Ok(self.wait_for_input(pool, input));
+                    return Ok(self.wait_for_input(pool, now, input));
                 }
-                Served::All if all_is_read => return Ok(self.wait_for_input(pool, input)),
+                Served::All if all_is_read => return Ok(self.wait_for_input(pool, now, input)),
                 Served::All => {}
             }
             input.reserve(self.needed.saturating_sub(input.len()).max(READ_BYTES));
@@ -290,7 +298,7 @@ impl Connection {
                 Ok(0) => return Ok(Progress::Done),
                 // Less than there was room for: the next byte will be told of.
                 Ok(count) => all_is_read = count < room && !self.hung_up,
-                Err(Errno::AGAIN) => return Ok(self.wait_for_input(pool, input)),
+                Err(Errno::AGAIN) => return Ok(self.wait_for_input(pool, now, input)),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -306,7 +314,8 @@ impl Connection {
         consumed: &mut usize,
         lane_entered: &mut bool,
     ) -> io::Result<Served> {
-        let mut outbox = Outbox::new(&self.stream, &mut self.output, &mut buffers.output);
+        let Buffers { output, dates, handed, has_waited, .. } = buffers;
+        let mut outbox = Outbox::new(&self.stream, &mut self.output, output, dates);
         for _ in 0..REQUESTS_PER_TURN {
             let input = &input[*consumed..];
             if input.is_empty() || input.len() < self.needed {
@@ -342,7 +351,8 @@ impl Connection {
                 Err(answer) => answer,
                 Ok(call) => {
                     let entered = std::mem::take(lane_entered);
-                    match pool.answer(&call, body, self.token, entered, &mut buffers.handed) {
+                    *has_waited |= pool.router().may_block(&call);
+                    match pool.answer(&call, body, self.token, entered, handed) {
                         Some(answer) => answer,
                         None => return Ok(Served::Queued),
                     }
@@ -371,8 +381,11 @@ impl Connection {
         Ok(Served::EnoughForNow)
     }
 
-    fn wait_for_input(&mut self, pool: &Pool, input: &[u8]) -> Progress {
-        let now = pool.now();
+    fn outbox<'a>(&'a mut self, buffers: &'a mut Buffers) -> Outbox<'a> {
+        Outbox::new(&self.stream, &mut self.output, &mut buffers.output, &mut buffers.dates)
+    }
+
+    fn wait_for_input(&mut self, pool: &Pool, now: Millis, input: &[u8]) -> Progress {
         if !input.is_empty() {
             let began = *self.began.get_or_insert(now);
             return Progress::Open { deadline: began + millis(pool.limits().request) };
@@ -426,8 +439,8 @@ impl Connection {
         }
         wipe(&mut self.input);
         let late = Answer::error(408, "the request did not come within the time for it");
-        let mut fresh = Vec::new();
-        let mut outbox = Outbox::new(&self.stream, &mut self.output, &mut fresh);
+        let (mut fresh, mut dates) = (Vec::new(), Dates::default());
+        let mut outbox = Outbox::new(&self.stream, &mut self.output, &mut fresh, &mut dates);
         self.phase = Phase::Refusing;
         let told = outbox.respond(late, Persistence::Closed, false).and_then(|()| outbox.send());
         told.and_then(|_| self.wind_up(pool)).unwrap_or(Progress::Done)

@@ -14,7 +14,7 @@ use super::Limits;
 use super::connection::{Connection, Progress, Stream};
 use super::permits::{BackendLane, CorePermits};
 use super::poller::{Event, Poller};
-use super::response;
+use super::response::{self, Dates};
 use super::table::{Millis, NEVER, Slot, Table};
 
 /// What workers share.
@@ -39,19 +39,16 @@ enum Stage {
     Ended,
 }
 
-/// A worker's own buffers, kept from request to request.
-#[derive(Debug)]
+/// What a worker keeps from request to request.
+#[derive(Debug, Default)]
 pub(super) struct Buffers {
     pub(super) input: Vec<u8>,
     pub(super) output: Vec<u8>,
+    pub(super) dates: Dates,
+    /// The turn has waited for a backend, so its idea of the time is old.
+    pub(super) has_waited: bool,
     /// Connections that have entered the lane, for this worker to serve next.
     pub(super) handed: Vec<u64>,
-}
-
-impl Buffers {
-    fn new() -> Self {
-        Self { input: Vec::new(), output: Vec::new(), handed: Vec::new() }
-    }
 }
 
 impl Pool {
@@ -110,7 +107,7 @@ impl Pool {
 
     /// The life of a worker.
     pub(super) fn work(&self) {
-        let mut buffers = Buffers::new();
+        let mut buffers = Buffers::default();
         self.permits.enter();
         loop {
             match self.poller.wait() {
@@ -144,7 +141,8 @@ impl Pool {
             if slot.take_hung_up() {
                 connection.hear_hangup();
             }
-            let progress = connection.turn(self, buffers, slot.deadline(), lane_entered);
+            let progress =
+                connection.turn(self, buffers, self.now(), slot.deadline(), lane_entered);
             self.settle(slot, place, &progress);
         });
     }

@@ -2,8 +2,11 @@
 //! `Response::raw_print`.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
+use std::sync::LazyLock;
+use std::time::SystemTime;
 
+use httpdate::HttpDate;
 use tiny_http::{HTTPVersion, Header, Response, StatusCode};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -40,6 +43,7 @@ pub(super) struct Outbox<'a> {
     stream: &'a Stream,
     queue: &'a mut Queue,
     fresh: &'a mut Vec<u8>,
+    dates: &'a mut Dates,
 }
 
 /// What a client has not taken yet.
@@ -79,8 +83,13 @@ impl Queue {
 
 impl<'a> Outbox<'a> {
     /// `fresh` must be empty.
-    pub(super) fn new(stream: &'a Stream, queue: &'a mut Queue, fresh: &'a mut Vec<u8>) -> Self {
-        Self { stream, queue, fresh }
+    pub(super) fn new(
+        stream: &'a Stream,
+        queue: &'a mut Queue,
+        fresh: &'a mut Vec<u8>,
+        dates: &'a mut Dates,
+    ) -> Self {
+        Self { stream, queue, fresh, dates }
     }
 
     /// Adds a response.
@@ -90,37 +99,30 @@ impl<'a> Outbox<'a> {
         persistence: Persistence,
         is_head_request: bool,
     ) -> io::Result<()> {
-        let (status, headers, body) = answer.into_parts();
+        let (status, mut headers, body) = answer.into_parts();
+        headers.push(self.dates.header());
+        headers.push(SERVER.clone());
         let length = body.len();
-        self.print(status, headers, body, length, persistence, is_head_request)
+        // tiny_http writes a Connection header only for upgrades, so ours goes in behind
+        // the status line.
+        let line_to_insert = persistence.header_line();
+        let sink = Sink { line_to_insert, start: self.fresh.len(), outbox: self };
+        let status = StatusCode(status);
+        // A body in one piece is read without a detour through a cleared buffer.
+        match body.as_one_piece() {
+            Some(bytes) => Response::new(status, headers, bytes, Some(length), None)
+                .with_chunked_threshold(usize::MAX)
+                .raw_print(sink, HTTPVersion(1, 1), &[], is_head_request, None),
+            None => Response::new(status, headers, body, Some(length), None)
+                .with_chunked_threshold(usize::MAX)
+                .raw_print(sink, HTTPVersion(1, 1), &[], is_head_request, None),
+        }
     }
 
     /// Adds `100 Continue` (RFC 9110, 15.2.1).
     pub(super) fn respond_continue(&mut self) -> io::Result<()> {
         // Not through `print`: an interim response has no headers.
         self.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
-    }
-
-    fn print(
-        &mut self,
-        status: u16,
-        mut headers: Vec<Header>,
-        body: impl Read,
-        length: usize,
-        persistence: Persistence,
-        is_head_request: bool,
-    ) -> io::Result<()> {
-        headers.push(server_header());
-        // tiny_http writes a Connection header only for upgrades, so ours goes in behind
-        // the status line.
-        let sink = Sink {
-            line_to_insert: persistence.header_line(),
-            start: self.fresh.len(),
-            outbox: self,
-        };
-        Response::new(StatusCode(status), headers, body, Some(length), None)
-            .with_chunked_threshold(usize::MAX)
-            .raw_print(sink, HTTPVersion(1, 1), &[], is_head_request, None)
     }
 
     /// Whether the client does not take what it is sent.
@@ -194,16 +196,41 @@ impl Write for Sink<'_, '_> {
     }
 }
 
-fn server_header() -> Header {
-    Header::from_bytes("Server", "credential-vault").expect("a valid header")
+static SERVER: LazyLock<Header> =
+    LazyLock::new(|| Header::from_bytes("Server", "credential-vault").expect("a valid header"));
+
+/// The `Date` header (RFC 9110, 6.6.1), made once in a second.
+#[derive(Debug, Default)]
+pub(super) struct Dates {
+    header: Option<Header>,
+    second: u64,
+}
+
+impl Dates {
+    /// Moves on to `now`, in seconds of any clock that does not jump.
+    pub(super) fn move_to(&mut self, second: u64) {
+        if second != self.second {
+            self.second = second;
+            self.header = None;
+        }
+    }
+
+    fn header(&mut self) -> Header {
+        self.header
+            .get_or_insert_with(|| {
+                let date = HttpDate::from(SystemTime::now()).to_string();
+                Header::from_bytes("Date", date).expect("a date is ASCII")
+            })
+            .clone()
+    }
 }
 
 /// Tells a connection that is over the limit so, if it listens.
 pub(super) fn turn_away(stream: &Stream) {
     let answer = Answer::error(503, "too many connections; close some, or try again later")
         .with_header("Retry-After", "1");
-    let (mut queue, mut fresh) = (Queue::default(), Vec::new());
-    let mut outbox = Outbox::new(stream, &mut queue, &mut fresh);
+    let (mut queue, mut fresh, mut dates) = (Queue::default(), Vec::new(), Dates::default());
+    let mut outbox = Outbox::new(stream, &mut queue, &mut fresh, &mut dates);
     let sent = outbox.respond(answer, Persistence::Closed, false).and_then(|()| outbox.send());
     if let Err(error) = sent {
         log::debug!("a refused connection did not hear of it: {error}");

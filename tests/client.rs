@@ -1,0 +1,218 @@
+//! The client against a server that behaves, and one that does not.
+#![cfg(unix)]
+
+#[path = "support/fake.rs"]
+mod fake;
+
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use fake::{Fake, Reply, json, no_body};
+use intentframe_credentials::client::{ClientError, VaultClient};
+use intentframe_credentials::{CredentialRef, Namespace, Secret, StoreRequest};
+
+fn at(namespace: &str, key: &str) -> CredentialRef {
+    CredentialRef::parse(namespace, key).expect("valid")
+}
+
+#[test]
+fn each_call_asks_what_the_contract_says() {
+    let fake = Fake::new(|asked| match asked.what.as_str() {
+        "GET /health" => {
+            json("200 OK", r#"{"status":"ok","backend":"EnvVault","credential_count":2,"x":1}"#)
+        }
+        "GET /v1/credentials" | "GET /v1/credentials/n" | "GET /v1/runtime-env" => {
+            json("200 OK", "[]")
+        }
+        "GET /v1/credentials/email.you%40gmail.com/a%20b%25%C3%A9" => {
+            json("200 OK", r#"{"value":"\ud83d\udd11 \u0000\n\"\\"}"#)
+        }
+        "HEAD /v1/credentials/n/k" => no_body("200 OK"),
+        "PUT /v1/credentials/n/.." => json("200 OK", r#"{"status":"stored"}"#),
+        "DELETE /v1/credentials/n/~._-" => json("200 OK", r#"{"status":"deleted"}"#),
+        _ => json("404 Not Found", r#"{"detail":"Not Found"}"#),
+    });
+    let client = VaultClient::new(&fake.socket);
+    let health = client.health().expect("health");
+    assert_eq!((health.backend.as_str(), health.credential_count), ("EnvVault", 2));
+    assert_eq!(health.more["x"], 1);
+    assert_eq!(client.list_all().expect("lists"), []);
+    assert_eq!(client.list_namespace(&Namespace::new("n").expect("valid")).expect("lists"), []);
+    assert_eq!(client.list_runtime_env().expect("lists"), []);
+    let value = client.get(&at("email.you@gmail.com", "a b%é")).expect("gets");
+    assert_eq!(value.expect("is there").expose(), "🔑 \0\n\"\\");
+    assert!(client.get(&at("n", "none")).expect("gets").is_none());
+    assert!(client.has(&at("n", "k")).expect("asks"));
+    assert!(!client.has(&at("n", "none")).expect("asks"));
+    client.store(&at("n", ".."), &StoreRequest::new(Secret::new("🔑\"".into()))).expect("stores");
+    client.delete(&at("n", "~._-")).expect("deletes");
+
+    assert_eq!(fake.connections(), 1, "the connection is kept");
+    let asked = fake.asked();
+    for request in &asked {
+        assert!(request.headers.contains(&"host: credential-vault".to_owned()), "{request:?}");
+    }
+    let put = asked.iter().find(|it| it.what.starts_with("PUT")).expect("was asked");
+    assert!(put.headers.contains(&"content-type: application/json".to_owned()));
+    assert!(!put.headers.iter().any(|it| it.starts_with("expect") || it.starts_with("transfer")));
+    assert_eq!(
+        put.body,
+        r#"{"value":"🔑\"","delivery_mode":"executor_only","allowed_consumers":[],"env_name":null,"validator_id":null}"#
+    );
+}
+
+#[test]
+fn long_values_and_listings_come_whole() {
+    let value = "é\"\u{1}".repeat(60_000);
+    let (stored, listing) = (value.clone(), {
+        let one = r#"{"namespace":"n","key":"k","delivery_mode":"runtime_env","masked_preview":"****",
+            "created_at":"2026-11-23T18:17:36.320458Z","updated_at":"2026-11-23T18:17:36.320458Z",
+            "last_validated_at":null,"last_used_at":null,"valid":null}"#;
+        format!("[{}]", vec![one; 10_000].join(","))
+    });
+    let fake = Fake::new(move |asked| match asked.what.as_str() {
+        "PUT /v1/credentials/n/k" => json("200 OK", r#"{"status":"stored"}"#),
+        "GET /v1/credentials/n/k" => {
+            json("200 OK", &serde_json::json!({ "value": stored }).to_string())
+        }
+        _ => json("200 OK", &listing),
+    });
+    let client = VaultClient::new(&fake.socket);
+    let request = StoreRequest::new(Secret::new(value.clone()));
+    client.store(&at("n", "k"), &request).expect("stores");
+    let body: serde_json::Value = serde_json::from_str(&fake.asked()[0].body).expect("JSON");
+    assert!(body["value"] == value.as_str());
+    let got = client.get(&at("n", "k")).expect("gets").expect("is there");
+    assert!(got.expose() == value);
+    assert_eq!(client.list_all().expect("lists").len(), 10_000);
+}
+
+#[test]
+fn errors_are_told_apart() {
+    let error = |reply: fn() -> Reply| {
+        let fake = Fake::new(move |_| reply());
+        VaultClient::new(&fake.socket).get(&at("n", "k")).expect_err("an error")
+    };
+    let refused = error(|| json("403 Forbidden", r#"{"detail":"uid 7 may not"}"#));
+    assert!(
+        matches!(&refused, ClientError::Refused { status: 403, detail } if detail == "uid 7 may not")
+    );
+    let failed = error(|| json("503 Service Unavailable", r#"{"detail":"unlock it"}"#));
+    assert!(
+        matches!(&failed, ClientError::Failed { status: 503, detail } if detail == "unlock it")
+    );
+    let plain = error(|| json("500 Internal Server Error", "Internal Server Error"));
+    assert!(matches!(&plain, ClientError::Failed { status: 500, .. }));
+    for garbage in [
+        (|| json("200 OK", r#"{"value":"sk-canary"#)) as fn() -> Reply,
+        || json("200 OK", r#"{"value":7}"#),
+        || json("200 OK", r#"["sk-canary"]"#),
+        || json("404 Not Found", "<html>sk-canary</html>"),
+        || Reply::Last(b"SSH-2.0-sk-canary\r\n\r\n".to_vec()),
+        || {
+            Reply::Bytes(
+                b"HTTP/1.1 307 x\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n".to_vec(),
+            )
+        },
+    ] {
+        let error = error(garbage);
+        assert!(matches!(error, ClientError::Protocol { .. }), "{error:?}");
+        assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+    }
+    for broken in [(|| Reply::Last(Vec::new())) as fn() -> Reply, || {
+        Reply::Last(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{\"value\":\"sk-canary".to_vec())
+    }] {
+        let error = error(broken);
+        assert!(matches!(error, ClientError::Unreachable { .. }), "{error:?}");
+        assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+    }
+}
+
+#[test]
+fn a_kept_connection_that_is_gone_is_replaced() {
+    let fake = Fake::new(|_| {
+        let Reply::Bytes(bytes) = json("200 OK", r#"{"value":"v"}"#) else { unreachable!() };
+        Reply::Last(bytes)
+    });
+    let client = VaultClient::new(&fake.socket);
+    for _ in 0..50 {
+        let value = client.get(&at("n", "k")).expect("gets").expect("is there");
+        assert_eq!(value.expose(), "v");
+    }
+}
+
+#[test]
+fn a_service_that_is_not_there_is_named() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let missing = dir.path().join("missing.sock");
+    let stale = dir.path().join("stale.sock");
+    drop(UnixListener::bind(&stale).expect("binds"));
+    let too_long = dir.path().join("x".repeat(200));
+    for (socket, reason) in
+        [(&missing, "no such socket"), (&stale, "nothing listens"), (&too_long, "long")]
+    {
+        let error = VaultClient::new(socket).health().expect_err("nobody is there");
+        assert!(matches!(&error, ClientError::Unreachable { .. }), "{error:?}");
+        let text = error.to_string().to_lowercase();
+        assert!(text.contains(reason), "{text}");
+        assert!(error.to_string().contains(&*socket.to_string_lossy()), "{error}");
+    }
+}
+
+#[test]
+fn a_service_that_is_silent_is_given_up_on() {
+    let fake = Fake::new(|_| Reply::Silence);
+    let client = VaultClient::with_timeout(&fake.socket, Duration::from_millis(200));
+    let error = client.health().expect_err("no answer");
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error:?}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_listener_whose_queue_is_full_is_given_up_on() {
+    use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let socket = dir.path().join("full.sock");
+    let address = net::SocketAddrUnix::new(&socket).expect("short enough");
+    let unix = |flags| {
+        net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).expect("a socket")
+    };
+    let listener = unix(SocketFlags::empty());
+    net::bind(&listener, &address).expect("binds");
+    net::listen(&listener, 0).expect("listens");
+    let mut waiting = Vec::new();
+    loop {
+        let connection = unix(SocketFlags::NONBLOCK);
+        match net::connect(&connection, &address) {
+            Ok(()) => waiting.push(connection),
+            Err(error) => break assert_eq!(error, rustix::io::Errno::AGAIN),
+        }
+    }
+    let client = VaultClient::with_timeout(&socket, Duration::from_millis(200));
+    let started = Instant::now();
+    let error = client.health().expect_err("no room");
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(5), "it waited for {:?}", started.elapsed());
+}
+
+#[test]
+fn threads_share_a_client() {
+    let fake = Fake::new(|asked| {
+        let key = asked.what.rsplit('/').next().expect("a path");
+        json("200 OK", &format!(r#"{{"value":"{key}"}}"#))
+    });
+    let client = VaultClient::new(&fake.socket);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let client = &client;
+            scope.spawn(move || {
+                for round in 0..50 {
+                    let key = format!("{thread}-{round}");
+                    let value = client.get(&at("n", &key)).expect("gets").expect("is there");
+                    assert_eq!(value.expose(), key);
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,210 @@
+//! Many clients at once: value and metadata stay one credential, and nobody reads a value
+//! older than one that was acknowledged.
+
+mod support;
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use intentframe_credentials::mask_value;
+use serde_json::{Value, json};
+
+use support::{Connection, Place, Service, delete, get, put, request};
+
+/// A small generator (xorshift), so that a run mixes differently on each thread and in
+/// the same way each time.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+fn path(key: u64) -> String {
+    format!("/v1/credentials/crowd/key-{key}")
+}
+
+fn summaries(service: &Service) -> Vec<Value> {
+    service.get("/v1/credentials/crowd").json().as_array().expect("a list").clone()
+}
+
+#[test]
+fn mixed_operations_keep_value_and_metadata_one() {
+    const THREADS: u64 = 16;
+    const OPERATIONS: u64 = 60;
+    const KEYS: u64 = 4;
+    let place = Place::new();
+    let service = place.start();
+    let stored = Mutex::new(HashSet::new());
+
+    thread::scope(|scope| {
+        for worker in 1..=THREADS {
+            let (service, stored) = (&service, &stored);
+            scope.spawn(move || {
+                let mut dice = Dice(worker * 0x9E37_79B9_7F4A_7C15);
+                let mut connection = service.connect();
+                for n in 0..OPERATIONS {
+                    let key = dice.below(KEYS);
+                    match dice.below(10) {
+                        0..4 => store(&mut connection, stored, key, &format!("{worker:03}{n:03}")),
+                        4..7 => read(&mut connection, stored, key),
+                        7 => {
+                            let answer = connection.exchange(&delete(&path(key)));
+                            assert_eq!(answer.json(), json!({ "status": "deleted" }));
+                        }
+                        8 => {
+                            connection.send(&request("HEAD", &path(key), "", b""));
+                            assert!(matches!(connection.response_to_head().status, 200 | 404));
+                        }
+                        _ => {
+                            let listing = connection.exchange(&get("/v1/credentials/crowd"));
+                            assert!(listing.json().as_array().expect("a list").len() <= 4);
+                        }
+                    }
+                }
+            });
+        }
+    });
+
+    // Quiet now: what is listed has a value and the other way round, and all that is known
+    // of a credential comes from the store that left its value.
+    let summaries = summaries(&service);
+    let runtime_env = service.get("/v1/runtime-env").json();
+    for key in 0..KEYS {
+        let name = format!("key-{key}");
+        let summary = summaries.iter().find(|summary| summary["key"] == name.as_str());
+        let entry = runtime_env
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|entry| entry["key"] == name.as_str());
+        let answer = service.get(&path(key));
+        if answer.status == 404 {
+            assert_eq!((summary, entry), (None, None), "{name}");
+            continue;
+        }
+        let value = answer.value();
+        assert!(stored.lock().expect("no panic").contains(&(key, value.clone())));
+        assert_eq!(summary.expect("listed")["masked_preview"], mask_value(&value).as_str());
+        assert_eq!(entry.expect("listed")["env_name"], value.as_str());
+    }
+}
+
+/// Stores a value that no other store stores. Its name for the environment is the value,
+/// so that metadata tell which store they come from.
+fn store(
+    connection: &mut Connection,
+    stored: &Mutex<HashSet<(u64, String)>>,
+    key: u64,
+    mark: &str,
+) {
+    let value = format!("{mark}-value-{}", &mark[4..]);
+    // Before it is sent: a reader may see it before its writer is answered.
+    stored.lock().expect("no panic").insert((key, value.clone()));
+    let body = json!({ "value": value, "env_name": value, "delivery_mode": "runtime_env" });
+    let answer = connection.exchange(&put(&path(key), &body));
+    assert_eq!(answer.json(), json!({ "status": "stored" }));
+}
+
+fn read(connection: &mut Connection, stored: &Mutex<HashSet<(u64, String)>>, key: u64) {
+    let answer = connection.exchange(&get(&path(key)));
+    if answer.status == 404 {
+        assert_eq!(answer.json(), json!({ "detail": "credential not found" }));
+    } else {
+        assert!(stored.lock().expect("no panic").contains(&(key, answer.value())));
+    }
+}
+
+#[test]
+fn nobody_reads_a_value_older_than_an_acknowledged_one() {
+    const STORES: u64 = 150;
+    let place = Place::new();
+    let service = place.start();
+    let acknowledged = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    let body = |n: u64| json!({ "value": format!("{n:06}-value-00") });
+    assert_eq!(service.put(&path(0), &body(0)).status, 200);
+
+    thread::scope(|scope| {
+        for reader in 0..6 {
+            let (service, acknowledged, done) = (&service, &acknowledged, &done);
+            scope.spawn(move || {
+                let mut connection = service.connect();
+                let mut newest = 0;
+                while !done.load(Ordering::SeqCst) {
+                    let at_least = acknowledged.load(Ordering::SeqCst).max(newest);
+                    // Values and their previews are held to the same.
+                    let seen = if reader % 2 == 0 {
+                        connection.exchange(&get(&path(0))).value()
+                    } else {
+                        let listing = connection.exchange(&get("/v1/credentials/crowd")).json();
+                        listing[0]["masked_preview"].as_str().expect("a string").to_owned()
+                    };
+                    newest = seen[..6].parse().expect("a number");
+                    assert!(newest >= at_least, "{newest} after {at_least}");
+                }
+            });
+        }
+        scope.spawn(|| {
+            let mut connection = service.connect();
+            for n in 1..=STORES {
+                assert_eq!(connection.exchange(&put(&path(0), &body(n))).status, 200);
+                acknowledged.store(n, Ordering::SeqCst);
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+    });
+    assert_eq!(summaries(&service)[0]["masked_preview"], mask_value(&service.get(&path(0)).value()));
+}
+
+#[test]
+fn stores_of_different_keys_at_once_all_stay() {
+    let place = Place::new();
+    let service = place.start();
+    thread::scope(|scope| {
+        for worker in 0..32 {
+            let service = &service;
+            scope.spawn(move || {
+                let mut connection = service.connect();
+                for n in 0..10 {
+                    let key = worker * 10 + n;
+                    let body = json!({ "value": format!("value of {key}") });
+                    assert_eq!(connection.exchange(&put(&path(key), &body)).status, 200);
+                }
+            });
+        }
+    });
+    assert_eq!(summaries(&service).len(), 320);
+    for key in 0..320 {
+        assert_eq!(service.get(&path(key)).value(), format!("value of {key}"));
+    }
+    assert_eq!(service.get("/health").json()["credential_count"], 320);
+}
+
+/// A connection per request, as the synchronous Python client has it.
+#[test]
+fn a_connection_per_request_from_many_threads() {
+    let place = Place::new();
+    let service = place.start();
+    assert_eq!(service.put(&path(0), &json!({ "value": "v" })).status, 200);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let header = "Connection: close\r\n";
+                    let mut connection = service.connect();
+                    connection.send(&request("GET", &path(0), header, b""));
+                    assert_eq!(connection.response().value(), "v");
+                    connection.assert_closed();
+                    assert_eq!(service.get(&path(0)).value(), "v");
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,320 @@
+//! How requests travel over a connection: kept alive, pipelined, split anywhere, ended
+//! from either side.
+
+mod support;
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use support::{Connection, DEADLINE, Place, delete, get, put, put_text, request};
+
+fn path(n: usize) -> String {
+    format!("/v1/credentials/pipeline/key-{n}")
+}
+
+#[test]
+fn a_hundred_requests_in_one_write_get_a_hundred_answers_in_order() {
+    let place = Place::new();
+    let service = place.start();
+    let mut stream = Vec::new();
+    for n in 0..25 {
+        let body = json!({ "value": format!("value {n} {}", "é".repeat(n)) });
+        stream.extend(put(&path(n), &body));
+        stream.extend(get(&path(n)));
+        stream.extend(request("HEAD", &path(n), "", b""));
+        stream.extend(delete(&path(n)));
+    }
+    let mut connection = service.connect();
+    connection.send(&stream);
+    for n in 0..25 {
+        assert_eq!(connection.response().json(), json!({ "status": "stored" }), "{n}");
+        assert_eq!(connection.response().value(), format!("value {n} {}", "é".repeat(n)));
+        assert_eq!(connection.response_to_head().status, 200, "{n}");
+        assert_eq!(connection.response().json(), json!({ "status": "deleted" }), "{n}");
+    }
+    assert!(connection.is_silent());
+    assert_eq!(connection.exchange(&get("/health")).json()["credential_count"], 0);
+}
+
+/// Three requests, two with bodies, whose answers tell them apart.
+fn short_pipeline() -> Vec<u8> {
+    let stored = put_text("/v1/credentials/split/key", r#"{"value":"é 🔑"}"#.as_bytes());
+    let refused = put_text("/v1/credentials/split/key", br#"{"value":1}"#);
+    [stored, refused, get("/v1/credentials/split/key")].concat()
+}
+
+#[track_caller]
+fn assert_short_pipeline_is_answered(connection: &mut Connection) {
+    assert_eq!(connection.response().status, 200);
+    assert_eq!(connection.response().status, 422);
+    assert_eq!(connection.response().value(), "é 🔑");
+    assert!(connection.is_silent());
+}
+
+#[test]
+fn a_pipeline_may_be_split_at_any_byte() {
+    let place = Place::new();
+    let service = place.start();
+    let pipeline = short_pipeline();
+    let mut connection = service.connect();
+    let mut other = service.connect();
+    for at in 1..pipeline.len() {
+        let (first, second) = pipeline.split_at(at);
+        connection.send(first);
+        // By the time that another request is answered, the first part has been read.
+        assert_eq!(other.exchange(&get("/health")).status, 200);
+        connection.send(second);
+        assert_short_pipeline_is_answered(&mut connection);
+    }
+}
+
+#[test]
+fn a_pipeline_may_arrive_byte_by_byte() {
+    let place = Place::new();
+    let service = place.start();
+    let mut connection = service.connect();
+    for byte in short_pipeline() {
+        connection.send(&[byte]);
+    }
+    assert_short_pipeline_is_answered(&mut connection);
+}
+
+/// More answers than the socket holds, to a client that reads none before it has sent all.
+#[test]
+fn a_pipeline_may_be_longer_than_every_buffer() {
+    let place = Place::new();
+    let service = place.start();
+    let value = "v".repeat(10_000);
+    assert_eq!(service.put(&path(0), &json!({ "value": value })).status, 200);
+    let mut connection = service.connect();
+    for _ in 0..20 {
+        connection.send(&get(&path(0)).repeat(10));
+        for _ in 0..10 {
+            assert_eq!(connection.response().value(), value);
+        }
+    }
+    let requests = get(&path(0)).repeat(500);
+    std::thread::scope(|scope| {
+        let mut sender = Connection::over(connection.another_handle());
+        scope.spawn(move || sender.send(&requests));
+        for _ in 0..500 {
+            assert_eq!(connection.response().value(), value);
+        }
+    });
+}
+
+#[test]
+fn http_1_1_is_kept_alive_until_either_side_says_close() {
+    let place = Place::new();
+    let service = place.start();
+    let mut connection = service.connect();
+    for _ in 0..100 {
+        let answer = connection.exchange(&get("/health"));
+        assert_eq!(answer.status, 200);
+        assert!(!answer.closes());
+    }
+    for option in ["close", "Close", "foo, close", "close, foo"] {
+        let mut connection = service.connect();
+        let header = format!("Connection: {option}\r\n");
+        let closing = request("GET", "/health", &header, b"");
+        // What is pipelined behind it is not answered.
+        connection.send(&[closing, get("/health")].concat());
+        let answers = connection.responses_to_end();
+        assert_eq!(answers.len(), 1, "{option}");
+        assert_eq!(answers[0].status, 200);
+        assert!(answers[0].closes(), "{option}");
+    }
+    // Errors of the application do not end a connection.
+    let not_found = get("/v1/credentials/none/none");
+    let refused = put_text("/v1/credentials/none/none", b"{}");
+    let unknown = get("/nothing");
+    let not_allowed = request("POST", "/health", "", b"{}");
+    let moved = get("/health/");
+    for (request, status) in
+        [(not_found, 404), (refused, 422), (unknown, 404), (not_allowed, 405), (moved, 307)]
+    {
+        assert_eq!(connection.exchange(&request).status, status);
+    }
+    assert_eq!(connection.exchange(&get("/health")).status, 200);
+}
+
+#[test]
+fn http_1_0_closes_unless_asked_to_keep_alive() {
+    let place = Place::new();
+    place.seed_database(1000);
+    let service = place.start();
+    for target in ["/health", "/v1/credentials"] {
+        let mut connection = service.connect();
+        connection.send(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes());
+        let answers = connection.responses_to_end();
+        assert_eq!(answers.len(), 1);
+        assert_eq!(answers[0].status, 200);
+        // HTTP/1.0 knows no chunks.
+        assert_eq!(answers[0].header("Transfer-Encoding"), None);
+        answers[0].json();
+    }
+    let mut connection = service.connect();
+    let keep = b"GET /health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n";
+    for _ in 0..3 {
+        let answer = connection.exchange(keep);
+        assert_eq!(answer.status, 200);
+        // Without this answer the client would not know that it may go on.
+        let said = answer.header("Connection").unwrap_or_default();
+        assert!(said.eq_ignore_ascii_case("keep-alive"), "{:?}", answer.headers);
+    }
+}
+
+#[test]
+fn a_client_that_has_ended_its_side_still_gets_its_answers() {
+    let place = Place::new();
+    place.seed_database(10_000);
+    let service = place.start();
+    let mut connection = service.connect();
+    let pipeline = [short_pipeline(), get("/v1/credentials")].concat();
+    connection.send(&pipeline);
+    connection.finish_sending();
+    assert_eq!(connection.response().status, 200);
+    assert_eq!(connection.response().status, 422);
+    assert_eq!(connection.response().value(), "é 🔑");
+    // Larger than what a socket holds: written while the client has already hung up.
+    assert_eq!(connection.response().json().as_array().expect("a list").len(), 10_001);
+    connection.assert_closed();
+}
+
+#[test]
+fn a_client_that_ends_in_the_middle_of_a_request_gets_no_answer_but_the_end() {
+    let place = Place::new();
+    let service = place.start();
+    let whole = put("/v1/credentials/cut/key", &json!({ "value": "v" }));
+    for length in [0, 1, 10, whole.len() / 2, whole.len() - 1] {
+        let mut connection = service.connect();
+        connection.send(&whole[..length]);
+        connection.finish_sending();
+        // A 400 would be as good.
+        for answer in connection.responses_to_end() {
+            assert_eq!(answer.status, 400);
+        }
+    }
+    assert_eq!(service.get("/v1/credentials/cut/key").status, 404, "half a store is none");
+}
+
+#[test]
+fn clients_that_never_read_hold_up_nobody() {
+    let place = Place::new();
+    place.seed_database(10_000);
+    let service = place.setup().argument("--workers").argument("2").start();
+    let mut never_read: Vec<Connection> = (0..32).map(|_| service.connect()).collect();
+    for (n, connection) in never_read.iter_mut().enumerate() {
+        // One listing is more than a socket holds; some want several.
+        connection.send(&get("/v1/credentials").repeat(1 + n % 4));
+    }
+    let start = Instant::now();
+    let mut active = service.connect();
+    for n in 0..50 {
+        assert_eq!(active.exchange(&put(&path(n), &json!({ "value": "v" }))).status, 200);
+        assert_eq!(active.exchange(&get(&path(n))).value(), "v");
+        assert_eq!(service.get("/health").status, 200);
+    }
+    assert!(start.elapsed() < DEADLINE / 3, "they were held up: {:?}", start.elapsed());
+
+    // What they asked for is still theirs.
+    for (n, connection) in never_read.iter_mut().enumerate() {
+        for _ in 0..=n % 4 {
+            let listing = connection.response().json();
+            assert!(listing.as_array().expect("a list").len() >= 10_000);
+        }
+    }
+}
+
+#[test]
+fn a_long_listing_arrives_whole_and_in_order() {
+    let place = Place::new();
+    place.seed_database(10_000);
+    let service = place.start();
+    let listing = service.get("/v1/credentials").json();
+    let keys: Vec<&str> = listing
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|summary| summary["key"].as_str().expect("a string"))
+        .collect();
+    let expected: Vec<String> = (0..10_000).map(|row| format!("key-{row:06}")).collect();
+    assert_eq!(keys, expected);
+    assert_eq!(listing[0]["created_at"], "2026-11-23T18:17:36.320458Z");
+    assert_eq!(listing[0]["updated_at"], "2026-11-23T18:17:36.000000Z");
+    assert_eq!(service.get("/health").json()["credential_count"], 10_000);
+}
+
+#[test]
+fn expect_100_continue_is_answered_before_the_body() {
+    let place = Place::new();
+    let service = place.start();
+    let path = "/v1/credentials/expect/key";
+    let body = br#"{"value":"after 100"}"#;
+    let head = |version: &str| {
+        format!(
+            "PUT {path} {version}\r\nHost: h\r\nContent-Type: application/json\r\n\
+             Expect: 100-Continue\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )
+        .into_bytes()
+    };
+
+    let mut connection = service.connect();
+    for _ in 0..2 {
+        assert_eq!(connection.exchange(&head("HTTP/1.1")).status, 100);
+        assert_eq!(connection.exchange(body).status, 200);
+        assert_eq!(connection.exchange(&get(path)).value(), "after 100");
+    }
+
+    // A client may not wait for it: a 100 is then allowed, and one final answer due.
+    let mut connection = service.connect();
+    connection.send(&[&head("HTTP/1.1"), &body[..], &get("/health")].concat());
+    let mut answer = connection.response();
+    if answer.status == 100 {
+        answer = connection.response();
+    }
+    assert_eq!(answer.json(), json!({ "status": "stored" }));
+    assert_eq!(connection.response().status, 200);
+    assert!(connection.is_silent());
+
+    // RFC 9110, 10.1.1: a client of HTTP/1.0 does not know the answer 100.
+    let mut connection = service.connect();
+    connection.send(&[&head("HTTP/1.0"), &body[..]].concat());
+    let statuses: Vec<u16> =
+        connection.responses_to_end().iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [200]);
+}
+
+/// curl asks to continue for a body over 1 MiB (older ones over 1 KiB), and waits a second
+/// when nobody answers.
+#[test]
+fn curl_stores_what_it_asked_to_send() {
+    let place = Place::new();
+    let service = place.start();
+    let file = place.root().join("body.json");
+    let value = "v".repeat(200_000);
+    let mut body = json!({ "value": value }).to_string();
+    body.push_str(&" ".repeat(1_200_000));
+    std::fs::write(&file, body).expect("writes");
+
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--verbose", "--max-time", "30", "--unix-socket"])
+        .arg(&service.socket)
+        .args(["-X", "PUT", "-H", "Content-Type: application/json", "-H", "Expect: 100-continue"])
+        // Longer than the test may take: a curl that gets no 100 sends nothing.
+        .args(["--expect100-timeout", "60", "--data-binary"])
+        .arg(format!("@{}", file.display()))
+        .arg("http://localhost/v1/credentials/expect/curl")
+        .stdin(Stdio::null())
+        .output()
+        .expect("curl is installed");
+    let trace = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{trace}");
+    assert!(trace.contains("< HTTP/1.1 100 Continue"), "{trace}");
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(answer, json!({ "status": "stored" }));
+    assert_eq!(service.get("/v1/credentials/expect/curl").value(), value);
+}

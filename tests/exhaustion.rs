@@ -1,0 +1,159 @@
+//! More connections than there are threads or file descriptors for.
+
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, prlimit};
+
+use support::{
+    Connection, DEADLINE, Place, Service, get, raise_descriptor_limit, try_connect, wait_until,
+};
+
+/// A number that `/proc/PID/status` tells of the service.
+fn status(service: &Service, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", service.id())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
+    let number = line.trim_start_matches(':').split_whitespace().next().expect("a number");
+    number.parse().expect("a number")
+}
+
+fn open_descriptors(service: &Service) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", service.id())).expect("it runs").count()
+}
+
+/// The processor time that the service has used, in ticks of 10 ms (proc(5): `utime` and
+/// `stime`, fields 14 and 15 of `stat`).
+fn processor_ticks(service: &Service) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", service.id())).expect("it runs");
+    let (_, after_name) = stat.rsplit_once(')').expect("the name is in parentheses");
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    [fields[11], fields[12]].iter().map(|field| field.parse::<u64>().expect("a number")).sum()
+}
+
+/// Waits for a stretch in which the service uses next to no processor time: one that
+/// spins never has it.
+fn assert_does_not_spin(service: &Service) {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let before = processor_ticks(service);
+        thread::sleep(Duration::from_millis(500));
+        let used = processor_ticks(service) - before;
+        if used <= 2 {
+            return;
+        }
+        assert!(Instant::now() < end, "it spins: {used} ticks of 50");
+    }
+}
+
+/// Opens connections until the service takes no more of them, and the queue of its
+/// listener is full, or until `most` are open.
+fn fill(service: &Service, most: usize) -> Vec<Connection> {
+    let mut connections = Vec::new();
+    while connections.len() < most {
+        match try_connect(&service.socket) {
+            Ok(stream) => connections.push(Connection::over(stream)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => panic!("cannot connect: {error}"),
+        }
+    }
+    connections
+}
+
+fn survives(service: &mut Service, descriptors: usize) {
+    let mut inside = service.connect();
+    assert_eq!(inside.exchange(&get("/health")).status, 200);
+    for _ in 0..2 {
+        let outside = fill(service, 2 * descriptors);
+        assert!(outside.len() > descriptors, "{}", outside.len());
+        assert_does_not_spin(service);
+        assert_eq!(inside.exchange(&get("/health")).status, 200, "who is inside is served");
+        assert_eq!(
+            inside.exchange(&get("/v1/credentials")).status,
+            200,
+            "and what it needs was opened before"
+        );
+        drop(outside);
+        service.wait_until_ready();
+    }
+    assert!(service.exit_status().is_none(), "it never ended");
+}
+
+#[test]
+fn a_service_started_with_few_descriptors_recovers_when_they_are_freed() {
+    let place = Place::new();
+    // The hard limit too, since the service raises the soft one to it.
+    let mut service = place.setup().after("ulimit -n 64").start();
+    survives(&mut service, 64);
+}
+
+#[test]
+fn a_service_that_runs_out_of_descriptors_recovers_when_they_are_freed() {
+    let place = Place::new();
+    let mut service = place.start();
+    let few = Rlimit { current: Some(64), maximum: Some(64) };
+    prlimit(Some(service.pid()), Resource::Nofile, few).expect("a limit may be lowered");
+    survives(&mut service, 64);
+}
+
+#[test]
+fn a_thousand_idle_connections_cost_no_thread() {
+    raise_descriptor_limit();
+    let place = Place::new();
+    let service = place.start();
+    service.assert_healthy();
+    let threads = status(&service, "Threads");
+    assert!(threads < 64, "a fixed pool is small: {threads}");
+
+    let mut idle: Vec<Connection> = (0..1000).map(|_| service.connect()).collect();
+    for connection in idle.iter_mut().step_by(2) {
+        assert_eq!(connection.exchange(&get("/health")).status, 200);
+    }
+    let mut active = service.connect();
+    for _ in 0..100 {
+        assert_eq!(active.exchange(&get("/health")).status, 200);
+    }
+    assert_eq!(status(&service, "Threads"), threads);
+    assert_does_not_spin(&service);
+
+    for connection in &mut idle {
+        assert_eq!(connection.exchange(&get("/health")).status, 200);
+    }
+    assert_eq!(status(&service, "Threads"), threads);
+}
+
+#[test]
+fn what_clients_leave_behind_is_freed() {
+    let place = Place::new();
+    place.seed_database(10_000);
+    let service = place.start();
+    wait_until("only the service's own descriptors are open", || {
+        let before = open_descriptors(&service);
+        thread::sleep(Duration::from_millis(20));
+        before == open_descriptors(&service)
+    });
+    let before = open_descriptors(&service);
+
+    for round in 0..50 {
+        let mut head = service.connect();
+        head.send(b"PUT /v1/credentials/a/b HTTP/1.1\r\nContent-");
+        let mut body = service.connect();
+        body.send(b"PUT /v1/credentials/a/b HTTP/1.1\r\nContent-Length: 100\r\n\r\n{");
+        // Gone before the answer, and gone in the middle of it.
+        let mut listing = service.connect();
+        listing.send(&get("/v1/credentials"));
+        if round % 2 == 0 {
+            wait_until("the listing begins", || !listing.is_silent());
+        }
+        // Gone with requests and answers still in the pipe.
+        let mut pipelined = service.connect();
+        pipelined.send(&get("/v1/credentials/seeded").repeat(20));
+    }
+    wait_until("all of them are closed", || open_descriptors(&service) <= before);
+    service.assert_healthy();
+}

@@ -1,0 +1,452 @@
+//! From start to end: the socket that appears and goes, signals, restarts, what survives
+//! them, and who may connect.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use support::{Connection, DEADLINE, Place, Service, get, put, skip, try_connect, wait_until};
+
+const KEY: &str = "/v1/credentials/lifecycle/key";
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).expect("it exists").permissions().mode() & 0o7777
+}
+
+/// What the listing says of [`KEY`].
+fn summary(service: &Service) -> Value {
+    service.get("/v1/credentials/lifecycle").json()[0].take()
+}
+
+/// Waits until the listener is gone, by which a service shows that it is ending.
+fn wait_until_refusing(service: &Service) {
+    wait_until("it stops accepting", || UnixStream::connect(&service.socket).is_err());
+}
+
+/// A client in the middle of an answer that is larger than what its socket holds.
+fn in_the_middle_of_a_listing(service: &Service) -> Connection {
+    let mut connection = service.connect();
+    connection.send(&get("/v1/credentials"));
+    wait_until("the answer begins", || !connection.is_silent());
+    connection
+}
+
+#[test]
+fn both_signals_end_it_with_0_and_without_its_socket() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let place = Place::new();
+        let mut service = place.start();
+        assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
+        let mut idle = service.connect();
+        let mut kept_alive = service.connect();
+        assert_eq!(kept_alive.exchange(&get("/health")).status, 200);
+
+        let start = Instant::now();
+        service.signal(signal);
+        assert_eq!(service.wait().code(), Some(0), "{}", service.log());
+        assert!(start.elapsed() < Duration::from_secs(8), "idle connections are not waited for");
+        assert!(!service.socket.exists());
+        idle.assert_closed();
+        kept_alive.assert_closed();
+    }
+}
+
+#[test]
+fn an_answer_under_way_is_finished() {
+    let place = Place::new();
+    place.seed_database(10_000);
+    let mut service = place.start();
+    let mut reader = in_the_middle_of_a_listing(&service);
+    service.signal(Signal::TERM);
+    wait_until_refusing(&service);
+    assert!(service.exit_status().is_none(), "it waits for the reader");
+    assert_eq!(reader.response().json().as_array().expect("a list").len(), 10_000);
+    reader.assert_closed();
+    assert_eq!(service.wait().code(), Some(0));
+}
+
+#[test]
+fn a_request_under_way_is_finished() {
+    let place = Place::new();
+    let mut service = place.start();
+    let request = put(KEY, &json!({ "value": "sent in two halves" }));
+    let (first, second) = request.split_at(request.len() - 5);
+    let mut connection = service.connect();
+    connection.send(first);
+    // Answered after the first half was read.
+    service.assert_healthy();
+    service.signal(Signal::TERM);
+    wait_until_refusing(&service);
+    assert_eq!(connection.exchange(second).status, 200);
+    connection.assert_closed();
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(place.column("masked_preview", "lifecycle", "key").is_some());
+}
+
+#[test]
+fn a_client_that_never_reads_delays_the_end_by_10_seconds_at_most() {
+    let place = Place::new();
+    place.seed_database(10_000);
+    let mut service = place.start();
+    let _never_reads = in_the_middle_of_a_listing(&service);
+    let start = Instant::now();
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    assert!(!service.socket.exists());
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for (first, second) in [(Signal::TERM, Signal::TERM), (Signal::INT, Signal::TERM)] {
+        let place = Place::new();
+        place.seed_database(10_000);
+        let mut service = place.start();
+        let _never_reads = in_the_middle_of_a_listing(&service);
+        service.signal(first);
+        wait_until_refusing(&service);
+        let start = Instant::now();
+        service.signal(second);
+        service.wait();
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let place = Place::new();
+    let mut service = place.start();
+    service.kill();
+    assert!(service.socket.exists(), "kill -9 leaves it");
+    assert!(UnixStream::connect(&service.socket).is_err());
+    place.start().assert_healthy();
+}
+
+#[test]
+fn a_live_socket_is_refused() {
+    let place = Place::new();
+    let first = place.start();
+    let mut connection = first.connect();
+    assert_eq!(first.put(KEY, &json!({ "value": "first" })).status, 200);
+
+    // With data of its own it could serve, but for the socket.
+    let own_data = place
+        .bare_setup()
+        .argument("--backend=env")
+        .env("INTENTFRAME_VAULT_SOCKET", place.socket().to_str().expect("UTF-8"));
+    for setup in [place.setup(), own_data] {
+        let mut second = setup.spawn();
+        assert!(!second.wait().success());
+        assert!(second.log().contains("already running"), "{}", second.log());
+    }
+
+    assert_eq!(first.get(KEY).value(), "first", "over the same socket file");
+    assert_eq!(connection.exchange(&get(KEY)).value(), "first");
+}
+
+#[test]
+fn of_several_started_at_once_exactly_one_serves() {
+    for round in 0..6 {
+        let place = Place::new();
+        if round % 2 == 1 {
+            place.start().kill();
+        }
+        let mut services: Vec<Service> = (0..4).map(|_| place.setup().spawn()).collect();
+        wait_until("all but one have ended", || {
+            services.retain_mut(|service| match service.exit_status() {
+                None => true,
+                Some(status) => {
+                    assert!(!status.success());
+                    assert!(service.log().contains("already running"), "{}", service.log());
+                    false
+                }
+            });
+            services.len() == 1
+        });
+        services[0].wait_until_ready();
+        services[0].assert_healthy();
+    }
+}
+
+#[test]
+fn what_is_no_socket_is_not_deleted() {
+    let place = Place::new();
+    fs::create_dir(place.socket().parent().expect("has one")).expect("creates");
+    fs::write(place.socket(), "precious").expect("writes");
+    let mut service = place.setup().spawn();
+    assert!(!service.wait().success());
+    assert_eq!(fs::read_to_string(place.socket()).expect("still there"), "precious");
+    assert!(service.log().contains(place.socket().to_str().expect("UTF-8")), "{}", service.log());
+
+    fs::remove_file(place.socket()).expect("removes");
+    fs::create_dir(place.socket()).expect("creates");
+    let mut service = place.setup().spawn();
+    assert!(!service.wait().success());
+    assert!(place.socket().is_dir());
+}
+
+#[test]
+fn the_socket_is_0600_in_a_0700_directory_from_the_first_moment() {
+    for _ in 0..5 {
+        let place = Place::new();
+        let mut service = place.setup().after("umask 0").spawn();
+        let directory = place.socket().parent().expect("has one").to_owned();
+        let end = Instant::now() + DEADLINE;
+        // As often as possible: a moment is what this is about.
+        loop {
+            if let Ok(seen) = fs::metadata(&directory) {
+                assert_eq!(seen.permissions().mode() & 0o7777, 0o700, "the directory");
+            }
+            if let Ok(seen) = fs::symlink_metadata(place.socket()) {
+                assert!(seen.file_type().is_socket());
+                assert_eq!(seen.permissions().mode() & 0o7777, 0o600, "the socket");
+                if try_connect(&service.socket).is_ok() {
+                    break;
+                }
+            }
+            assert!(Instant::now() < end, "{}", service.log());
+        }
+        service.wait_until_ready();
+        assert_eq!(mode(&place.socket()), 0o600);
+        assert_eq!(mode(&place.data_dir()), 0o700);
+        assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
+        for entry in fs::read_dir(place.data_dir()).expect("lists") {
+            let entry = entry.expect("an entry");
+            assert_eq!(mode(&entry.path()), 0o600, "{}", entry.path().display());
+        }
+    }
+}
+
+/// Whoever may not use the service may not learn from its files either: they belong to
+/// the service's user alone, down to a directory that was there before.
+#[test]
+fn an_existing_directory_is_used_as_it_is() {
+    let place = Place::new();
+    let shared = place.root().join("shared");
+    fs::create_dir(&shared).expect("creates");
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).expect("sets");
+    let socket = shared.join("vault.sock");
+    let mut service = place
+        .bare_setup()
+        .argument("--backend=env")
+        .env("INTENTFRAME_VAULT_SOCKET", socket.to_str().expect("UTF-8"))
+        .listening_at(socket.clone())
+        .spawn();
+    // Refusing a directory that others may write to is as good as serving in it; changing
+    // one that belongs to the system, such as /tmp, is not.
+    wait_until("it serves or refuses", || {
+        service.exit_status().is_some() || try_connect(&socket).is_ok()
+    });
+    assert_eq!(mode(&shared), 0o1777);
+}
+
+#[test]
+fn settings_come_from_options_then_environment_then_home() {
+    let place = Place::new();
+    let home = place.root();
+    let socket = home.join(".intentframe/run/credential-vault.sock");
+    let service =
+        place.bare_setup().env("IF_VAULT_BACKEND", "env").listening_at(socket.clone()).start();
+    assert_eq!(service.get("/health").json()["backend"], "EnvVault");
+    assert!(home.join(".intentframe/data/credentials.db").exists());
+    assert_eq!(mode(&home.join(".intentframe/run")), 0o700);
+    drop(service);
+
+    let socket = home.join("from-environment/vault.sock");
+    let in_environment = place
+        .bare_setup()
+        .env("IF_VAULT_BACKEND", "env")
+        .env("INTENTFRAME_VAULT_SOCKET", "~/from-environment/vault.sock")
+        .env("INTENTFRAME_DATA_DIR", "~/from-environment/data");
+    drop(in_environment.clone().listening_at(socket).start());
+    assert!(home.join("from-environment/data/credentials.db").exists());
+
+    let socket = home.join("from-options/vault.sock");
+    let service = in_environment
+        .env("IF_VAULT_BACKEND", "no-such-backend")
+        .argument("--backend")
+        .argument("env")
+        .argument("--socket")
+        .argument("~/from-options/vault.sock")
+        .argument("--data-dir")
+        .argument("~/from-options/data")
+        .listening_at(socket)
+        .start();
+    assert!(home.join("from-options/data/credentials.db").exists());
+    drop(service);
+
+    let mut unknown = place.setup().argument("--backend").argument("no-such-backend").spawn();
+    let status = unknown.wait();
+    assert!(!status.success());
+    let log = unknown.log();
+    // An option that is given twice may be refused as such.
+    assert!(log.contains("--backend") || (log.contains("env") && log.contains("keyring")), "{log}");
+    let mut unknown = place.bare_setup().env("IF_VAULT_BACKEND", "no-such-backend").spawn();
+    assert!(!unknown.wait().success());
+    let log = unknown.log();
+    assert!(log.contains("env") && log.contains("keyring"), "it names those there are: {log}");
+}
+
+#[test]
+fn an_acknowledged_store_survives_a_kill() {
+    let place = Place::new();
+    let mut service = place.start();
+    let body = json!({
+        "value": "sk-proj-abc123XYZ", "delivery_mode": "runtime_env", "env_name": "NAME",
+        "allowed_consumers": ["uwe"],
+    });
+    assert_eq!(service.put(KEY, &body).status, 200);
+    service.kill();
+
+    let service = place.start();
+    let summary = summary(&service);
+    assert_eq!(summary["masked_preview"], "sk-pro....YZ");
+    assert_eq!(
+        service.get("/v1/runtime-env").json(),
+        json!([{
+            "namespace": "lifecycle", "key": "key",
+            "env_name": "NAME", "allowed_consumers": ["uwe"],
+        }])
+    );
+}
+
+#[test]
+fn last_used_at_survives_a_restart() {
+    let place = Place::new();
+    let mut service = place.start();
+    assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
+    assert_eq!(summary(&service)["last_used_at"], Value::Null);
+    assert_eq!(service.get(KEY).status, 200);
+    let used = summary(&service)["last_used_at"].clone();
+    assert!(used.is_string(), "seen by the next listing: {used}");
+    service.signal(Signal::TERM);
+    assert_eq!(service.wait().code(), Some(0));
+    assert!(place.column("last_used_at", "lifecycle", "key").is_some());
+
+    let service = place.start();
+    assert_eq!(summary(&service)["last_used_at"], used);
+}
+
+#[test]
+fn last_used_at_is_on_disk_within_a_second() {
+    let place = Place::new();
+    let service = place.start();
+    assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
+    assert_eq!(service.get(KEY).status, 200);
+    let start = Instant::now();
+    wait_until("it is in the file", || place.column("last_used_at", "lifecycle", "key").is_some());
+    // And a bit, for a machine with other things to do.
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused_and_left_alone() {
+    let place = Place::new();
+    fs::create_dir(place.data_dir()).expect("creates");
+    let foreign = b"this is somebody's file, and not a database at all".repeat(100);
+    fs::write(place.database(), &foreign).expect("writes");
+    let mut service = place.setup().spawn();
+    assert!(!service.wait().success());
+    assert!(service.log().contains("credentials.db"), "{}", service.log());
+    assert!(!service.socket.exists());
+    assert_eq!(fs::read(place.database()).expect("reads"), foreign);
+}
+
+const SOMEBODY: u32 = 65534;
+const SOMEBODY_ELSE: u32 = 65533;
+
+/// The status that curl gets when it runs as another user.
+fn status_for(uid: u32, service: &Service, method: &str, path: &str) -> String {
+    use std::os::unix::process::CommandExt;
+    let mut curl = Command::new("curl");
+    curl.uid(uid).gid(uid);
+    if method == "HEAD" {
+        curl.arg("--head");
+    } else {
+        curl.args(["-X", method]);
+    }
+    if method == "PUT" {
+        curl.args(["-H", "Content-Type: application/json", "-d", r#"{"value":"v"}"#]);
+    }
+    let output = curl
+        .args(["--silent", "--show-error", "--max-time", "20", "--output", "/dev/null"])
+        .args(["--write-out", "%{http_code}", "--unix-socket"])
+        .arg(&service.socket)
+        .arg(format!("http://localhost{path}"))
+        .current_dir("/")
+        .output()
+        .expect("curl is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("a number")
+}
+
+/// Opens the way to the socket, as an operator might who means well.
+fn open_to_everyone(place: &Place) {
+    for (path, mode) in [
+        (place.root().to_owned(), 0o755),
+        (place.socket().parent().expect("has one").to_owned(), 0o755),
+        (place.socket(), 0o666),
+    ] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
+    }
+}
+
+const EVERYTHING_ELSE: [(&str, &str); 8] = [
+    ("GET", "/v1/credentials"),
+    ("GET", "/v1/credentials/lifecycle"),
+    ("GET", KEY),
+    ("HEAD", KEY),
+    ("PUT", KEY),
+    ("DELETE", KEY),
+    ("GET", "/v1/runtime-env"),
+    ("GET", "/no/such/route"),
+];
+
+#[test]
+fn other_users_get_nothing_but_health() {
+    if !rustix::process::getuid().is_root() {
+        skip("connecting as another user needs root");
+        return;
+    }
+    let place = Place::new();
+    let service = place.start();
+    assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
+    open_to_everyone(&place);
+    for (method, path) in EVERYTHING_ELSE {
+        assert_eq!(status_for(SOMEBODY, &service, method, path), "403", "{method} {path}");
+    }
+    assert_eq!(status_for(SOMEBODY, &service, "GET", "/health"), "200");
+    assert_eq!(service.get(KEY).value(), "v", "as it was");
+    assert_eq!(service.get("/health").json()["credential_count"], 1);
+}
+
+#[test]
+fn root_is_served_by_another_users_service() {
+    if !rustix::process::getuid().is_root() {
+        skip("starting the service as another user needs root");
+        return;
+    }
+    let place = Place::new();
+    fs::set_permissions(place.root(), fs::Permissions::from_mode(0o777)).expect("sets the mode");
+    // Where the other user can reach it.
+    let mut setup = place.setup().identity(SOMEBODY);
+    let program = place.root().join("credential-vault");
+    fs::copy(&setup.program, &program).expect("copies");
+    setup.program = program;
+
+    let service = setup.start();
+    assert_eq!(fs::metadata(place.socket()).expect("it exists").uid(), SOMEBODY);
+    assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
+    assert_eq!(status_for(SOMEBODY, &service, "GET", KEY), "200");
+    open_to_everyone(&place);
+    assert_eq!(status_for(SOMEBODY_ELSE, &service, "GET", KEY), "403");
+    assert_eq!(status_for(SOMEBODY_ELSE, &service, "GET", "/health"), "200");
+}

@@ -1,0 +1,348 @@
+//! Each limit of the service at its edge: what is just inside passes, what is just
+//! outside gets the status of that limit, and the service goes on.
+
+mod support;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use support::{
+    Connection, DEADLINE, Place, Response, Service, content_length, eventually, get, put, put_text,
+    raise_descriptor_limit, request, wait_until,
+};
+
+const KIB: usize = 1024;
+const HEAD_LIMIT: usize = 16 * KIB;
+const BODY_LIMIT: usize = 2 * KIB * KIB;
+const VALUE_LIMIT: usize = 256 * KIB;
+const CONNECTION_LIMIT: usize = 1024;
+const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A GET of /health whose head is `length` bytes long, filled up with `headers` headers.
+fn head_of(length: usize, headers: usize) -> Vec<u8> {
+    let bare = get("/health").len();
+    let overhead = "X-Filler: \r\n".len();
+    let filler = length - bare - headers * overhead;
+    let lines: String = (0..headers)
+        .map(|n| {
+            let share = filler / headers + usize::from(n < filler % headers);
+            format!("X-Filler: {}\r\n", "f".repeat(share))
+        })
+        .collect();
+    let head = request("GET", "/health", &lines, b"");
+    assert_eq!(head.len(), length);
+    head
+}
+
+#[test]
+fn a_head_over_16_kib_is_431() {
+    let place = Place::new();
+    let service = place.start();
+    for headers in [1, 60] {
+        // Whether the last CRLF counts is the service's affair: the edge has its width.
+        let mut connection = service.connect();
+        assert_eq!(connection.exchange(&head_of(HEAD_LIMIT, headers)).status, 200, "{headers}");
+        assert_eq!(connection.exchange(&get("/health")).status, 200, "it is kept alive");
+
+        assert_refused(service.connect(), &head_of(HEAD_LIMIT + 5, headers), 431);
+    }
+    let long_target = get(&format!("/health?{}", "q".repeat(HEAD_LIMIT)));
+    assert_refused(service.connect(), &long_target, 431);
+
+    // Heads that never end: the answer does not wait for more, nor does memory grow.
+    for endless in ["GET /health HTTP/1.1\r\nX-Filler: ", "GET /", "GET /health HTTP/1.1\r\n"] {
+        let filler = if endless.ends_with('\n') { "a: b\r\n" } else { "ffffff" };
+        let endless = [endless, &filler.repeat(HEAD_LIMIT / 6 + 1)].concat();
+        assert_refused(service.connect(), endless.as_bytes(), 431);
+    }
+    service.assert_healthy();
+}
+
+#[test]
+fn a_body_over_2_mib_is_413_without_being_read() {
+    let place = Place::new();
+    let service = place.start();
+    let path = "/v1/credentials/limits/body";
+
+    let mut body = br#"{"value":"v"}"#.to_vec();
+    body.resize(BODY_LIMIT, b' ');
+    let mut connection = service.connect();
+    let answer = connection.exchange(&put_text(path, &body));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(connection.exchange(&get(path)).value(), "v");
+
+    // Only the head is sent: an answer can only come of what it announces.
+    for announced in [BODY_LIMIT + 1, 10 * BODY_LIMIT, usize::MAX] {
+        let json = "Content-Type: application/json\r\n".to_owned() + &content_length(announced);
+        assert_refused(service.connect(), &request("PUT", path, &json, b""), 413);
+        assert_refused(service.connect(), &request("GET", "/health", &json, b""), 413);
+
+        // The client is not told to go on and send it.
+        let expecting = json + "Expect: 100-continue\r\n";
+        assert_refused(service.connect(), &request("PUT", path, &expecting, b""), 413);
+    }
+
+    let beyond_numbers = "Content-Length: 99999999999999999999999999\r\n";
+    let mut connection = service.connect();
+    let answer = connection.exchange(&request("PUT", path, beyond_numbers, b""));
+    assert!(matches!(answer.status, 400 | 413), "{}", answer.status);
+    connection.assert_closed();
+
+    assert_eq!(service.get(path).value(), "v", "as it was");
+}
+
+/// A client that does not listen until it has sent everything gets its 413 nonetheless,
+/// as far as a closed connection lets it send.
+#[test]
+fn a_body_that_is_sent_against_a_413_does_no_harm() {
+    let place = Place::new();
+    let service = place.start();
+    let mut body = br#"{"value":"v"}"#.to_vec();
+    body.resize(BODY_LIMIT + 1, b' ');
+    let mut connection = service.connect();
+    // Fails part of the way when the service has closed by then.
+    let _ = connection.try_send(&put_text("/v1/credentials/limits/sent", &body));
+    let answers = connection.responses_to_end();
+    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [413]);
+    assert_eq!(service.get("/v1/credentials/limits/sent").status, 404);
+}
+
+#[test]
+fn a_value_over_256_kib_is_422() {
+    let place = Place::new();
+    let service = place.start();
+    let path = "/v1/credentials/limits/value";
+    let escaped = |length: usize| format!(r#"{{"value":"{}"}}"#, r"\u0041".repeat(length));
+
+    let full = "v".repeat(VALUE_LIMIT);
+    assert_eq!(service.put(path, &json!({ "value": full })).status, 200);
+    assert_eq!(service.get(path).value(), full);
+
+    // The size is that of the value in UTF-8, not of its spelling in JSON.
+    let full = "é".repeat(VALUE_LIMIT / 2);
+    assert_eq!(service.put(path, &json!({ "value": full })).status, 200);
+    assert_eq!(service.get(path).value(), full);
+    let answer = service.connect().exchange(&put_text(path, escaped(VALUE_LIMIT).as_bytes()));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let full = "A".repeat(VALUE_LIMIT);
+    assert_eq!(service.get(path).value(), full);
+
+    let over = [
+        json!({ "value": "v".repeat(VALUE_LIMIT + 1) }).to_string(),
+        json!({ "value": "é".repeat(VALUE_LIMIT / 2) + "v" }).to_string(),
+        escaped(VALUE_LIMIT + 1),
+    ];
+    for body in over {
+        let mut connection = service.connect();
+        let answer = connection.exchange(&put_text(path, body.as_bytes()));
+        assert_eq!(answer.status, 422);
+        assert_eq!(answer.json()["detail"][0]["loc"], json!(["body", "value"]));
+        assert!(answer.body.len() < KIB, "the value is not echoed");
+        assert_eq!(connection.exchange(&get(path)).value(), full, "as it was, on this connection");
+    }
+}
+
+#[test]
+fn connections_over_1024_are_503_and_closed() {
+    raise_descriptor_limit();
+    let place = Place::new();
+    // The usual soft limit has no room for 1,024 connections: the service raises it.
+    let service = place.setup().after("ulimit -S -n 1024").start();
+    let health = get("/health");
+
+    let mut served = open_until_full(&service);
+    assert_eq!(served.len(), CONNECTION_LIMIT);
+
+    for extra in CONNECTION_LIMIT..2000 {
+        let mut connection = service.connect();
+        // One that says nothing is refused as well. A request may find the door closed.
+        if extra % 2 == 0 {
+            let _ = connection.try_send(&health);
+        }
+        let answers = connection.responses_to_end();
+        assert_eq!(answers.len(), 1, "connection {extra}");
+        assert_eq!(answers[0].status, 503);
+        assert!(answers[0].closes());
+        assert!(answers[0].json()["detail"].is_string());
+    }
+    for connection in &mut served {
+        assert_eq!(connection.exchange(&health).status, 200, "those inside go on");
+    }
+
+    served.truncate(CONNECTION_LIMIT - 100);
+    wait_until("there is room for 100 new connections", || {
+        served.extend(try_open(&service));
+        served.len() == CONNECTION_LIMIT
+    });
+    wait_until("it is full again", || try_open(&service).is_none());
+    for connection in &mut served {
+        assert_eq!(connection.exchange(&health).status, 200);
+    }
+}
+
+/// Connections that were all served, up to the first that was refused.
+fn open_until_full(service: &Service) -> Vec<Connection> {
+    let mut served = Vec::new();
+    // The connection that found out that the service is up may take a moment to go.
+    wait_until("all places are taken", || {
+        while served.len() < 2 * CONNECTION_LIMIT {
+            match try_open(service) {
+                Some(connection) => served.push(connection),
+                None => return served.len() >= CONNECTION_LIMIT,
+            }
+        }
+        true
+    });
+    served
+}
+
+/// A connection that was served, or nothing if it was refused with 503.
+fn try_open(service: &Service) -> Option<Connection> {
+    let mut connection = service.connect();
+    let _ = connection.try_send(&get("/health"));
+    match connection.response().status {
+        200 => Some(connection),
+        503 => None,
+        other => panic!("neither served nor refused: {other}"),
+    }
+}
+
+/// All the ways to be slow at once, since each takes the whole deadline.
+#[test]
+fn a_request_that_is_not_complete_after_10_seconds_is_408() {
+    let place = Place::new();
+    let service = place.start();
+    let path = "/v1/credentials/limits/slow";
+    let body = json!({ "value": "v", "unknown": "u".repeat(100) }).to_string();
+    let whole = put_text(path, body.as_bytes());
+    let head_length = whole.len() - body.len();
+    let expecting = "Expect: 100-continue\r\nContent-Type: application/json\r\n".to_owned()
+        + &content_length(13);
+
+    // What is sent at once, and what then drips until the answer comes.
+    let cases: [(&str, Vec<u8>, Vec<u8>); 6] = [
+        ("a head, byte by byte", Vec::new(), head_of(HEAD_LIMIT, 1)),
+        ("a head that stops", b"GET /hea".to_vec(), Vec::new()),
+        ("one byte", b"G".to_vec(), Vec::new()),
+        ("a body, byte by byte", whole[..head_length].to_vec(), whole[head_length..].to_vec()),
+        ("a body that stops", whole[..whole.len() - 1].to_vec(), Vec::new()),
+        ("a body that was asked for", request("PUT", path, &expecting, b""), Vec::new()),
+    ];
+    thread::scope(|scope| {
+        for (name, at_once, drip) in &cases {
+            let service = &service;
+            scope.spawn(move || {
+                // The clock starts with a request, not with its connection.
+                let mut connection = service.connect();
+                assert_eq!(connection.exchange(&get("/health")).status, 200);
+
+                let start = Instant::now();
+                let answer = slowly(&mut connection, at_once, drip);
+                let after = start.elapsed();
+                assert_eq!(answer.status, 408, "{name}");
+                assert!(answer.closes(), "{name}");
+                connection.assert_closed();
+                let on_time = REQUEST_DEADLINE - Duration::from_millis(100)
+                    ..REQUEST_DEADLINE + Duration::from_secs(5);
+                assert!(on_time.contains(&after), "{name}: after {after:?}");
+            });
+        }
+
+        // One that is idle for as long is not closed.
+        let mut idle = service.connect();
+        let mut used_before = service.connect();
+        assert_eq!(used_before.exchange(&get("/health")).status, 200);
+        // And one that is slow but in time is served.
+        let mut in_time = service.connect();
+        let start = Instant::now();
+        in_time.send(&whole[..head_length]);
+        let mut rest = whole[head_length..].iter();
+        eventually("the deadline has passed for the others", || {
+            if start.elapsed() < REQUEST_DEADLINE / 2 {
+                return None;
+            }
+            if let Some(byte) = rest.next() {
+                in_time.send(&[*byte]);
+                if rest.len() == 0 {
+                    assert_eq!(in_time.response().status, 200);
+                }
+            }
+            (start.elapsed() > REQUEST_DEADLINE + Duration::from_secs(1)).then_some(())
+        });
+        for connection in [&mut idle, &mut used_before, &mut in_time] {
+            assert!(connection.is_silent());
+            assert_eq!(connection.exchange(&get("/health")).status, 200);
+        }
+    });
+    assert_eq!(service.get(path).value(), "v");
+}
+
+/// Sends some bytes at once and others one by one, until an answer comes.
+fn slowly(connection: &mut Connection, at_once: &[u8], drip: &[u8]) -> Response {
+    connection.send(at_once);
+    let mut drip = drip.iter();
+    let end = Instant::now() + DEADLINE;
+    while connection.is_silent() && Instant::now() < end {
+        if let Some(byte) = drip.next() {
+            // Fails when the service has closed in this moment.
+            let _ = connection.try_send(&[*byte]);
+        }
+        thread::sleep(Duration::from_millis(220));
+    }
+    loop {
+        let answer = connection.response();
+        if answer.status != 100 {
+            return answer;
+        }
+    }
+}
+
+/// A fast client that never pauses is one whose requests each have their own clock.
+#[test]
+fn the_clock_starts_anew_with_each_request() {
+    let place = Place::new();
+    let service = place.start();
+    let mut connection = service.connect();
+    let start = Instant::now();
+    let half = get("/health");
+    let (first, second) = half.split_at(9);
+    // The stream is never between requests: each write ends one and begins the next.
+    connection.send(first);
+    let mut answers = 0_u32;
+    while start.elapsed() < REQUEST_DEADLINE + Duration::from_secs(1) {
+        connection.send(second);
+        connection.send(first);
+        let answer = connection.response();
+        assert_eq!(answer.status, 200, "answer {answers}");
+        answers += 1;
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(connection.exchange(second).status, 200);
+}
+
+/// The request is refused with `status`, and the connection ends with that answer.
+#[track_caller]
+fn assert_refused(mut connection: Connection, request: &[u8], status: u16) {
+    // Fails part of the way when the service refuses before it has read all.
+    let _ = connection.try_send(request);
+    let answer = connection.response();
+    assert_eq!(answer.status, status, "{}", answer.text());
+    assert!(answer.closes(), "{:?}", answer.headers);
+    let detail: Value = answer.json()["detail"].take();
+    assert!(detail.is_string(), "{detail}");
+    connection.assert_closed();
+}
+
+#[test]
+fn a_refused_request_leaves_other_connections_alone() {
+    let place = Place::new();
+    let service = place.start();
+    let mut other = service.connect();
+    other.send(b"PUT /v1/credentials/limits/other HTTP/1.1\r\n");
+    assert_refused(service.connect(), &head_of(HEAD_LIMIT + 5, 1), 431);
+    let rest = put("/", &json!({ "value": "v" }));
+    let rest = &rest["PUT / HTTP/1.1\r\n".len()..];
+    assert_eq!(other.exchange(rest).status, 200);
+}

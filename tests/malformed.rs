@@ -1,0 +1,284 @@
+//! Requests that are not what HTTP/1.1 asks for: answered once, with 400, and closed, so
+//! that nothing behind them is ever taken for a request.
+
+mod support;
+
+use serde_json::json;
+
+use support::{Connection, Place, Service, get, put, put_text, request};
+
+const PUT: &str = "PUT /v1/credentials/malformed/key HTTP/1.1\r\nHost: h\r\n";
+const BODY: &str = r#"{"value":"v"}"#;
+
+/// Requests that end in a body; whoever reads the length wrong takes the body, or what
+/// follows it, for something else.
+fn framings() -> Vec<(&'static str, Vec<u8>)> {
+    let with = |headers: &str| {
+        format!("{PUT}Content-Type: application/json\r\n{headers}\r\n{BODY}").into_bytes()
+    };
+    let chunked = format!("{:x}\r\n{BODY}\r\n0\r\n\r\n", BODY.len());
+    let chunks = |headers: &str| format!("{PUT}{headers}\r\n{chunked}").into_bytes();
+    vec![
+        ("chunked", chunks("Transfer-Encoding: chunked\r\n")),
+        ("chunked, spelled differently", chunks("transfer-ENCODING:CHUNKED\r\n")),
+        ("identity", with("Transfer-Encoding: identity\r\nContent-Length: 13\r\n")),
+        ("an unknown coding", chunks("Transfer-Encoding: xchunked\r\n")),
+        ("an empty coding", with("Transfer-Encoding:\r\nContent-Length: 13\r\n")),
+        ("two codings", chunks("Transfer-Encoding: gzip, chunked\r\n")),
+        ("both framings", chunks("Content-Length: 13\r\nTransfer-Encoding: chunked\r\n")),
+        ("both framings, turned", chunks("Transfer-Encoding: chunked\r\nContent-Length: 13\r\n")),
+        ("two equal lengths", with("Content-Length: 13\r\nContent-Length: 13\r\n")),
+        ("two lengths", with("Content-Length: 13\r\nContent-Length: 2\r\n")),
+        ("two lengths, turned", with("Content-Length: 0\r\ncontent-length: 13\r\n")),
+        ("two lengths in one", with("Content-Length: 13, 13\r\n")),
+        ("a length with a sign", with("Content-Length: +13\r\n")),
+        ("a negative length", with("Content-Length: -1\r\n")),
+        ("a hexadecimal length", with("Content-Length: 0xd\r\n")),
+        ("a length with a fraction", with("Content-Length: 13.0\r\n")),
+        ("a length with a space inside", with("Content-Length: 1 3\r\n")),
+        ("a length with an underscore", with("Content-Length: 1_3\r\n")),
+        ("an empty length", with("Content-Length:\r\n")),
+        ("a blank length", with("Content-Length:   \r\n")),
+        ("a length in words", with("Content-Length: thirteen\r\n")),
+        ("a length in other digits", with("Content-Length: ١٣\r\n")),
+    ]
+}
+
+fn heads() -> Vec<(&'static str, Vec<u8>)> {
+    let cases: Vec<(&str, &[u8])> = vec![
+        ("bare LF throughout", b"GET /health HTTP/1.1\nHost: h\n\n"),
+        ("bare LF after the request line", b"GET /health HTTP/1.1\nHost: h\r\n\r\n"),
+        ("bare LF after a header", b"GET /health HTTP/1.1\r\nHost: h\nX: y\r\n\r\n"),
+        ("bare LF as the last line", b"GET /health HTTP/1.1\r\nHost: h\r\n\n"),
+        ("LF LF as the end", b"GET /health HTTP/1.1\r\nHost: h\n\n"),
+        ("bare LF in the target", b"GET /hea\nlth HTTP/1.1\r\nHost: h\r\n\r\n"),
+        ("bare CR in a value", b"GET /health HTTP/1.1\r\nHost: h\r\nX: a\rb\r\n\r\n"),
+        ("CR CR LF", b"GET /health HTTP/1.1\r\nHost: h\r\r\n\r\n"),
+        ("bare CR after the request line", b"GET /health HTTP/1.1\rHost: h\r\n\r\n"),
+        ("HTTP/0.9", b"GET /health\r\n"),
+        ("HTTP/0.9 with a head's end", b"GET /health\r\n\r\n"),
+        ("HTTP/0.9, said", b"GET /health HTTP/0.9\r\nHost: h\r\n\r\n"),
+        ("HTTP/1.2", b"GET /health HTTP/1.2\r\nHost: h\r\n\r\n"),
+        ("HTTP/2.0", b"GET /health HTTP/2.0\r\nHost: h\r\n\r\n"),
+        ("HTTP/2 by prior knowledge", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        ("HTTP/11.1", b"GET /health HTTP/11.1\r\nHost: h\r\n\r\n"),
+        ("HTTP/1.1 and more", b"GET /health HTTP/1.1 x\r\nHost: h\r\n\r\n"),
+        ("a version in small letters", b"GET /health http/1.1\r\nHost: h\r\n\r\n"),
+        ("no version", b"GET /health \r\nHost: h\r\n\r\n"),
+        ("no target", b"GET HTTP/1.1\r\nHost: h\r\n\r\n"),
+        ("no method", b" /health HTTP/1.1\r\nHost: h\r\n\r\n"),
+        ("a method that is none", b"G(T /health HTTP/1.1\r\nHost: h\r\n\r\n"),
+        ("a space in the target", b"GET /hea lth HTTP/1.1\r\nHost: h\r\n\r\n"),
+        ("a control character in the target", b"GET /hea\x01lth HTTP/1.1\r\nHost: h\r\n\r\n"),
+        ("NUL in a name", b"GET /health HTTP/1.1\r\nHo\0st: h\r\n\r\n"),
+        ("NUL in a value", b"GET /health HTTP/1.1\r\nHost: h\0\r\n\r\n"),
+        ("a space before the colon", b"GET /health HTTP/1.1\r\nHost : h\r\n\r\n"),
+        ("a length with a space before the colon", b"GET /health HTTP/1.1\r\nContent-Length : 5\r\n\r\nGET /"),
+        ("a folded header", b"GET /health HTTP/1.1\r\nHost: h\r\nX: a\r\n b\r\n\r\n"),
+        ("a folded header, with a tab", b"GET /health HTTP/1.1\r\nX: a\r\n\tb\r\nHost: h\r\n\r\n"),
+        ("a fold before the first header", b"GET /health HTTP/1.1\r\n Host: h\r\n\r\n"),
+        ("a header without a colon", b"GET /health HTTP/1.1\r\nHost\r\n\r\n"),
+        ("a header without a name", b"GET /health HTTP/1.1\r\n: h\r\n\r\n"),
+        ("a name that is none", b"GET /health HTTP/1.1\r\nHo(st: h\r\n\r\n"),
+        ("bytes that mean nothing", b"\x00\xff\xfe\x80\x01"),
+        ("text that means nothing", b"hello?\r\n\r\n"),
+        ("JSON", b"{\"value\":\"v\"}\r\n\r\n"),
+        (
+            "a TLS ClientHello",
+            b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03\x5f\x1c\x8f\x0a\x0d\x33\x21\x00\x20",
+        ),
+    ];
+    cases.into_iter().map(|(name, bytes)| (name, bytes.to_vec())).collect()
+}
+
+/// Exactly one answer, a 400, then the end. A further request is sent along: it would be
+/// answered if the connection went on.
+#[track_caller]
+fn assert_refused(service: &Service, name: &str, bytes: &[u8]) {
+    let mut connection = service.connect();
+    let smuggled = put("/v1/credentials/malformed/smuggled", &json!({ "value": "v" }));
+    // Fails part of the way when the service refuses before it has read all.
+    let _ = connection.try_send(&[bytes, &smuggled].concat());
+    assert_one_refusal(name, connection);
+
+    // The same, ending with these bytes: no more is needed to know.
+    let mut connection = service.connect();
+    connection.send(bytes);
+    assert_one_refusal(name, connection);
+}
+
+#[track_caller]
+fn assert_one_refusal(name: &str, mut connection: Connection) {
+    let answers = connection.responses_to_end();
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [400], "{name}");
+    assert!(answers[0].closes(), "{name}: {:?}", answers[0].headers);
+    assert!(answers[0].json()["detail"].is_string(), "{name}: {}", answers[0].text());
+}
+
+#[test]
+fn lengths_that_can_be_read_two_ways_are_400_and_closed() {
+    let place = Place::new();
+    let service = place.start();
+    for (name, bytes) in framings() {
+        assert_refused(&service, name, &bytes);
+    }
+    assert_eq!(service.get("/v1/credentials").json(), json!([]), "nothing was stored");
+}
+
+#[test]
+fn heads_that_are_not_http_1_1_are_400_and_closed() {
+    let place = Place::new();
+    let service = place.start();
+    for (name, bytes) in heads() {
+        assert_refused(&service, name, &bytes);
+    }
+    assert_eq!(service.get("/v1/credentials").json(), json!([]), "nothing was stored");
+}
+
+/// Also as the second request of a connection, and after a body.
+#[test]
+fn a_good_request_before_a_bad_one_is_answered() {
+    let place = Place::new();
+    let service = place.start();
+    let good = put("/v1/credentials/malformed/good", &json!({ "value": "v" }));
+    for (name, bytes) in framings().into_iter().chain(heads()) {
+        let mut connection = service.connect();
+        let _ = connection.try_send(&[&good[..], &bytes].concat());
+        let statuses: Vec<u16> =
+            connection.responses_to_end().iter().map(|answer| answer.status).collect();
+        assert_eq!(statuses, [200, 400], "{name}");
+    }
+}
+
+/// RFC 9112, 2.2: empty lines before a request line are skipped, since old clients send
+/// one after a body. Few of them, or it is an attack.
+#[test]
+fn an_empty_line_before_a_request_is_skipped() {
+    let place = Place::new();
+    let service = place.start();
+    let mut connection = service.connect();
+    let answer = connection.exchange(&[b"\r\n", &get("/health")[..]].concat());
+    assert_eq!(answer.status, 200);
+    assert_eq!(connection.exchange(&get("/health")).status, 200);
+}
+
+#[test]
+fn a_body_that_looks_like_a_request_is_a_body() {
+    let place = Place::new();
+    let service = place.start();
+    let smuggled = put("/v1/credentials/malformed/smuggled", &json!({ "value": "v" }));
+    let mut connection = service.connect();
+    for method in ["GET", "DELETE", "POST"] {
+        for path in ["/health", "/v1/credentials/malformed/none", "/no/such/route"] {
+            connection.send(&request(method, path, "", &smuggled));
+            connection.response();
+        }
+    }
+    connection.send(&request("HEAD", "/v1/credentials/malformed/none", "", &smuggled));
+    assert_eq!(connection.response_to_head().status, 404);
+    assert_eq!(connection.exchange(&get("/v1/credentials")).json(), json!([]));
+    assert!(connection.is_silent(), "as many answers as requests");
+}
+
+#[test]
+fn methods_that_no_route_knows_are_405_however_long() {
+    let place = Place::new();
+    let service = place.start();
+    for method in ["get", "TRACE", "PROPFIND", "X", &"M".repeat(300)] {
+        let answer = service.connect().exchange(&request(method, "/health", "", b""));
+        assert_eq!(answer.status, 405, "{method}");
+        assert_eq!(answer.header("Allow"), Some("GET"));
+    }
+    // A proxy's method, whose target is no path.
+    let answer = service.connect().exchange(b"CONNECT vault:80 HTTP/1.1\r\nHost: vault\r\n\r\n");
+    assert!(matches!(answer.status, 400 | 404 | 405), "{}", answer.status);
+}
+
+#[test]
+fn bodies_that_are_hostile_json_are_422() {
+    let place = Place::new();
+    let service = place.start();
+    let path = "/v1/credentials/malformed/json";
+    let bodies: Vec<Vec<u8>> = vec![
+        "[".repeat(1_000_000).into_bytes(),
+        "{\"value\":".repeat(100_000).into_bytes(),
+        b"{\"value\":\"canary\xff\"}".to_vec(),
+        b"{\"value\":\"\xed\xa0\x80canary\"}".to_vec(),
+        br#"{"value":"canary\ud800"}"#.to_vec(),
+        br#"{"value":"\udc00\ud800canary"}"#.to_vec(),
+        br#"{"value":"canary\x"}"#.to_vec(),
+        b"{\"value\":\"canary\nline\"}".to_vec(),
+        b"{\"value\":\"canary\0\"}".to_vec(),
+        br#"{"value":"canary"} {"value":"canary"}"#.to_vec(),
+        br#"{"value":"canary""#.to_vec(),
+        br"{'value':'canary'}".to_vec(),
+        br#"{"value":"canary",}"#.to_vec(),
+        br#""canary""#.to_vec(),
+        b"canary".to_vec(),
+        b"null".to_vec(),
+        b" ".to_vec(),
+    ];
+    let mut connection = service.connect();
+    for body in bodies {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
+        let answer = connection.exchange(&put_text(path, &body));
+        assert_eq!(answer.status, 422, "{shown}: {}", answer.text());
+        assert!(!answer.text().contains("canary"), "{}", answer.text());
+        let detail = answer.json()["detail"].take();
+        assert_eq!(detail[0]["loc"][0], "body", "{shown}: {detail}");
+    }
+    assert_eq!(connection.exchange(&get(path)).status, 404);
+
+    // What is ignored may be as deep as it likes, or be refused; it is no way to a crash.
+    let deep = ["[".repeat(100_000), "]".repeat(100_000)].concat();
+    let answer = connection.exchange(&put_text(
+        "/v1/credentials/malformed/deep",
+        format!(r#"{{"value":"canary","x":{deep}}}"#).as_bytes(),
+    ));
+    assert!(matches!(answer.status, 200 | 422), "{}", answer.status);
+    service.assert_healthy();
+    assert!(!service.log().contains("canary"), "nor does the log echo anything");
+}
+
+#[test]
+fn paths_that_are_hostile_harm_nothing() {
+    let place = Place::new();
+    let service = place.start();
+    let paths = [
+        "/v1/credentials/%ff/%fe",
+        "/v1/credentials/a/%",
+        "/v1/credentials/a/%4",
+        "/v1/credentials/a/%zz",
+        "/v1/credentials/../../etc/passwd",
+        "/v1/credentials/%2e%2e/key",
+        "/v1/credentials/a/%00",
+        "/v1/credentials//key",
+        "/v1/credentials/a//key",
+        "//evil.example/",
+        "/\\evil.example/",
+        "//evil.example/%2f..",
+        "/v1/credentials/a%0d%0aX-Injected:%20yes/",
+        "/v1/credentials/a%0d%0aX-Injected:%20yes/key",
+        "*",
+        "health",
+        "http://credential-vault/nothing",
+    ];
+    for path in paths {
+        for method in ["GET", "PUT", "DELETE", "OPTIONS"] {
+            let mut connection = service.connect();
+            let body = if method == "PUT" { br#"{"value":"v"}"# } else { &b""[..] };
+            let json = "Content-Type: application/json\r\n";
+            let answer = connection.exchange(&request(method, path, json, body));
+            assert!(answer.status < 500, "{method} {path}: {}", answer.status);
+            assert_eq!(answer.header("X-Injected"), None, "{method} {path}");
+            if let Some(location) = answer.header("Location") {
+                assert!(
+                    location.starts_with("/v1/") && !location.starts_with("//"),
+                    "{method} {path}: {location}"
+                );
+            }
+        }
+    }
+    service.assert_healthy();
+}

@@ -1,0 +1,615 @@
+//! What the integration tests share: the real service in a directory of its own, and raw
+//! HTTP over its socket, with a deadline on every wait.
+
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a test waits for what has to happen at once: long enough for a machine
+/// that is busy with other things, so that only a service that hangs exceeds it.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Polls until there is an answer; fails the test when `DEADLINE` passes first.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(answer) = attempt() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Polls until the condition holds; see [`eventually`].
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    eventually(what, || condition().then_some(()));
+}
+
+/// Says on the terminal that a test could not run here (a test's own output is hidden
+/// when it passes). Where `CI` is set, nothing may be skipped: the test fails.
+#[track_caller]
+pub fn skip(reason: &str) {
+    assert!(std::env::var_os("CI").is_none(), "under CI nothing is skipped: {reason}");
+    // A closed terminal is no reason to fail.
+    let _ = writeln!(io::stderr(), "skipped: {reason}");
+}
+
+/// Lets this process hold as many descriptors as it may at all.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        .expect("a soft limit may be raised to the hard one");
+}
+
+/// A directory for one service: its socket, its data, its log. Outlives the service, so
+/// that a second one can be started on what the first left.
+pub struct Place {
+    root: TempDir,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Self { root: TempDir::new().expect("a temporary directory") }
+    }
+
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.root().join("run/vault.sock")
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.root().join("data")
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.data_dir().join("credentials.db")
+    }
+
+    /// The service as most tests want it: the env backend, socket and data in here.
+    pub fn setup(&self) -> Setup {
+        let mut setup = self.bare_setup();
+        for (option, path) in [("--socket", self.socket()), ("--data-dir", self.data_dir())] {
+            setup.arguments.extend([option.to_owned(), path.to_str().expect("UTF-8").to_owned()]);
+        }
+        setup.argument("--backend").argument("env")
+    }
+
+    /// `serve` without an option, in an environment that holds no setting and whose home
+    /// is in here.
+    pub fn bare_setup(&self) -> Setup {
+        Setup {
+            program: PathBuf::from(env!("CARGO_BIN_EXE_credential-vault")),
+            arguments: vec!["serve".to_owned()],
+            environment: vec![
+                ("HOME".to_owned(), self.root().to_str().expect("UTF-8").to_owned()),
+                ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
+                ("RUST_LOG".to_owned(), "info".to_owned()),
+            ],
+            shell: None,
+            identity: None,
+            socket: self.socket(),
+            root: self.root().to_owned(),
+        }
+    }
+
+    /// Starts the usual service and waits until it answers.
+    pub fn start(&self) -> Service {
+        self.setup().start()
+    }
+
+    /// Writes a database as the Python service leaves it, with `rows` credentials in the
+    /// namespace `seeded`.
+    pub fn seed_database(&self, rows: u32) {
+        std::fs::create_dir_all(self.data_dir()).expect("creates the data directory");
+        let mut database = rusqlite::Connection::open(self.database()).expect("opens");
+        let transaction = database.transaction().expect("begins");
+        transaction
+            .execute_batch(
+                "CREATE TABLE credential_metadata (
+                    namespace TEXT NOT NULL, key TEXT NOT NULL,
+                    delivery_mode TEXT NOT NULL DEFAULT 'executor_only',
+                    allowed_consumers TEXT NOT NULL DEFAULT '[]',
+                    env_name TEXT, validator_id TEXT,
+                    masked_preview TEXT NOT NULL DEFAULT '',
+                    created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+                    last_validated_at TEXT, last_used_at TEXT,
+                    PRIMARY KEY (namespace, key))",
+            )
+            .expect("creates the table");
+        for row in 0..rows {
+            transaction
+                .execute(
+                    "INSERT INTO credential_metadata
+                        (namespace, key, masked_preview, created_at, updated_at)
+                     VALUES ('seeded', ?1, 'sk-pro....YZ',
+                        '2026-11-23T18:17:36.320458+00:00', '2026-11-23T18:17:36+00:00')",
+                    [format!("key-{row:06}")],
+                )
+                .expect("inserts");
+        }
+        transaction.commit().expect("commits");
+    }
+
+    /// A text column of one credential's row, read from the file.
+    pub fn column(&self, column: &str, namespace: &str, key: &str) -> Option<String> {
+        let database = rusqlite::Connection::open(self.database()).expect("opens");
+        database.busy_timeout(DEADLINE).expect("sets a timeout");
+        database
+            .query_row(
+                &format!(
+                    "SELECT {column} FROM credential_metadata WHERE namespace = ?1 AND key = ?2"
+                ),
+                [namespace, key],
+                |row| row.get(0),
+            )
+            .expect("the row is there")
+    }
+}
+
+/// How a service is to be started.
+#[derive(Clone)]
+pub struct Setup {
+    pub program: PathBuf,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    shell: Option<String>,
+    identity: Option<u32>,
+    socket: PathBuf,
+    root: PathBuf,
+}
+
+impl Setup {
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Shell commands to run in the process before it becomes the service, such as
+    /// `ulimit -n 64`.
+    pub fn after(mut self, commands: &str) -> Self {
+        self.shell = Some(commands.to_owned());
+        self
+    }
+
+    /// Runs the service as another user and group; for root only.
+    pub fn identity(mut self, id: u32) -> Self {
+        self.identity = Some(id);
+        self
+    }
+
+    /// Where the service will listen, when its options were not the usual ones.
+    pub fn listening_at(mut self, socket: PathBuf) -> Self {
+        self.socket = socket;
+        self
+    }
+
+    /// Starts it and returns at once. Its log goes to a file: see [`Service::log`].
+    pub fn spawn(self) -> Service {
+        let mut command = match &self.shell {
+            None => Command::new(&self.program),
+            Some(commands) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.arg("-c").arg(format!("{commands}\nexec \"$0\" \"$@\"")).arg(&self.program);
+                shell
+            }
+        };
+        if let Some(id) = self.identity {
+            use std::os::unix::process::CommandExt;
+            command.uid(id).gid(id);
+        }
+        let (file, log) = tempfile::Builder::new()
+            .prefix("log-")
+            .tempfile_in(&self.root)
+            .expect("a log file")
+            .keep()
+            .expect("stays until its directory goes");
+        let child = command
+            .args(&self.arguments)
+            .env_clear()
+            .envs(self.environment)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a second handle"))
+            .stderr(file)
+            .spawn()
+            .expect("the service starts");
+        Service { child, socket: self.socket, log }
+    }
+
+    /// Starts it and waits until it answers.
+    pub fn start(self) -> Service {
+        let mut service = self.spawn();
+        service.wait_until_ready();
+        service
+    }
+}
+
+/// A running service; killed when it is dropped.
+pub struct Service {
+    child: Child,
+    pub socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Service {
+    #[track_caller]
+    pub fn wait_until_ready(&mut self) {
+        let socket = self.socket.clone();
+        wait_until("the service answers", || {
+            assert!(self.exit_status().is_none(), "it ended instead of serving: {}", self.log());
+            answers(&socket)
+        });
+    }
+
+    pub fn connect(&self) -> Connection {
+        Connection::open(&self.socket)
+    }
+
+    /// One request on a connection of its own.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Response {
+        self.connect().exchange(&get(path))
+    }
+
+    /// Stores a value on a connection of its own.
+    #[track_caller]
+    pub fn put(&self, path: &str, body: &Value) -> Response {
+        self.connect().exchange(&put(path, body))
+    }
+
+    /// Whether it answers `/health` on a new connection, which it has to.
+    #[track_caller]
+    pub fn assert_healthy(&self) {
+        assert_eq!(self.get("/health").status, 200, "{}", self.log());
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(self.pid(), signal).expect("it is running");
+    }
+
+    /// The status it ended with, if it has.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+
+    /// Waits until it has ended.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("the service ends", || self.exit_status())
+    }
+
+    /// As a power cut would end it, but for what the kernel holds.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it is running");
+        self.child.wait().expect("a child can be waited for");
+    }
+
+    /// What it has written to standard output and standard error.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Fails when the test has ended it already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- log of the service\n{}---", self.log());
+        }
+    }
+}
+
+/// Whether something at the socket answers `/health`.
+fn answers(socket: &Path) -> bool {
+    let Ok(stream) = UnixStream::connect(socket) else { return false };
+    let mut connection = Connection::over(stream);
+    connection.try_send(&get("/health")).is_ok()
+        && matches!(connection.try_response(false), Ok(Some(answer)) if answer.status == 200)
+}
+
+/// The bytes of a request; `headers` are whole lines, each with its CRLF.
+pub fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let length = if body.is_empty() { String::new() } else { content_length(body.len()) };
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: credential-vault\r\n{headers}{length}");
+    [head.as_bytes(), b"\r\n", body].concat()
+}
+
+pub fn content_length(length: usize) -> String {
+    format!("Content-Length: {length}\r\n")
+}
+
+pub fn get(path: &str) -> Vec<u8> {
+    request("GET", path, "", b"")
+}
+
+pub fn delete(path: &str) -> Vec<u8> {
+    request("DELETE", path, "", b"")
+}
+
+pub fn put(path: &str, body: &Value) -> Vec<u8> {
+    put_text(path, body.to_string().as_bytes())
+}
+
+pub fn put_text(path: &str, body: &[u8]) -> Vec<u8> {
+    request("PUT", path, "Content-Type: application/json\r\n", body)
+}
+
+/// One end of a connection to the service.
+pub struct Connection {
+    stream: UnixStream,
+    received: Vec<u8>,
+}
+
+impl Connection {
+    /// Connects, waiting for room in the listener's queue if need be.
+    #[track_caller]
+    pub fn open(socket: &Path) -> Self {
+        eventually("a connection", || match try_connect(socket) {
+            Ok(stream) => Some(Self::over(stream)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("cannot connect: {error}"),
+        })
+    }
+
+    pub fn over(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(DEADLINE)).expect("not zero");
+        stream.set_write_timeout(Some(DEADLINE)).expect("not zero");
+        Self { stream, received: Vec::new() }
+    }
+
+    /// The same connection, for another thread to send on.
+    pub fn another_handle(&self) -> UnixStream {
+        self.stream.try_clone().expect("a descriptor is free")
+    }
+
+    #[track_caller]
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.try_send(bytes).expect("the service takes it");
+    }
+
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// Ends the sending side; answers can still arrive.
+    pub fn finish_sending(&mut self) {
+        self.stream.shutdown(Shutdown::Write).expect("it is connected");
+    }
+
+    /// Sends a request (of any method but HEAD) and reads its answer.
+    #[track_caller]
+    pub fn exchange(&mut self, request: &[u8]) -> Response {
+        self.send(request);
+        self.response()
+    }
+
+    /// The next answer, to a request of any method but HEAD.
+    #[track_caller]
+    pub fn response(&mut self) -> Response {
+        self.try_response(false).expect("readable").expect("an answer, not the end")
+    }
+
+    /// The next answer, to a HEAD: its length speaks of a body that does not come.
+    #[track_caller]
+    pub fn response_to_head(&mut self) -> Response {
+        self.try_response(true).expect("readable").expect("an answer, not the end")
+    }
+
+    /// The next answer, or `None` at the end of the stream.
+    pub fn try_response(&mut self, to_head: bool) -> io::Result<Option<Response>> {
+        let head_length = loop {
+            if let Some(at) = find(&self.received, b"\r\n\r\n") {
+                break at + 4;
+            }
+            if self.receive()? == 0 {
+                if self.received.is_empty() {
+                    return Ok(None);
+                }
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        };
+        let head: Vec<u8> = self.received.drain(..head_length).collect();
+        let mut answer = Response::of_head(&head);
+        if to_head || answer.status < 200 || answer.status == 204 {
+            return Ok(Some(answer));
+        }
+        let chunked = answer.header("Transfer-Encoding").is_some();
+        let length = answer.header("Content-Length").map(str::parse);
+        answer.body = match length {
+            Some(length) => {
+                assert!(!chunked, "two framings: {:?}", answer.headers);
+                self.take(length.expect("a number"))?
+            }
+            None if chunked => self.chunks()?,
+            None => {
+                while self.receive()? > 0 {}
+                std::mem::take(&mut self.received)
+            }
+        };
+        Ok(Some(answer))
+    }
+
+    /// Every answer up to the end of the stream, which the service has to bring about.
+    #[track_caller]
+    pub fn responses_to_end(&mut self) -> Vec<Response> {
+        std::iter::from_fn(|| self.try_response(false).expect("answers, then the end")).collect()
+    }
+
+    /// Waits until the service closes; nothing more may arrive before.
+    #[track_caller]
+    pub fn assert_closed(&mut self) {
+        let end = self.receive().expect("the service closes");
+        let rest = String::from_utf8_lossy(&self.received);
+        assert!(end == 0 && rest.is_empty(), "more came instead of the end: {rest}");
+    }
+
+    /// Whether nothing has arrived that was not read yet, without waiting.
+    pub fn is_silent(&mut self) -> bool {
+        self.stream.set_nonblocking(true).expect("a socket can be");
+        let result = self.receive();
+        self.stream.set_nonblocking(false).expect("a socket can be");
+        self.received.is_empty()
+            && matches!(result, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
+    fn take(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        while self.received.len() < length {
+            if self.receive()? == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(self.received.drain(..length).collect())
+    }
+
+    fn chunks(&mut self) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line_end = loop {
+                if let Some(at) = find(&self.received, b"\r\n") {
+                    break at;
+                }
+                if self.receive()? == 0 {
+                    return Err(ErrorKind::UnexpectedEof.into());
+                }
+            };
+            let line = self.take(line_end + 2)?;
+            let size = std::str::from_utf8(&line[..line_end]).expect("hexadecimal digits");
+            let size = usize::from_str_radix(size, 16).expect("hexadecimal digits");
+            let chunk = self.take(size + 2)?;
+            assert!(chunk.ends_with(b"\r\n"), "a chunk ends in CRLF");
+            if size == 0 {
+                return Ok(body);
+            }
+            body.extend_from_slice(&chunk[..size]);
+        }
+    }
+
+    /// Reads once; 0 at the end. A reset is an end as well: it is what a peer that closes
+    /// with unread input leaves behind.
+    fn receive(&mut self) -> io::Result<usize> {
+        let mut buffer = [0; 64 * 1024];
+        match self.stream.read(&mut buffer) {
+            Ok(count) => {
+                self.received.extend_from_slice(&buffer[..count]);
+                Ok(count)
+            }
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Connects without waiting: `WouldBlock` when the listener's queue is full, for which a
+/// plain connect would wait without an end.
+#[cfg(target_os = "linux")]
+pub fn try_connect(socket: &Path) -> io::Result<UnixStream> {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let client = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&client, &SocketAddrUnix::new(socket)?)?;
+    let stream = UnixStream::from(client);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn try_connect(socket: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(socket)
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+/// An answer of the service.
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    fn of_head(head: &[u8]) -> Self {
+        let head = std::str::from_utf8(head).expect("heads are ASCII");
+        let mut lines = head.trim_end_matches("\r\n").split("\r\n");
+        let status_line = lines.next().expect("split gives at least one");
+        let status = status_line
+            .strip_prefix("HTTP/1.1 ")
+            .or_else(|| status_line.strip_prefix("HTTP/1.0 "))
+            .and_then(|rest| rest.get(..3)?.parse().ok())
+            .unwrap_or_else(|| panic!("not a status line: {status_line:?}"));
+        let headers = lines
+            .map(|line| {
+                let (name, value) = line.split_once(':').expect("a header has a colon");
+                (name.to_owned(), value.trim().to_owned())
+            })
+            .collect();
+        Self { status, headers, body: Vec::new() }
+    }
+
+    /// The header's value; it may occur only once.
+    #[track_caller]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
+        let value = values.next().map(|(_, value)| value.as_str());
+        assert!(values.next().is_none(), "two {name}: {:?}", self.headers);
+        value
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.text()))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The value that a GET of a credential answers with.
+    #[track_caller]
+    pub fn value(&self) -> String {
+        assert_eq!(self.status, 200, "{}", self.text());
+        self.json()["value"].as_str().expect("a string").to_owned()
+    }
+
+    /// Whether the answer says that the connection ends with it.
+    pub fn closes(&self) -> bool {
+        self.header("Connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+    }
+}

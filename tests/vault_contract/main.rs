@@ -1,0 +1,14 @@
+//! The contract of `CredentialVault` on the backends that need nothing around them. The
+//! others run it in their own tests.
+
+mod contract;
+
+use contract::contract;
+use intentframe_credentials::{BackendOptions, Environment, create_vault};
+
+#[test]
+fn env() {
+    let options = BackendOptions::new(Environment::default());
+    let vault = create_vault("env", &options).expect("registered");
+    contract(&*vault, "contract-");
+}

@@ -1,4 +1,4 @@
-//! The IntentFrame credential vault.
+//! A local vault that keeps credentials for cooperating processes.
 
 #[cfg(unix)]
 pub mod client;

@@ -160,7 +160,10 @@ fn nobody_reads_a_value_older_than_an_acknowledged_one() {
             done.store(true, Ordering::SeqCst);
         });
     });
-    assert_eq!(summaries(&service)[0]["masked_preview"], mask_value(&service.get(&path(0)).value()));
+    assert_eq!(
+        summaries(&service)[0]["masked_preview"],
+        mask_value(&service.get(&path(0)).value())
+    );
 }
 
 #[test]

@@ -73,7 +73,10 @@ fn heads() -> Vec<(&'static str, Vec<u8>)> {
         ("NUL in a name", b"GET /health HTTP/1.1\r\nHo\0st: h\r\n\r\n"),
         ("NUL in a value", b"GET /health HTTP/1.1\r\nHost: h\0\r\n\r\n"),
         ("a space before the colon", b"GET /health HTTP/1.1\r\nHost : h\r\n\r\n"),
-        ("a length with a space before the colon", b"GET /health HTTP/1.1\r\nContent-Length : 5\r\n\r\nGET /"),
+        (
+            "a length with a space before the colon",
+            b"GET /health HTTP/1.1\r\nContent-Length : 5\r\n\r\nGET /",
+        ),
         ("a folded header", b"GET /health HTTP/1.1\r\nHost: h\r\nX: a\r\n b\r\n\r\n"),
         ("a folded header, with a tab", b"GET /health HTTP/1.1\r\nX: a\r\n\tb\r\nHost: h\r\n\r\n"),
         ("a fold before the first header", b"GET /health HTTP/1.1\r\n Host: h\r\n\r\n"),

@@ -1,6 +1,7 @@
 //! Answers: status, headers and body, before they are bytes.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::sync::LazyLock;
 
@@ -87,13 +88,17 @@ impl Answer {
             if byte.is_ascii_graphic() {
                 ascii.push(char::from(byte));
             } else {
-                ascii.push_str(&format!("%{byte:02X}"));
+                let _ = write!(ascii, "%{byte:02X}");
             }
         }
         Self::empty(307).with_header("Location", &ascii)
     }
 
-    /// The same answer with a further header, whose value is printable ASCII.
+    /// The same answer with a further header.
+    ///
+    /// # Panics
+    ///
+    /// When the value is not ASCII.
     #[must_use]
     pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
         let header = Header::from_bytes(name, value).expect("callers pass printable ASCII");

@@ -14,7 +14,7 @@ use super::Answer;
 /// The longest value that is accepted, in bytes of UTF-8.
 pub const MAX_VALUE_BYTES: usize = 256 * 1024;
 
-/// One thing that is wrong with a request, in the form that callers know from FastAPI.
+/// One thing that is wrong with a request, in the form that callers know from the Python service.
 #[derive(Debug, Serialize)]
 pub(super) struct Problem {
     r#type: &'static str,
@@ -106,12 +106,12 @@ impl ObjectFields {
     fn check(self) -> Result<StoreRequest, Vec<Problem>> {
         let mut problems = Vec::new();
         let value = match self.value {
-            Some(Text::Text(value)) if value.len() > MAX_VALUE_BYTES => {
+            Some(Text::Value(value)) if value.len() > MAX_VALUE_BYTES => {
                 let msg = format!("the value is longer than {MAX_VALUE_BYTES} bytes");
                 problems.push(Problem::new("string_too_long", &["body", "value"], msg));
                 None
             }
-            Some(Text::Text(value)) => Some(value),
+            Some(Text::Value(value)) => Some(value),
             Some(_) => {
                 problems.push(not_a_string("value"));
                 None
@@ -123,7 +123,7 @@ impl ObjectFields {
         };
         let delivery_mode = match self.delivery_mode {
             None => Some(DeliveryMode::default()),
-            Some(Text::Text(name)) => DeliveryMode::from_name(name.expose()),
+            Some(Text::Value(name)) => DeliveryMode::from_name(name.expose()),
             Some(_) => None,
         };
         if delivery_mode.is_none() {
@@ -136,7 +136,7 @@ impl ObjectFields {
                 let mut names = Vec::with_capacity(texts.len());
                 for (index, text) in texts.into_iter().enumerate() {
                     match text {
-                        Text::Text(name) => names.push(name.expose().to_owned()),
+                        Text::Value(name) => names.push(name.expose().to_owned()),
                         _ => problems.push(not_a_string("allowed_consumers").at_index(index)),
                     }
                 }
@@ -150,8 +150,8 @@ impl ObjectFields {
         };
         let mut optional = |name: &'static str, text: Option<Text>| match text {
             None | Some(Text::Null) => None,
-            Some(Text::Text(text)) => Some(text.expose().to_owned()),
-            Some(Text::NotText) => {
+            Some(Text::Value(text)) => Some(text.expose().to_owned()),
+            Some(Text::Other) => {
                 problems.push(not_a_string(name));
                 None
             }
@@ -173,9 +173,9 @@ fn not_a_string(field: &'static str) -> Problem {
 
 /// What should be a string. Held as a secret, since one of them is.
 enum Text {
-    Text(Secret),
+    Value(Secret),
     Null,
-    NotText,
+    Other,
 }
 
 /// What should be a list of strings.
@@ -219,14 +219,14 @@ impl<'de> Deserialize<'de> for Text {
                 f.write_str("any JSON")
             }
             fn visit_str<E>(self, text: &str) -> Result<Text, E> {
-                Ok(Text::Text(Secret::new(text.to_owned())))
+                Ok(Text::Value(Secret::new(text.to_owned())))
             }
             fn visit_unit<E>(self) -> Result<Text, E> {
                 Ok(Text::Null)
             }
-            visit_scalars_as!(Text::NotText; visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64);
-            skip_sequence!(Text::NotText);
-            skip_object!(Text::NotText);
+            visit_scalars_as!(Text::Other; visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64);
+            skip_sequence!(Text::Other);
+            skip_object!(Text::Other);
         }
         deserializer.deserialize_any(TextVisitor)
     }

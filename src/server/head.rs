@@ -59,12 +59,11 @@ pub(super) fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, 
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(&input[..len]) {
         Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
-        Ok(_) => return Err(MALFORMED),
         Err(httparse::Error::TooManyHeaders) => return Err(reject(431, "more than 64 headers")),
         Err(httparse::Error::Version) => {
             return Err(reject(400, "only HTTP/1.1 and HTTP/1.0 are spoken here"));
         }
-        Err(_) => return Err(MALFORMED),
+        Ok(_) | Err(_) => return Err(MALFORMED),
     }
     let (Some(method), Some(target), Some(version)) =
         (request.method, request.path, request.version)
@@ -105,9 +104,8 @@ impl<'a> Head<'a> {
         // By length first: most headers are none of these.
         match header.name.len() {
             4 if is("Host") => {
-                if self.host.replace(text(header)?).is_some() {
-                    return Err(reject(400, "there are two Host headers"));
-                }
+                let earlier = self.host.replace(text(header)?);
+                refuse_second(earlier.is_some(), "there are two Host headers")?;
             }
             6 if is("Origin") => self.has_origin = true,
             6 if is("Expect") => {
@@ -127,9 +125,8 @@ impl<'a> Head<'a> {
             }
             12 if is("Content-Type") => self.content_type = Some(text(header)?),
             14 if is("Content-Length") => {
-                if content_length.replace(length(header.value)?).is_some() {
-                    return Err(reject(400, "there are two Content-Length headers"));
-                }
+                let earlier = content_length.replace(length(header.value)?);
+                refuse_second(earlier.is_some(), "there are two Content-Length headers")?;
             }
             17 if is("Transfer-Encoding") => {
                 return Err(reject(
@@ -141,6 +138,10 @@ impl<'a> Head<'a> {
         }
         Ok(())
     }
+}
+
+fn refuse_second(is_second: bool, detail: &'static str) -> Result<(), Rejection> {
+    if is_second { Err(reject(400, detail)) } else { Ok(()) }
 }
 
 /// The length of the head that `input` starts with, if all of it is there.
@@ -167,10 +168,10 @@ fn find_end(input: &[u8], limit: usize) -> Result<Option<usize>, Rejection> {
 
 /// The target in origin form, of the origin or absolute form (RFC 9112, 3.2).
 fn origin_form(target: &str) -> Result<&str, Rejection> {
+    const SCHEME: &str = "http://";
     if target.starts_with('/') {
         return Ok(target);
     }
-    const SCHEME: &str = "http://";
     let absolute = target
         .get(..SCHEME.len())
         .filter(|scheme| scheme.eq_ignore_ascii_case(SCHEME))

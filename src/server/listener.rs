@@ -174,10 +174,11 @@ fn secure_directory(directory: &Path, socket: &Path) -> Result<(), StartError> {
     const PRIVATE: u32 = 0o700;
     const STICKY: u32 = 0o1000;
     const WRITABLE_BY_OTHERS: u32 = 0o022;
+    const OPEN_TO_OTHERS: u32 = 0o077;
     let failed = |source| StartError::Io { endpoint: directory.display().to_string(), source };
     let metadata = fs::metadata(directory).map_err(failed)?;
     let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 == 0 {
+    if mode & OPEN_TO_OTHERS == 0 {
         return Ok(());
     }
     let lock = lock_path(socket);

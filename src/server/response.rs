@@ -1,5 +1,5 @@
-//! Responses: from the router's answer to bytes, written by tiny_http's
-//! `Response::raw_print`.
+//! Responses: from the router's answer to bytes, written by
+//! `Response::raw_print` of `tiny_http`.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};

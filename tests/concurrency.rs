@@ -47,7 +47,7 @@ fn mixed_operations_keep_value_and_metadata_one() {
         for worker in 1..=THREADS {
             let (service, stored) = (&service, &stored);
             scope.spawn(move || {
-                let mut dice = Dice(worker * 0x9E37_79B9_7F4A_7C15);
+                let mut dice = Dice(worker.wrapping_mul(0x9E37_79B9_7F4A_7C15));
                 let mut connection = service.connect();
                 for n in 0..OPERATIONS {
                     let key = dice.below(KEYS);

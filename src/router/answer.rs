@@ -39,6 +39,11 @@ impl Answer {
         Self { status, headers: Vec::new(), body: Body::default() }
     }
 
+    /// The same answer to a HEAD request.
+    pub(super) fn without_body(self) -> Self {
+        Self { body: Body::default(), ..self }
+    }
+
     pub(super) fn json(status: u16, body: Vec<u8>) -> Self {
         Self { status, headers: vec![json_type()], body: Body::from(body) }
     }

@@ -104,7 +104,7 @@ impl Router {
     #[must_use]
     pub fn answer(&self, call: &Call, body: &[u8]) -> Answer {
         self.carry_out(&call.0, body).unwrap_or_else(|error| match call.0 {
-            CallKind::Head(_) => Answer::empty(Answer::from(&error).status()),
+            CallKind::Head(_) => Answer::from(&error).without_body(),
             _ => Answer::from(&error),
         })
     }

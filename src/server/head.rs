@@ -54,16 +54,20 @@ const MAX_HEADERS: usize = 64;
 
 /// Parses what `input` starts with.
 pub(super) fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Rejection> {
-    let Some(len) = find_end(input, limits.head_bytes)? else { return Ok(Parsed::Partial) };
+    let end = find_end(input, limits.head_bytes)?;
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
-    match request.parse(&input[..len]) {
-        Ok(httparse::Status::Complete(parsed)) if parsed == len => {}
-        Err(httparse::Error::TooManyHeaders) => return Err(reject(431, "more than 64 headers")),
-        Err(httparse::Error::Version) => {
+    match (request.parse(&input[..end.unwrap_or(input.len())]), end) {
+        // What is wrong already is refused without waiting for more of it.
+        (Ok(httparse::Status::Partial), None) => return Ok(Parsed::Partial),
+        (Ok(httparse::Status::Complete(parsed)), Some(len)) if parsed == len => {}
+        (Err(httparse::Error::TooManyHeaders), _) => {
+            return Err(reject(431, "more than 64 headers"));
+        }
+        (Err(httparse::Error::Version), _) => {
             return Err(reject(400, "only HTTP/1.1 and HTTP/1.0 are spoken here"));
         }
-        Ok(_) | Err(_) => return Err(MALFORMED),
+        _ => return Err(MALFORMED),
     }
     let (Some(method), Some(target), Some(version)) =
         (request.method, request.path, request.version)
@@ -72,7 +76,7 @@ pub(super) fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, 
     };
     let is_http_1_0 = version == 0;
     let mut head = Head {
-        len,
+        len: end.ok_or(MALFORMED)?,
         body_len: 0,
         method: method.parse().map_err(|()| MALFORMED)?,
         target: origin_form(target)?,

@@ -138,6 +138,10 @@ impl Server {
     /// # Errors
     ///
     /// [`StartError::Io`], and nothing is left behind.
+    ///
+    /// # Panics
+    ///
+    /// Never: a started pool has a thread for its deadlines.
     pub fn start(
         bound: Bound,
         router: Router,

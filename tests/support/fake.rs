@@ -3,7 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -35,9 +35,8 @@ type Answer = dyn Fn(&Asked) -> Reply + Send + Sync;
 /// The server; its threads end with the test's process.
 pub struct Fake {
     pub socket: PathBuf,
-    pub dir: TempDir,
+    _dir: TempDir,
     asked: Arc<Mutex<Vec<Asked>>>,
-    connections: Arc<Mutex<usize>>,
 }
 
 /// An answer with a JSON body.
@@ -61,12 +60,11 @@ impl Fake {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let socket = dir.path().join("vault.sock");
         let listener = UnixListener::bind(&socket).expect("binds in a fresh directory");
-        let fake = Self { socket, dir, asked: Arc::default(), connections: Arc::default() };
-        let (asked, connections) = (fake.asked.clone(), fake.connections.clone());
+        let fake = Self { socket, _dir: dir, asked: Arc::default() };
+        let asked = fake.asked.clone();
         let answer: Arc<Answer> = Arc::new(answer);
         thread::spawn(move || {
             for stream in listener.incoming() {
-                *connections.lock().expect("no test panics here") += 1;
                 let (asked, answer) = (asked.clone(), answer.clone());
                 let stream = stream.expect("accepts");
                 thread::spawn(move || serve(&stream, &asked, &*answer));
@@ -77,14 +75,6 @@ impl Fake {
 
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().expect("no test panics here").clone()
-    }
-
-    pub fn connections(&self) -> usize {
-        *self.connections.lock().expect("no test panics here")
-    }
-
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
     }
 }
 

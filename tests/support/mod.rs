@@ -84,11 +84,16 @@ impl Place {
 
     /// The service as most tests want it: the env backend, socket and data in here.
     pub fn setup(&self) -> Setup {
+        self.setup_with("env")
+    }
+
+    /// The same on another backend.
+    pub fn setup_with(&self, backend: &str) -> Setup {
         let mut setup = self.bare_setup();
         for (option, path) in [("--socket", self.socket()), ("--data-dir", self.data_dir())] {
             setup.arguments.extend([option.to_owned(), path.to_str().expect("UTF-8").to_owned()]);
         }
-        setup.argument("--backend").argument("env")
+        setup.argument("--backend").argument(backend)
     }
 
     /// `serve` without an option, in an environment that holds no setting and whose home

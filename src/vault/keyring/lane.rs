@@ -243,8 +243,8 @@ mod tests {
         let (release, released) = bounded::<()>(0);
         let (begun, has_begun) = bounded(1);
         worker.submit(ticket, move |_| {
-            drop(begun.send(()));
-            drop(released.recv());
+            let _ = begun.send(());
+            let _ = released.recv();
         });
         has_begun.recv_timeout(SOON).expect("the task begins");
         release

@@ -22,7 +22,6 @@ test: ## run every test, those with a real gnome-keyring among them
 	@scripts/need cargo cc
 	scripts/install-test-deps
 	cargo test $(LOCKED)
-	@if [ -x scripts/wire-contract ]; then echo scripts/wire-contract; scripts/wire-contract; fi
 
 lint: ## check format, lints, documentation, dependencies and scripts
 	@scripts/need cargo cc rustfmt clippy

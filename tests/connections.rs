@@ -318,3 +318,19 @@ fn curl_stores_what_it_asked_to_send() {
     assert_eq!(answer, json!({ "status": "stored" }));
     assert_eq!(service.get("/v1/credentials/expect/curl").value(), value);
 }
+
+/// A worker's buffers serve one connection after another.
+#[test]
+fn nothing_meant_for_a_client_that_has_gone_reaches_the_next_one() {
+    let place = Place::new();
+    place.seed_database(10_000);
+    let service = place.start();
+    for _ in 0..50 {
+        let mut gone = service.connect();
+        gone.send(&get("/v1/credentials").repeat(20));
+        drop(gone);
+        let mut next = service.connect();
+        let answer = next.exchange(&get("/health"));
+        assert_eq!((answer.status, answer.json()["status"].as_str()), (200, Some("ok")));
+    }
+}

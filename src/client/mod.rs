@@ -137,6 +137,7 @@ impl VaultClient {
                 Ok(Some(Secret::new(value)))
             }
             404 if answer.detail().is_some() => Ok(None),
+            404 => Err(self.protocol("it answered 404 without a reason".to_owned())),
             _ => Err(self.unexpected(&answer)),
         }
     }

@@ -204,6 +204,10 @@ impl Connection {
         }
         buffers.dates.move_to(now / 1000);
         let progress = self.go_on(pool, buffers, now, deadline, &mut lane_entered);
+        // The buffers are the worker's: what a broken connection leaves in them must never
+        // reach the next one.
+        wipe(&mut buffers.input);
+        wipe(&mut buffers.output);
         if lane_entered {
             pool.leave_lane(&mut buffers.handed);
         }

@@ -209,7 +209,7 @@ impl Connection {
         wipe(&mut buffers.input);
         wipe(&mut buffers.output);
         if lane_entered {
-            pool.leave_lane(&mut buffers.handed);
+            pool.leave_lane(&mut buffers.agenda);
         }
         progress.unwrap_or_else(|error| {
             log::debug!("a connection of {} broke: {error}", self.peer);
@@ -318,7 +318,7 @@ impl Connection {
         consumed: &mut usize,
         lane_entered: &mut bool,
     ) -> io::Result<Served> {
-        let Buffers { output, dates, handed, has_waited, .. } = buffers;
+        let Buffers { output, dates, agenda, has_waited, .. } = buffers;
         let mut outbox = Outbox::new(&self.stream, &mut self.output, output, dates);
         for _ in 0..REQUESTS_PER_TURN {
             let input = &input[*consumed..];
@@ -356,7 +356,7 @@ impl Connection {
                 Ok(call) => {
                     let entered = std::mem::take(lane_entered);
                     *has_waited |= pool.router().may_block(&call);
-                    match pool.answer(&call, body, self.token, entered, handed) {
+                    match pool.answer(&call, body, self.token, entered, agenda) {
                         Some(answer) => answer,
                         None => return Ok(Served::Queued),
                     }

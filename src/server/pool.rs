@@ -1,5 +1,6 @@
 //! The pool: a fixed number of workers that serve whichever connection is ready.
 
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,8 +48,16 @@ pub(super) struct Buffers {
     pub(super) dates: Dates,
     /// The turn has waited for a backend, so its idea of the time is old.
     pub(super) has_waited: bool,
-    /// Connections that have entered the lane, for this worker to serve next.
-    pub(super) handed: Vec<u64>,
+    pub(super) agenda: Agenda,
+}
+
+/// What a worker is to do next.
+#[derive(Debug, Default)]
+pub(super) struct Agenda {
+    /// Events that it has taken from the poller.
+    ready: VecDeque<Event>,
+    /// Connections that have entered the lane, for it to serve first.
+    handed: Vec<u64>,
 }
 
 impl Pool {
@@ -110,26 +119,29 @@ impl Pool {
         let mut buffers = Buffers::default();
         self.permits.enter();
         loop {
-            match self.poller.wait() {
-                Ok(Event::Ready { token, hung_up }) => {
+            if let Some(token) = buffers.agenda.handed.pop() {
+                let slot = self.table.slot(token);
+                slot.set_lane_entered();
+                self.serve(slot, &mut buffers);
+                continue;
+            }
+            match buffers.agenda.ready.pop_front() {
+                Some(Event::Ready { token, hung_up }) => {
                     let slot = self.table.slot(token);
                     if hung_up {
                         slot.set_hung_up();
                     }
                     self.serve(slot, &mut buffers);
                 }
-                Ok(Event::End) => return,
-                Err(error) => {
-                    log::error!("the poller failed, and this worker ends: {error}");
-                    return;
+                Some(Event::End) => return,
+                None => {
+                    self.permits.park_if_surplus();
+                    if let Err(error) = self.poller.wait(&mut buffers.agenda.ready) {
+                        log::error!("the poller failed, and this worker ends: {error}");
+                        return;
+                    }
                 }
             }
-            while let Some(token) = buffers.handed.pop() {
-                let slot = self.table.slot(token);
-                slot.set_lane_entered();
-                self.serve(slot, &mut buffers);
-            }
-            self.permits.park_if_surplus();
         }
     }
 
@@ -186,26 +198,41 @@ impl Pool {
         body: &[u8],
         token: u64,
         lane_entered: bool,
-        handed: &mut Vec<u64>,
+        agenda: &mut Agenda,
     ) -> Option<Answer> {
         if !self.router.may_block(call) {
             if lane_entered {
-                self.leave_lane(handed);
+                self.leave_lane(agenda);
             }
             return Some(self.carry_out(call, body));
         }
         if !lane_entered && !self.lane.enter_or_queue(token) {
             return None;
         }
+        self.pass_on(&mut agenda.ready);
         self.permits.leave();
         let answer = self.carry_out(call, body);
         self.permits.reenter();
-        self.leave_lane(handed);
+        self.leave_lane(agenda);
         Some(answer)
     }
 
-    pub(super) fn leave_lane(&self, handed: &mut Vec<u64>) {
-        handed.extend(self.lane.leave());
+    pub(super) fn leave_lane(&self, agenda: &mut Agenda) {
+        agenda.handed.extend(self.lane.leave());
+    }
+
+    /// Has other workers told of these events, for this one will be busy.
+    fn pass_on(&self, ready: &mut VecDeque<Event>) {
+        for event in ready.drain(..) {
+            // The end is told again and again anyway.
+            if let Event::Ready { token, hung_up } = event {
+                let slot = self.table.slot(token);
+                if hung_up {
+                    slot.set_hung_up();
+                }
+                self.check(slot);
+            }
+        }
     }
 
     /// A panic in one request is that request's failure only.

@@ -1,12 +1,13 @@
 //! The poller on Linux: epoll(7).
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::Event;
+use super::{BATCH, Event};
 
 /// No connection has this token.
 const END: u64 = u64::MAX;
@@ -43,29 +44,34 @@ impl Poller {
         Ok(epoll::modify(&self.epoll, source, EventData::new_u64(token), interest)?)
     }
 
-    /// Waits for one event. One at a time, so that a worker that then waits for a
-    /// backend holds no other connection's event.
-    pub(in crate::server) fn wait(&self) -> io::Result<Event> {
-        let mut events =
-            [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(END) }];
-        while let Err(error) = epoll::wait(&self.epoll, &mut events, None) {
-            if error != rustix::io::Errno::INTR {
-                return Err(error.into());
+    /// Waits for events, and adds them to `ready`.
+    pub(in crate::server) fn wait(&self, ready: &mut VecDeque<Event>) -> io::Result<()> {
+        const NONE: epoll::Event =
+            epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(END) };
+        let mut events = [NONE; BATCH];
+        let count = loop {
+            match epoll::wait(&self.epoll, &mut events, None) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => break result?,
             }
-        }
-        let token = events[0].data.u64();
-        if token == END {
-            return Ok(Event::End);
-        }
-        let hung_up = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
-        // The struct is packed, so its field is copied before it is asked.
-        let flags = events[0].flags;
-        Ok(Event::Ready { token, hung_up: flags.intersects(hung_up) })
+        };
+        ready.extend(events[..count].iter().map(|&event| of(event)));
+        Ok(())
     }
 
     /// Makes every [`wait`](Self::wait), now and later, give [`Event::End`].
     pub(in crate::server) fn end(&self) {
         rustix::io::write(&self.end, &1_u64.to_ne_bytes()).expect("an eventfd takes a 1");
+    }
+}
+
+fn of(event: epoll::Event) -> Event {
+    let hung_up = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+    // The struct is packed, so its fields are copied before they are asked.
+    let (flags, data) = (event.flags, event.data);
+    match data.u64() {
+        END => Event::End,
+        token => Event::Ready { token, hung_up: flags.intersects(hung_up) },
     }
 }
 

@@ -1,12 +1,13 @@
 //! The poller on macOS: kqueue(2).
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 use nix::sys::event::{EvFlags, EventFilter, FilterFlag, KEvent, Kqueue};
 
-use super::Event;
+use super::{BATCH, Event};
 
 /// The identifier of the one user event.
 const END: usize = 0;
@@ -46,27 +47,19 @@ impl Poller {
         self.change(socket_event(&source, EventFilter::EVFILT_WRITE, action, token))
     }
 
-    /// Waits for one event. One at a time, so that a worker that then waits for a
-    /// backend holds no other connection's event.
-    pub(in crate::server) fn wait(&self) -> io::Result<Event> {
-        let nothing =
+    /// Waits for events, and adds them to `ready`.
+    pub(in crate::server) fn wait(&self, ready: &mut VecDeque<Event>) -> io::Result<()> {
+        let none =
             KEvent::new(END, EventFilter::EVFILT_USER, EvFlags::empty(), FilterFlag::empty(), 0, 0);
-        let mut events = [nothing];
-        loop {
+        let mut events = [none; BATCH];
+        let count = loop {
             match self.kqueue.kevent(&[], &mut events, None) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => break,
-                Err(error) => return Err(error.into()),
+                Err(Errno::EINTR) => {}
+                result => break result?,
             }
-        }
-        let event = events[0];
-        Ok(match event.filter() {
-            Ok(EventFilter::EVFILT_USER) => Event::End,
-            _ => Event::Ready {
-                token: u64::try_from(event.udata()).expect("tokens are not negative"),
-                hung_up: event.flags().contains(EvFlags::EV_EOF),
-            },
-        })
+        };
+        ready.extend(events[..count].iter().map(of));
+        Ok(())
     }
 
     /// Makes every [`wait`](Self::wait), now and later, give [`Event::End`].
@@ -85,6 +78,16 @@ impl Poller {
     fn change(&self, change: KEvent) -> io::Result<()> {
         self.kqueue.kevent(&[change], &mut [], None)?;
         Ok(())
+    }
+}
+
+fn of(event: &KEvent) -> Event {
+    match event.filter() {
+        Ok(EventFilter::EVFILT_USER) => Event::End,
+        _ => Event::Ready {
+            token: u64::try_from(event.udata()).expect("tokens are not negative"),
+            hung_up: event.flags().contains(EvFlags::EV_EOF),
+        },
     }
 }
 

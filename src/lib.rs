@@ -1,4 +1,45 @@
 //! A local vault that keeps credentials for cooperating processes.
+//!
+//! # A guided tour
+//!
+//! A request travels down this list, and no module knows the one before it:
+//!
+//! ```text
+//! server      sockets, connections, the pool of workers      HTTP in, HTTP out
+//!    |        a whole request, and the peer that the kernel vouches for
+//! router      access, method and path, the body of a store   request in, answer out
+//!    |
+//! service     the order of writes, and how each is undone    VaultService
+//!    |      \
+//! vault     metadata     where values are; all that is known of them but the value
+//! ```
+//!
+//! - [`model`] has the names that all of them speak of: [`Namespace`], [`CredentialRef`],
+//!   [`CredentialRecord`], [`MaskedSummary`], [`StoreRequest`]. A value is a [`Secret`].
+//! - [`vault`] has the trait [`CredentialVault`], its implementations, and the registry
+//!   behind [`create_vault`] and [`register_backend`].
+//! - `daemon` wires it all: settings in, a running vault out. A host program starts there;
+//!   the binary's `serve` and `dev` do no more.
+//! - `client` asks a running vault from another process.
+//!
+//! Everything is synchronous. The environment is read once, by the caller, into an
+//! [`Environment`]; no module looks at it by itself.
+//!
+//! ```
+//! use intentframe_credentials::{
+//!     BackendOptions, CredentialRef, Environment, Secret, create_vault,
+//! };
+//!
+//! # fn main() -> Result<(), intentframe_credentials::VaultError> {
+//! let vault = create_vault("env", &BackendOptions::new(Environment::default()))?;
+//! let at = CredentialRef::parse("openai", "api_key")?;
+//! vault.store(&at, &Secret::new("sk-made-up".to_owned()))?;
+//! let value = vault.get(&at)?.expect("it was just stored");
+//! assert_eq!(value.expose(), "sk-made-up");
+//! assert_eq!(format!("{value:?}"), "[REDACTED]");
+//! # Ok(())
+//! # }
+//! ```
 
 #[cfg(unix)]
 pub mod client;

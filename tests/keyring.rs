@@ -52,9 +52,9 @@ fn session(test: &str) -> bool {
         .env(IN_SESSION, "1")
         .output()
         .expect("the script is executable");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
-    assert!(text(&output.stdout).contains("1 passed"), "{}", text(&output.stdout));
+    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", lossy(&output.stdout), lossy(&output.stderr));
+    assert!(lossy(&output.stdout).contains("1 passed"), "{}", lossy(&output.stdout));
     false
 }
 

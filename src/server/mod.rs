@@ -1,7 +1,7 @@
 //! The server: sockets and connections in front of the router.
 //!
-//! One thread accepts connections and puts each into a slot of the [connection
-//! table](table); a fixed pool of workers waits on one [poller](poller), and whichever
+//! One thread accepts connections and puts each into a slot of the connection
+//! `table`; a fixed pool of workers waits on one `poller`, and whichever
 //! worker the poller wakes serves the connection that is ready. An idle connection
 //! costs a slot and no thread.
 

@@ -524,7 +524,7 @@ impl Connection {
     /// Reads once; 0 at the end. A reset is an end as well: it is what a peer that closes
     /// with unread input leaves behind.
     fn receive(&mut self) -> io::Result<usize> {
-        let mut buffer = [0; 64 * 1024];
+        let mut buffer = [0; 8 * 1024];
         match self.stream.read(&mut buffer) {
             Ok(count) => {
                 self.received.extend_from_slice(&buffer[..count]);

@@ -9,15 +9,17 @@ mod contract;
 mod support;
 
 use std::env;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use intentframe_credentials::{
     BackendOptions, CredentialRef, CredentialVault, Environment, Secret, VaultError, create_vault,
+    vault::KeyringVault,
 };
-use std::sync::Arc;
 
 const IN_SESSION: &str = "KEYRING_TEST_SESSION";
 const PASSWORD: &[u8] = b"a password for this session";
@@ -46,16 +48,21 @@ fn session(test: &str) -> bool {
         return false;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-gnome-keyring");
-    let output = Command::new(script)
-        .arg(env::current_exe().expect("this test's program"))
+    run_again(test, Command::new(script).arg(env::current_exe().expect("this test's program")));
+    false
+}
+
+/// Runs the body of `test` in the process that `command` starts. A process sees one
+/// session bus in its life, so each session needs one of its own.
+fn run_again(test: &str, command: &mut Command) {
+    let output = command
         .args(["--exact", test, "--nocapture"])
         .env(IN_SESSION, "1")
         .output()
-        .expect("the script is executable");
-    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}\n{}", lossy(&output.stdout), lossy(&output.stderr));
-    assert!(lossy(&output.stdout).contains("1 passed"), "{}", lossy(&output.stdout));
-    false
+        .expect("is executable");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
+    assert!(text(&output.stdout).contains("1 passed"), "{}", text(&output.stdout));
 }
 
 fn vault() -> Arc<dyn CredentialVault> {
@@ -162,20 +169,30 @@ fn of_two_items_the_newest_counts_and_both_are_deleted() {
     assert_eq!(items("deleted"), "0");
 }
 
-/// Kills the session's keyring daemon with SIGKILL.
-fn kill_daemon() {
+/// The process that answers for the session's keyring.
+fn daemon() -> String {
     let output = Command::new("dbus-send")
         .args(["--session", "--print-reply=literal", "--dest=org.freedesktop.DBus", "/"])
         .args(["org.freedesktop.DBus.GetConnectionUnixProcessID", "string:org.freedesktop.secrets"])
         .output()
         .expect("dbus-send comes with the bus");
     let reply = String::from_utf8(output.stdout).expect("UTF-8");
-    let pid = reply.split_whitespace().last().expect("a process id");
-    assert!(Command::new("kill").args(["-9", pid]).status().expect("runs").success());
-    let dead = || !Path::new("/proc").join(pid).join("exe").exists();
+    reply.split_whitespace().last().expect("a process id").to_owned()
+}
+
+fn signal(signal: &str, pid: &str) {
+    assert!(Command::new("kill").args([signal, pid]).status().expect("runs").success());
+}
+
+/// Kills the session's keyring daemon with SIGKILL.
+fn kill_daemon() {
+    let pid = daemon();
+    signal("-KILL", &pid);
+    let dead = || !Path::new("/proc").join(&pid).join("exe").exists();
     support::wait_until("the daemon is dead", dead);
 }
 
+/// Starts the daemon with its keyring unlocked.
 fn start_daemon() {
     let mut daemon = Command::new("gnome-keyring-daemon")
         .args(["--unlock", "--components=secrets"])
@@ -207,6 +224,31 @@ fn a_restart_of_the_daemon_is_survived() {
     }
 }
 
+/// What each kind of call says of a keyring that is not to be had, once it has said so
+/// promptly.
+fn refusals(vault: &dyn CredentialVault) -> Vec<String> {
+    let after = Secret::new("after".to_owned());
+    let calls: [&dyn Fn() -> Result<(), VaultError>; 7] = [
+        &|| vault.get(&at("key")).map(drop),
+        &|| vault.get(&at("none")).map(drop),
+        &|| vault.has(&at("key")).map(drop),
+        &|| vault.list_keys(at("key").namespace()).map(drop),
+        &|| vault.store(&at("key"), &after),
+        &|| vault.store(&at("new"), &after),
+        &|| vault.delete(&at("key")).map(drop),
+    ];
+    let refusal = |call: &&dyn Fn() -> Result<(), VaultError>| {
+        let since = Instant::now();
+        let error = call().expect_err("not to be had");
+        // Far from the 30 s that a call may take; not a measure of speed.
+        assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+        assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");
+        assert!(error.to_string().contains("--backend (env"), "{error}");
+        error.to_string()
+    };
+    calls.iter().map(refusal).collect()
+}
+
 #[test]
 fn a_locked_keyring_is_unavailable_at_once_and_changes_nothing() {
     if !session("a_locked_keyring_is_unavailable_at_once_and_changes_nothing") {
@@ -215,27 +257,188 @@ fn a_locked_keyring_is_unavailable_at_once_and_changes_nothing() {
     let vault = vault();
     store(&*vault, "key", "before");
     with_collection("key", "c.lock()");
-    let promptly = |outcome: Result<(), VaultError>, since: Instant| {
-        let error = outcome.expect_err("locked");
-        assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");
-        assert!(error.to_string().contains("unlock it"), "{error}");
-        assert!(error.to_string().contains("--backend"), "{error}");
-        // Far from the 30 s that a call may take; not a measure of speed.
-        assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
-    };
-    let now = Instant::now;
-    let since = now();
-    promptly(vault.get(&at("key")).map(drop), since);
-    let since = now();
-    promptly(vault.store(&at("key"), &Secret::new("after".to_owned())), since);
-    let since = now();
-    promptly(vault.store(&at("new"), &Secret::new("after".to_owned())), since);
-    let since = now();
-    promptly(vault.delete(&at("key")).map(drop), since);
+    for error in refusals(&*vault) {
+        assert!(error.contains("unlock it"), "{error}");
+    }
     kill_daemon();
     start_daemon();
     assert_eq!(value(&*vault, "key").as_deref(), Some("before"));
     assert_eq!(value(&*vault, "new"), None);
+}
+
+/// Ends the process when the test does.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Stands in for the window that asks for the keyring's password, and never answers.
+/// Gives its process, and how often it has been asked.
+fn prompter_that_never_answers() -> (Ended, Arc<AtomicUsize>) {
+    const SCRIPT: &str = "\
+import jeepney
+from jeepney.bus_messages import message_bus
+from jeepney.io.blocking import open_dbus_connection
+bus = open_dbus_connection()
+bus.send_and_get_reply(message_bus.RequestName('org.gnome.keyring.SystemPrompter'))
+print('ready', flush=True)
+while True:
+    message = bus.receive()
+    if message.header.message_type is jeepney.MessageType.method_call:
+        bus.send(jeepney.new_method_return(message))
+        print(message.header.fields[jeepney.HeaderFields.member], flush=True)
+";
+    let mut prompter =
+        Command::new(PYTHON).args(["-c", SCRIPT]).stdout(Stdio::piped()).spawn().expect("runs");
+    let mut lines = BufReader::new(prompter.stdout.take().expect("is piped")).lines();
+    assert_eq!(lines.next().expect("a line").expect("UTF-8"), "ready");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            counter.fetch_add(usize::from(line == "BeginPrompting"), Ordering::Relaxed);
+        }
+    });
+    (Ended(prompter), asked)
+}
+
+#[test]
+fn a_prompt_that_stays_open_holds_nobody_up_and_changes_nothing() {
+    if !session("a_prompt_that_stays_open_holds_nobody_up_and_changes_nothing") {
+        return;
+    }
+    let (_prompter, asked) = prompter_that_never_answers();
+    let vault = vault();
+    store(&*vault, "key", "before");
+    with_collection("key", "c.lock()");
+
+    assert!(vault.store(&at("key"), &Secret::new("after".to_owned())).is_err());
+    assert!(vault.delete(&at("key")).is_err());
+    assert_eq!(asked.load(Ordering::Relaxed), 0, "what changes something asks nobody");
+    vault.get(&at("key")).expect_err("locked");
+    support::wait_until("the prompt is open", || asked.load(Ordering::Relaxed) > 0);
+    std::thread::scope(|threads| {
+        for _ in 0..8 {
+            threads.spawn(|| {
+                for error in refusals(&*vault) {
+                    assert!(error.contains("unlock it"), "{error}");
+                }
+            });
+        }
+    });
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "one prompt, however many ask");
+
+    // The daemon that was to say how the prompt ended is gone, and its successor unlocked.
+    kill_daemon();
+    start_daemon();
+    assert_eq!(value(&*vault, "key").as_deref(), Some("before"));
+    assert_eq!(value(&*vault, "new"), None);
+    store(&*vault, "key", "after");
+    assert_eq!((items("key").as_str(), python_gets("key").as_str()), ("1", "after"));
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_unavailable_until_it_does() {
+    if !session("a_daemon_that_does_not_answer_is_unavailable_until_it_does") {
+        return;
+    }
+    let vault = vault();
+    store(&*vault, "key", "before");
+    let pid = daemon();
+    signal("-STOP", &pid);
+    std::thread::scope(|threads| {
+        for _ in 0..4 {
+            threads.spawn(|| refusals(&*vault));
+        }
+    });
+    signal("-CONT", &pid);
+    assert_eq!(value(&*vault, "key").as_deref(), Some("before"));
+    assert_eq!(value(&*vault, "new"), None);
+}
+
+#[test]
+fn a_deadline_is_kept() {
+    if !session("a_deadline_is_kept") {
+        return;
+    }
+    let vault = KeyringVault::new(Duration::from_millis(100));
+    store(&vault, "key", "before");
+    let pid = daemon();
+    signal("-STOP", &pid);
+    // More than the threads that may hang at a time: some find no thread to hang in.
+    for _ in 0..10 {
+        let since = Instant::now();
+        let error = vault.get(&at("key")).expect_err("no answer");
+        assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+        assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");
+    }
+    signal("-CONT", &pid);
+    support::wait_until("it answers", || vault.get(&at("key")).is_ok());
+    vault.close();
+    let error = vault.get(&at("key")).expect_err("closed");
+    assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");
+}
+
+#[test]
+fn without_a_bus_or_a_keyring_the_answer_is_what_to_do() {
+    let test = "without_a_bus_or_a_keyring_the_answer_is_what_to_do";
+    if env::var_os(IN_SESSION).is_some() {
+        for error in refusals(&*vault()) {
+            assert!(error.contains("DBUS_SESSION_BUS_ADDRESS"), "{error}");
+        }
+        return;
+    }
+    let place = tempfile::tempdir().expect("a place of its own");
+    let again = || {
+        let mut command = Command::new(env::current_exe().expect("this test's program"));
+        command.env_remove("DBUS_SESSION_BUS_ADDRESS").env_remove("DISPLAY");
+        command.env("XDG_RUNTIME_DIR", place.path());
+        command
+    };
+    run_again(test, &mut again());
+    run_again(test, again().env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent"));
+
+    // A bus that can start nothing, and on which nobody is.
+    let (config, socket) = (place.path().join("bus.conf"), place.path().join("bus"));
+    let address = format!("unix:path={}", socket.display());
+    let text = format!(
+        "<busconfig><type>session</type><listen>{address}</listen><policy context=\"default\">\
+         <allow send_destination=\"*\"/><allow receive_sender=\"*\"/><allow own=\"*\"/></policy></busconfig>"
+    );
+    std::fs::write(&config, text).expect("writes");
+    let bus = Command::new("dbus-daemon")
+        .args(["--nofork", "--config-file"])
+        .arg(&config)
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(bus) = bus else {
+        return support::skip("no session bus to test with; run: apt-get install dbus-daemon");
+    };
+    let _bus = Ended(bus);
+    support::wait_until("the bus is there", || socket.exists());
+    run_again(test, again().env("DBUS_SESSION_BUS_ADDRESS", &address));
+}
+
+#[test]
+fn an_item_without_pythons_mark_gets_it_at_the_next_store() {
+    if !session("an_item_without_pythons_mark_gets_it_at_the_next_store") {
+        return;
+    }
+    // As left behind by a crash after the item was made, or by another program.
+    with_collection("key", "c.create_item('l', a, b'before')");
+    let vault = vault();
+    store(&*vault, "key", "rust");
+    python_sets("key", "python");
+    assert_eq!(items("key"), "1");
+    assert_eq!(value(&*vault, "key").as_deref(), Some("python"));
+    store(&*vault, "made", "rust");
+    let label = with_collection("made", "print([i.get_label() for i in c.search_items(a)])");
+    assert_eq!(label, format!("[\"Password for 'made' on '{SERVICE}'\"]"));
 }
 
 #[test]

@@ -17,8 +17,8 @@ use crate::secret::Secret;
 use super::{Failure, Place};
 
 /// What to do about a locked keyring.
-pub(super) const UNLOCK: &str =
-    "unlock it: log in to the desktop session, or run `gnome-keyring-daemon --unlock`";
+pub(super) const UNLOCK: &str = "unlock it: log in to the desktop session, or give its password \
+     to the standard input of `gnome-keyring-daemon --replace --unlock`";
 
 /// What to do when there is no keyring.
 pub(super) const START: &str = "start a Secret Service (gnome-keyring, KWallet, KeePassXC) on \

@@ -25,12 +25,11 @@ fn head_of(length: usize, headers: usize) -> Vec<u8> {
     let bare = get("/health").len();
     let overhead = "X-Filler: \r\n".len();
     let filler = length - bare - headers * overhead;
-    let lines: String = (0..headers)
-        .map(|n| {
-            let share = filler / headers + usize::from(n < filler % headers);
-            format!("X-Filler: {}\r\n", "f".repeat(share))
-        })
-        .collect();
+    let mut lines = String::new();
+    for n in 0..headers {
+        let share = filler / headers + usize::from(n < filler % headers);
+        lines.extend(["X-Filler: ", &"f".repeat(share), "\r\n"]);
+    }
     let head = request("GET", "/health", &lines, b"");
     assert_eq!(head.len(), length);
     head
@@ -244,8 +243,7 @@ fn a_request_that_is_not_complete_after_10_seconds_is_408() {
                 assert_eq!(answer.status, 408, "{name}");
                 assert!(answer.closes(), "{name}");
                 connection.assert_closed();
-                let on_time = REQUEST_DEADLINE - Duration::from_millis(100)
-                    ..REQUEST_DEADLINE + Duration::from_secs(5);
+                let on_time = REQUEST_DEADLINE.mul_f32(0.99)..REQUEST_DEADLINE.mul_f32(1.5);
                 assert!(on_time.contains(&after), "{name}: after {after:?}");
             });
         }

@@ -60,9 +60,9 @@ fn run_again(test: &str, command: &mut Command) {
         .env(IN_SESSION, "1")
         .output()
         .expect("is executable");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
-    assert!(text(&output.stdout).contains("1 passed"), "{}", text(&output.stdout));
+    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", lossy(&output.stdout), lossy(&output.stderr));
+    assert!(lossy(&output.stdout).contains("1 passed"), "{}", lossy(&output.stdout));
 }
 
 fn vault() -> Arc<dyn CredentialVault> {
@@ -406,11 +406,11 @@ fn without_a_bus_or_a_keyring_the_answer_is_what_to_do() {
     // A bus that can start nothing, and on which nobody is.
     let (config, socket) = (place.path().join("bus.conf"), place.path().join("bus"));
     let address = format!("unix:path={}", socket.display());
-    let text = format!(
+    let listening = format!(
         "<busconfig><type>session</type><listen>{address}</listen><policy context=\"default\">\
          <allow send_destination=\"*\"/><allow receive_sender=\"*\"/><allow own=\"*\"/></policy></busconfig>"
     );
-    std::fs::write(&config, text).expect("writes");
+    std::fs::write(&config, listening).expect("writes");
     let bus = Command::new("dbus-daemon")
         .args(["--nofork", "--config-file"])
         .arg(&config)

@@ -243,8 +243,7 @@ fn a_request_that_is_not_complete_after_10_seconds_is_408() {
                 assert_eq!(answer.status, 408, "{name}");
                 assert!(answer.closes(), "{name}");
                 connection.assert_closed();
-                let on_time = REQUEST_DEADLINE.saturating_sub(Duration::from_millis(100))
-                    ..REQUEST_DEADLINE + Duration::from_secs(5);
+                let on_time = REQUEST_DEADLINE.mul_f32(0.99)..REQUEST_DEADLINE.mul_f32(1.5);
                 assert!(on_time.contains(&after), "{name}: after {after:?}");
             });
         }

@@ -9,7 +9,7 @@ fn every_row_of_the_wire_contract() {
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/wire-contract"))
         .env("CREDENTIAL_VAULT_BIN", env!("CARGO_BIN_EXE_credential-vault"))
         .output()
-        .expect("the script is executable, and bash installed");
+        .expect("the script is executable, and python3 installed");
     let stdout = String::from_utf8_lossy(&output.stdout);
     let failed: Vec<&str> = stdout.lines().filter(|line| line.starts_with("FAIL")).collect();
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -524,7 +524,7 @@ impl Connection {
     /// Reads once; 0 at the end. A reset is an end as well: it is what a peer that closes
     /// with unread input leaves behind.
     fn receive(&mut self) -> io::Result<usize> {
-        let mut buffer = [0; 8 * 1024];
+        let mut buffer = [0; 16 * 1024];
         match self.stream.read(&mut buffer) {
             Ok(count) => {
                 self.received.extend_from_slice(&buffer[..count]);
@@ -577,7 +577,11 @@ impl Response {
             .strip_prefix("HTTP/1.1 ")
             .or_else(|| status_line.strip_prefix("HTTP/1.0 "))
             .and_then(|rest| rest.get(..3)?.parse().ok())
-            .unwrap_or_else(|| panic!("not a status line: {status_line:?}"));
+            .unwrap_or_else(|| {
+                // The end of it, should something else come before it.
+                let end = status_line.len().saturating_sub(200);
+                panic!("not a status line: {:?}", status_line.get(end..))
+            });
         let headers = lines
             .map(|line| {
                 let (name, value) = line.split_once(':').expect("a header has a colon");

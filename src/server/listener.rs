@@ -3,13 +3,13 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketType};
 
 use super::connection::Stream;
 use super::{Endpoint, StartError, peer_credentials};
@@ -29,10 +29,7 @@ impl Listener {
         match endpoint {
             Endpoint::Unix(path) => UnixSocket::bind(path).map(Self::Unix),
             Endpoint::LoopbackTcp(port) => {
-                let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).and_then(|listener| {
-                    listener.set_nonblocking(true)?;
-                    Ok(listener)
-                });
+                let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, *port));
                 bound
                     .map(Self::Tcp)
                     .map_err(|source| StartError::Io { endpoint: endpoint.to_string(), source })
@@ -44,8 +41,7 @@ impl Listener {
     pub(super) fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
             Self::Unix(socket) => {
-                let (stream, _) = socket.listener.accept()?;
-                stream.set_nonblocking(true)?;
+                let stream = accept_non_blocking(&socket.listener)?;
                 let process = peer_credentials::of(&stream)?;
                 Ok((Stream::Unix(stream), Peer::Process(process)))
             }
@@ -55,6 +51,22 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 Ok((Stream::Tcp(stream), Peer::Tcp(address)))
             }
+        }
+    }
+
+    /// Makes a thread that blocks in [`accept`](Self::accept) return from it, with an
+    /// error or a connection.
+    pub(super) fn wake_acceptor(&self) {
+        // On Linux an accept(2) on a socket that is shut down fails at once.
+        if cfg!(target_os = "linux") && rustix::net::shutdown(self, Shutdown::Read).is_ok() {
+            return;
+        }
+        let woken = match self {
+            Self::Unix(socket) => UnixStream::connect(&socket.path).map(drop),
+            Self::Tcp(listener) => listener.local_addr().and_then(TcpStream::connect).map(drop),
+        };
+        if let Err(error) = woken {
+            log::warn!("the accept loop could not be woken to stop: {error}");
         }
     }
 
@@ -213,9 +225,21 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     rustix::net::listen(&socket, BACKLOG)?;
-    let listener = UnixListener::from(socket);
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    Ok(UnixListener::from(socket))
+}
+
+#[cfg(target_os = "linux")]
+fn accept_non_blocking(listener: &UnixListener) -> io::Result<UnixStream> {
+    use rustix::net::{SocketFlags, accept_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(UnixStream::from(accept_with(listener, flags)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn accept_non_blocking(listener: &UnixListener) -> io::Result<UnixStream> {
+    let (stream, _) = listener.accept()?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
 }
 
 #[cfg(target_os = "linux")]

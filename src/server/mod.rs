@@ -190,7 +190,6 @@ impl Server {
     /// [`Limits::drain`] from now. Says whether all were.
     #[must_use]
     pub fn join(self) -> bool {
-        self.acceptor.join();
         self.pool.wait_until_stopping();
         let drained = self.pool.wait_until_drained();
         self.pool.end();

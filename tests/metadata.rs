@@ -1,0 +1,254 @@
+//! The metadata database: files of other makers, and what survives.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use intentframe_credentials::metadata::{Filter, MetadataError, MetadataStore};
+use intentframe_credentials::time::Timestamp;
+use intentframe_credentials::{
+    CredentialRecord, CredentialRef, DeliveryMode, Secret, StoreRequest,
+};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+/// What the Python service creates.
+const PYTHON_SCHEMA: &str = "CREATE TABLE credential_metadata (
+    namespace TEXT NOT NULL, key TEXT NOT NULL,
+    delivery_mode TEXT NOT NULL DEFAULT 'executor_only',
+    allowed_consumers TEXT NOT NULL DEFAULT '[]', env_name TEXT, validator_id TEXT,
+    masked_preview TEXT NOT NULL DEFAULT '', created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+    last_validated_at TEXT, last_used_at TEXT, PRIMARY KEY (namespace, key))";
+
+fn place() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("credentials.db");
+    (directory, file)
+}
+
+fn at(key: &str) -> CredentialRef {
+    CredentialRef::parse("n", key).expect("valid")
+}
+
+fn request(value: &str) -> StoreRequest {
+    StoreRequest::new(Secret::new(value.to_owned()))
+}
+
+fn records(store: &MetadataStore) -> Vec<CredentialRecord> {
+    let mut records = Vec::new();
+    store
+        .for_each(Filter::All, &mut |record| {
+            records.push(record);
+            ControlFlow::Continue(())
+        })
+        .expect("lists");
+    records
+}
+
+fn column(file: &Path, column: &str, key: &str) -> Option<String> {
+    let sql = format!("SELECT {column} FROM credential_metadata WHERE key = ?1");
+    Connection::open(file)
+        .expect("opens")
+        .query_row(&sql, [key], |row| row.get(0))
+        .expect("is there")
+}
+
+/// Opening must fail with a message that has `hint` in it, and leave everything as it was.
+#[track_caller]
+fn assert_refused_untouched(directory: &TempDir, file: &Path, hint: &str) {
+    let before = fs::read(file).expect("is there");
+    let error = MetadataStore::open(file).expect_err("refused");
+    assert!(matches!(error, MetadataError::Unusable { .. }), "{error}");
+    assert!(error.to_string().contains(hint), "{error}");
+    assert!(fs::read(file).expect("is there") == before, "the file was touched");
+    let names: Vec<_> = fs::read_dir(directory.path())
+        .expect("lists")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert_eq!(names, ["credentials.db"], "nothing is left beside it");
+}
+
+#[test]
+fn a_file_of_the_python_service_is_taken_over_and_stays_its_own() {
+    let (_directory, file) = place();
+    let python = Connection::open(&file).expect("opens");
+    python.execute_batch(PYTHON_SCHEMA).expect("creates");
+    python
+        .execute_batch(
+            "INSERT INTO credential_metadata VALUES ('n', 'old', 'runtime_env', '[\"uwe\"]', 'OLD',
+             'v', 'sk-pro....YZ', '2026-11-23T18:17:36+00:00', '2026-11-23T20:17:36.5+02:00',
+             '2026-11-23T18:17:37.000001+00:00', NULL)",
+        )
+        .expect("inserts");
+    drop(python);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("changes the mode");
+
+    let store = MetadataStore::open(&file).expect("opens");
+    let [record] = &records(&store)[..] else { panic!("one record") };
+    assert_eq!(record.delivery_mode, DeliveryMode::RuntimeEnv);
+    assert_eq!(record.allowed_consumers, ["uwe"]);
+    assert_eq!(record.updated_at.to_string(), "2026-11-23T18:17:36.500000Z");
+    store.put(&at("old"), &request("another value")).expect("stores");
+    store.put(&at("new"), &request("short")).expect("stores");
+    store.close().expect("closes");
+
+    let mode = fs::metadata(&file).expect("is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(column(&file, "created_at", "old").as_deref(), Some("2026-11-23T18:17:36+00:00"));
+    let validated = column(&file, "last_validated_at", "old");
+    assert_eq!(validated.as_deref(), Some("2026-11-23T18:17:37.000001+00:00"));
+    assert_eq!(column(&file, "masked_preview", "old").as_deref(), Some("anothe....ue"));
+    assert_eq!(column(&file, "allowed_consumers", "new").as_deref(), Some("[]"));
+    assert!(column(&file, "updated_at", "new").expect("is set").ends_with("+00:00"));
+    assert_eq!(column(&file, "last_used_at", "new"), None);
+}
+
+#[test]
+fn a_newer_a_foreign_and_a_damaged_file_are_refused_untouched() {
+    let (directory, file) = place();
+    let newer = Connection::open(&file).expect("opens");
+    newer.execute_batch(PYTHON_SCHEMA).expect("creates");
+    newer.execute_batch("PRAGMA user_version = 7").expect("sets");
+    drop(newer);
+    assert_refused_untouched(&directory, &file, "newer");
+
+    fs::remove_file(&file).expect("removes");
+    Connection::open(&file)
+        .expect("opens")
+        .execute_batch("CREATE TABLE songs (a)")
+        .expect("creates");
+    assert_refused_untouched(&directory, &file, "credential");
+
+    fs::write(&file, b"no database at all, but some text that is long enough").expect("writes");
+    assert_refused_untouched(&directory, &file, "SQLite");
+
+    fs::remove_file(&file).expect("removes");
+    let whole = Connection::open(&file).expect("opens");
+    whole.execute_batch(PYTHON_SCHEMA).expect("creates");
+    for n in 0..200 {
+        whole
+            .execute(
+                "INSERT INTO credential_metadata (namespace, key, created_at, updated_at)
+                 VALUES ('n', ?1, '2026-11-23T18:17:36+00:00', '2026-11-23T18:17:36+00:00')",
+                [format!("key-{n}")],
+            )
+            .expect("inserts");
+    }
+    drop(whole);
+    let mut bytes = fs::read(&file).expect("reads");
+    bytes[4096..12_288].fill(0xa5);
+    fs::write(&file, bytes).expect("writes");
+    assert_refused_untouched(&directory, &file, "damaged");
+}
+
+#[test]
+fn an_empty_file_is_a_new_database() {
+    let (_directory, file) = place();
+    fs::write(&file, b"").expect("writes");
+    let store = MetadataStore::open(&file).expect("opens");
+    assert_eq!(store.count().expect("counts"), 0);
+}
+
+#[test]
+fn an_acknowledged_store_is_in_the_files_as_they_are_then() {
+    let (_directory, file) = place();
+    let store = MetadataStore::open(&file).expect("opens");
+    for n in 0..20 {
+        store.put(&at(&format!("key-{n}")), &request("v")).expect("stores");
+        // What a crash would leave: the files, copied while the store has them open.
+        let (_copy, after_crash) = place();
+        for suffix in ["", "-wal"] {
+            let name = |file: &Path| PathBuf::from(format!("{}{suffix}", file.display()));
+            fs::copy(name(&file), name(&after_crash)).expect("copies");
+        }
+        let found: i64 = Connection::open(&after_crash)
+            .expect("opens")
+            .query_row("SELECT count(*) FROM credential_metadata", [], |row| row.get(0))
+            .expect("counts");
+        assert_eq!(found, n + 1);
+    }
+}
+
+#[test]
+fn a_use_is_seen_at_once_and_on_disk_within_a_second() {
+    let (_directory, file) = place();
+    let store = MetadataStore::open(&file).expect("opens");
+    store.put(&at("key"), &request("v")).expect("stores");
+    let used = Timestamp::parse("2030-01-02T03:04:05.000006Z").expect("valid");
+    store.touch(&at("key"), used);
+    assert_eq!(records(&store)[0].last_used_at, Some(used));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while column(&file, "last_used_at", "key").is_none() {
+        assert!(Instant::now() < deadline, "never written");
+        std::thread::yield_now();
+    }
+    let written = column(&file, "last_used_at", "key");
+    assert_eq!(written.as_deref(), Some("2030-01-02T03:04:05.000006+00:00"));
+
+    // Never backwards; and what is pending is written when the store is closed.
+    store.touch(&at("key"), Timestamp::parse("2029-01-01T00:00:00Z").expect("valid"));
+    assert_eq!(records(&store)[0].last_used_at, Some(used));
+    let later = Timestamp::parse("2031-01-01T00:00:00Z").expect("valid");
+    store.touch(&at("key"), later);
+    store.close().expect("closes");
+    let written = column(&file, "last_used_at", "key");
+    assert_eq!(written.as_deref(), Some("2031-01-01T00:00:00+00:00"));
+    assert!(matches!(store.count(), Err(MetadataError::Closed)));
+}
+
+#[test]
+fn a_change_can_be_undone_exactly() {
+    let (_directory, file) = place();
+    let store = MetadataStore::open(&file).expect("opens");
+    assert_eq!(store.put(&at("key"), &request("v")).expect("stores"), None);
+    let before = records(&store);
+    let replaced = store.put(&at("key"), &request("another value")).expect("stores");
+    assert_eq!(replaced.as_ref(), before.first());
+    store.restore(&at("key"), replaced).expect("restores");
+    assert_eq!(records(&store), before);
+    let removed = store.remove(&at("key")).expect("removes");
+    assert_eq!(records(&store), []);
+    store.restore(&at("key"), removed).expect("restores");
+    assert_eq!(records(&store), before);
+    store.restore(&at("key"), None).expect("restores");
+    assert_eq!(records(&store), []);
+}
+
+#[test]
+fn stores_from_many_threads_are_all_there_in_order() {
+    let (_directory, file) = place();
+    let store = MetadataStore::open(&file).expect("opens");
+    std::thread::scope(|scope| {
+        for thread in 0..16 {
+            let store = &store;
+            scope.spawn(move || {
+                for n in 0..50 {
+                    store.put(&at(&format!("{thread}-{n}")), &request("v")).expect("stores");
+                }
+            });
+        }
+    });
+    let keys: Vec<_> =
+        records(&store).into_iter().map(|record| record.at.key().to_owned()).collect();
+    assert_eq!(keys.len(), 800);
+    assert!(keys.is_sorted());
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_named() {
+    let (_directory, file) = place();
+    let store = MetadataStore::open(&file).expect("opens");
+    store.put(&at("key"), &request("v")).expect("stores");
+    Connection::open(&file)
+        .expect("opens")
+        .execute_batch("UPDATE credential_metadata SET created_at = 'yesterday'")
+        .expect("changes");
+    let error =
+        store.for_each(Filter::All, &mut |_| ControlFlow::Continue(())).expect_err("no timestamp");
+    assert!(
+        error.to_string().contains("n/key") && error.to_string().contains("created_at"),
+        "{error}"
+    );
+}

@@ -28,6 +28,7 @@ fn each_call_asks_what_the_contract_says() {
             json("200 OK", r#"{"value":"\ud83d\udd11 \u0000\n\"\\"}"#)
         }
         "HEAD /v1/credentials/n/k" => no_body("200 OK"),
+        "HEAD /v1/credentials/n/none" => no_body("404 Not Found"),
         "PUT /v1/credentials/n/.." => json("200 OK", r#"{"status":"stored"}"#),
         "DELETE /v1/credentials/n/~._-" => json("200 OK", r#"{"status":"deleted"}"#),
         _ => json("404 Not Found", r#"{"detail":"Not Found"}"#),
@@ -47,6 +48,7 @@ fn each_call_asks_what_the_contract_says() {
     client.store(&at("n", ".."), &StoreRequest::new(Secret::new("🔑\"".into()))).expect("stores");
     client.delete(&at("n", "~._-")).expect("deletes");
 
+    assert_eq!(fake.connections(), 1, "the connection is kept");
     let asked = fake.asked();
     for request in &asked {
         assert!(request.headers.contains(&"host: credential-vault".to_owned()), "{request:?}");

@@ -233,9 +233,12 @@ impl VaultClient {
     /// The error that a status other than success stands for.
     fn unexpected(&self, answer: &Answer) -> ClientError {
         let status = answer.status;
-        let detail = || match answer.detail() {
-            Some(detail) => detail,
-            None => "it gave no reason".to_owned(),
+        let detail = || match (answer.detail(), status) {
+            (Some(detail), _) => detail,
+            // The answer to HEAD has no body to say it in.
+            (None, 403) => "it does not serve this user".to_owned(),
+            (None, 503) => "its backend is unavailable; its log says why".to_owned(),
+            (None, _) => "it gave no reason; its log may".to_owned(),
         };
         match status {
             400..=499 => ClientError::Refused { status, detail: detail() },

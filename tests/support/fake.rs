@@ -4,6 +4,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -37,6 +38,7 @@ pub struct Fake {
     pub socket: PathBuf,
     _dir: TempDir,
     asked: Arc<Mutex<Vec<Asked>>>,
+    connections: Arc<AtomicUsize>,
 }
 
 /// An answer with a JSON body.
@@ -60,11 +62,12 @@ impl Fake {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let socket = dir.path().join("vault.sock");
         let listener = UnixListener::bind(&socket).expect("binds in a fresh directory");
-        let fake = Self { socket, _dir: dir, asked: Arc::default() };
-        let asked = fake.asked.clone();
+        let fake = Self { socket, _dir: dir, asked: Arc::default(), connections: Arc::default() };
+        let (asked, connections) = (fake.asked.clone(), fake.connections.clone());
         let answer: Arc<Answer> = Arc::new(answer);
         thread::spawn(move || {
             for stream in listener.incoming() {
+                connections.fetch_add(1, Ordering::SeqCst);
                 let (asked, answer) = (asked.clone(), answer.clone());
                 let stream = stream.expect("accepts");
                 thread::spawn(move || serve(&stream, &asked, &*answer));
@@ -75,6 +78,11 @@ impl Fake {
 
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().expect("no test panics here").clone()
+    }
+
+    /// How many connections there have been.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 }
 

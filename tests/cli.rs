@@ -1,0 +1,605 @@
+//! The command line, as people and scripts use it: against the real service, and against
+//! one that answers what a test wants.
+#![cfg(unix)]
+
+#[allow(dead_code, reason = "each test program uses its own part of this")]
+#[path = "support/fake.rs"]
+mod fake;
+mod support;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use fake::{Fake, Reply, json, no_body};
+use serde_json::{Value, json as value};
+use support::{Place, skip};
+use tempfile::TempDir;
+
+const SECRET: &str = "sk-canary-0123456789";
+
+/// A command that has ended.
+struct Ended {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        Self {
+            code: output.status.code().expect("an exit code"),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+}
+
+impl Ended {
+    #[track_caller]
+    fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout {:?}, stderr {:?}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Succeeded, without a word on standard error.
+    #[track_caller]
+    fn ok(self) -> String {
+        assert_eq!((self.code, self.stderr.as_str()), (0, ""), "stdout {:?}", self.stdout);
+        self.stdout
+    }
+}
+
+/// The command with nothing in its environment but the socket to ask.
+fn command(socket: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_credential-vault"));
+    command.args(arguments).env_clear().env("INTENTFRAME_VAULT_SOCKET", socket);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(socket: &Path, arguments: &[&str]) -> Ended {
+    command(socket, arguments).output().expect("runs").into()
+}
+
+fn run_with_input(mut command: Command, input: &[u8]) -> Ended {
+    let mut child = command.stdin(Stdio::piped()).spawn().expect("starts");
+    // A command that refuses its arguments does not read.
+    let _ = child.stdin.take().expect("is piped").write_all(input);
+    child.wait_with_output().expect("ends").into()
+}
+
+fn store(socket: &Path, arguments: &[&str], input: &[u8]) -> Ended {
+    run_with_input(command(socket, &[&["store"], arguments].concat()), input)
+}
+
+// Against the real service.
+
+#[test]
+fn a_credential_is_stored_read_listed_and_deleted() {
+    let place = Place::new();
+    let service = place.start();
+    let vault = |arguments: &[&str]| run(&service.socket, arguments);
+
+    let missing = vault(&["get", "openai/api_key"]).expect(1);
+    assert_eq!(missing.stdout, "");
+    assert!(missing.stderr.contains("no credential openai/api_key"), "{}", missing.stderr);
+    assert!(missing.stderr.contains("credential-vault store openai/api_key"), "what to do");
+    vault(&["has", "openai/api_key"]).expect(1);
+    assert_eq!(vault(&["list"]).ok(), "");
+    assert_eq!(vault(&["list", "--json"]).ok(), "[]\n");
+
+    let options = [
+        "openai/api_key",
+        "--delivery-mode=runtime_env",
+        "--consumer",
+        "uwe",
+        "--consumer=jarvis",
+        "--env-name",
+        "OPENAI_API_KEY",
+    ];
+    let stored = store(&service.socket, &options, format!("{SECRET}\n").as_bytes());
+    assert_eq!(stored.ok(), "");
+    store(&service.socket, &["email.you@gmail.com/pass word%"], "пароль 🔑\"\\\n".as_bytes()).ok();
+
+    assert_eq!(vault(&["get", "openai/api_key"]).ok(), SECRET, "the bare value");
+    assert_eq!(vault(&["get", "email.you@gmail.com/pass word%"]).ok(), "пароль 🔑\"\\");
+    assert_eq!(
+        vault(&["get", "--json", "openai/api_key"]).ok(),
+        format!("{{\"value\":\"{SECRET}\"}}\n")
+    );
+    assert_eq!(vault(&["has", "openai/api_key"]).ok(), "");
+    assert_eq!(vault(&["has", "openai/api_key", "--json"]).ok(), "{\"exists\":true}\n");
+    assert_eq!(vault(&["has", "openai/x", "--json"]).expect(1).stdout, "{\"exists\":false}\n");
+
+    assert_eq!(vault(&["runtime-env"]).ok(), "openai\tapi_key\tOPENAI_API_KEY\tuwe,jarvis\n");
+    let entries: Value =
+        serde_json::from_str(&vault(&["runtime-env", "--json"]).ok()).expect("JSON");
+    assert_eq!(entries[0]["allowed_consumers"], value!(["uwe", "jarvis"]));
+
+    let listing = vault(&["list"]).ok();
+    let lines: Vec<Vec<_>> = listing.lines().map(|line| line.split('\t').collect()).collect();
+    assert_eq!(lines[0][..4], ["email.you@gmail.com", "pass word%", "executor_only", "****"]);
+    assert_eq!(lines[1][..4], ["openai", "api_key", "runtime_env", "sk-can....89"]);
+    assert!(lines.iter().all(|line| line.len() == 6 && line[4].ends_with('Z')), "{listing}");
+    assert_eq!(vault(&["list", "openai"]).ok().lines().count(), 1);
+    assert_eq!(vault(&["list", "nobody"]).ok(), "");
+    assert_eq!(
+        vault(&["list", "--json"]).ok().trim_end(),
+        service.get("/v1/credentials").text(),
+        "the wire's JSON as it is"
+    );
+
+    let health = vault(&["health"]).ok();
+    assert!(health.starts_with("status\tok\nbackend\tEnvVault\ncredential_count\t2\n"), "{health}");
+    let health: Value = serde_json::from_str(&vault(&["health", "--json"]).ok()).expect("JSON");
+    assert_eq!(health["credential_count"], 2);
+
+    assert_eq!(vault(&["delete", "openai/api_key"]).ok(), "");
+    vault(&["get", "openai/api_key"]).expect(1);
+    assert_eq!(vault(&["delete", "openai/api_key"]).ok(), "", "nothing to delete is as good");
+}
+
+#[test]
+fn check_is_content_only_with_everything_there() {
+    let place = Place::new();
+    let service = place.start();
+    for name in ["a/k", "b/k"] {
+        store(&service.socket, &[name], b"v").ok();
+    }
+    let check = |names: &[&str]| run(&service.socket, &[&["check"], names].concat());
+    assert_eq!(check(&["a/k", "b/k"]).ok(), "");
+    assert_eq!(check(&["--json", "a/k"]).ok(), "{\"ok\":true,\"missing\":[]}\n");
+    let lacking = check(&["a/k", "a/x", "b/k", "c/k"]).expect(1);
+    assert_eq!(lacking.stdout, "a/x\nc/k\n");
+    assert!(lacking.stderr.contains("lacks 2 of 4"), "{}", lacking.stderr);
+    assert_eq!(
+        check(&["--json", "c/k"]).expect(1).stdout,
+        "{\"ok\":false,\"missing\":[\"c/k\"]}\n"
+    );
+    check(&[]).expect(2);
+    check(&["nonsense"]).expect(2);
+
+    drop(service);
+    let gone = run(&place.socket(), &["check", "a/k", "b/k"]).expect(1);
+    assert_eq!(gone.stdout, "a/k\nb/k\n", "nothing is known to be there");
+    assert!(gone.stderr.contains("no vault answers"), "{}", gone.stderr);
+    let gone = run(&place.socket(), &["check", "--json", "a/k"]).expect(1);
+    let report: Value = serde_json::from_str(&gone.stdout).expect("JSON");
+    assert_eq!(report["ok"], false);
+    assert_eq!(report["missing"], value!(["a/k"]));
+}
+
+#[test]
+fn what_is_read_is_what_is_stored() {
+    let place = Place::new();
+    let service = place.start();
+    let round_trip = |options: &[&str], input: &str| {
+        store(&service.socket, &[&["n/k"], options].concat(), input.as_bytes()).ok();
+        run(&service.socket, &["get", "n/k"]).ok()
+    };
+    assert_eq!(round_trip(&[], "v\n"), "v");
+    assert_eq!(round_trip(&[], "v\r\n"), "v");
+    assert_eq!(round_trip(&[], "v\n\n"), "v\n");
+    assert_eq!(round_trip(&["--keep-newline"], "v\n"), "v\n");
+    assert_eq!(round_trip(&[], "a\0b\tc"), "a\0b\tc");
+    assert_eq!(round_trip(&["--allow-empty"], ""), "");
+    let longest = "\u{1}".repeat(256 * 1024);
+    assert!(round_trip(&[], &longest) == longest);
+
+    for (input, complaint) in [
+        (&b"\n"[..], "empty"),
+        (b"", "empty"),
+        (b"sk-canary\xff", "not UTF-8"),
+        (&vec![b'v'; 256 * 1024 + 1], "longer than 256 KiB"),
+        (&vec![b'v'; 3 << 20], "longer than 256 KiB"),
+    ] {
+        let refused = store(&service.socket, &["n/k"], input).expect(2);
+        assert!(refused.stderr.contains(complaint), "{}", refused.stderr);
+        assert!(!refused.stderr.contains("canary"), "{}", refused.stderr);
+    }
+    assert!(run(&service.socket, &["get", "n/k"]).ok() == longest, "nothing was touched");
+}
+
+#[test]
+fn a_value_on_the_command_line_is_refused_without_repeating_it() {
+    let fake = Fake::new(|_| json("200 OK", r#"{"status":"stored"}"#));
+    for arguments in [
+        &["n/k", SECRET][..],
+        &["n", "k", SECRET],
+        &["n/k", "--value", SECRET],
+        &["n/k", &format!("--value={SECRET}")],
+        &["n/k", &format!("-{SECRET}")],
+        &["n/k", "--", SECRET],
+        &[SECRET],
+        &["n/k", "--delivery-mode", SECRET],
+    ] {
+        let refused = store(&fake.socket, arguments, b"v").expect(2);
+        assert!(!refused.stderr.contains("canary"), "{arguments:?}: {}", refused.stderr);
+        assert_eq!(refused.stdout, "");
+    }
+    let refused = store(&fake.socket, &["n/k", SECRET], b"v");
+    assert!(refused.stderr.contains("process list"), "why: {}", refused.stderr);
+    assert!(refused.stderr.contains("standard input"), "how: {}", refused.stderr);
+    assert!(fake.asked().is_empty());
+}
+
+#[test]
+fn no_log_level_shows_a_value() {
+    let place = Place::new();
+    let service = place.start();
+    for filters in ["trace", "ureq=trace,ureq_proto=trace,ureq_proto::util=trace", "debug"] {
+        let traced = |arguments: &[&str]| {
+            let mut command = command(&service.socket, arguments);
+            command.env("RUST_LOG", filters);
+            run_with_input(command, SECRET.as_bytes()).expect(0)
+        };
+        for arguments in [&["store", "n/k"][..], &["get", "n/k"]] {
+            let stderr = traced(arguments).stderr;
+            assert!(!stderr.contains("ureq"), "{filters}: {stderr}");
+            assert!(!stderr.contains("canary"), "{filters}: {stderr}");
+            // What a dump in hexadecimal begins with.
+            assert!(!stderr.contains("736b"), "{filters}: {stderr}");
+        }
+    }
+}
+
+// Against answers made up.
+
+#[test]
+fn each_failure_has_its_exit_code() {
+    let detail = |status, detail| json(status, &format!(r#"{{"detail":"{detail}"}}"#));
+    for (code, reply, told) in [
+        (1, detail("404 Not Found", "credential not found"), "no credential n/k"),
+        (4, detail("403 Forbidden", "uid 7 may not"), "uid 7 may not"),
+        (4, detail("422 Unprocessable Entity", "bad name"), "bad name"),
+        (5, detail("500 Internal Server Error", "disk full"), "disk full"),
+        (5, detail("503 Service Unavailable", "unlock the keyring"), "unlock the keyring"),
+        (5, Reply::Last(b"SSH-2.0-OpenSSH_9\r\n".to_vec()), "does not speak"),
+        (5, json("200 OK", "{}"), "does not speak"),
+        (3, Reply::Last(Vec::new()), "closed the connection"),
+    ] {
+        let reply = std::sync::Mutex::new(Some(reply));
+        let last = std::sync::Mutex::new(Vec::new());
+        let fake = Fake::new(move |_| {
+            // A request whose connection broke comes a second time.
+            match reply.lock().expect("no panic").take() {
+                Some(Reply::Last(bytes)) => {
+                    last.lock().expect("no panic").clone_from(&bytes);
+                    Reply::Last(bytes)
+                }
+                Some(reply) => reply,
+                None => Reply::Last(last.lock().expect("no panic").clone()),
+            }
+        });
+        let ended = run(&fake.socket, &["get", "n/k"]).expect(code);
+        assert!(ended.stderr.starts_with("credential-vault: "), "{}", ended.stderr);
+        assert!(ended.stderr.contains(told), "{}", ended.stderr);
+        assert_eq!(ended.stdout, "");
+    }
+    for (code, status) in [(1, "404 Not Found"), (4, "403 Forbidden"), (5, "503 Unavailable")] {
+        let fake = Fake::new(move |_| no_body(status));
+        run(&fake.socket, &["has", "n/k"]).expect(code);
+        let doubt = run(&fake.socket, &["check", "n/k", "n/l"]).expect(1);
+        assert_eq!(doubt.stdout, "n/k\nn/l\n");
+    }
+}
+
+#[test]
+fn a_service_that_is_not_there_is_code_3_and_names_the_socket() {
+    let dir = TempDir::new().expect("a directory");
+    let socket = dir.path().join("vault.sock");
+    let everything: [&[&str]; 7] = [
+        &["health"],
+        &["list"],
+        &["get", "n/k"],
+        &["has", "n/k"],
+        &["delete", "n/k"],
+        &["runtime-env"],
+        &["store", "n/k"],
+    ];
+    for arguments in everything {
+        let ended = run_with_input(command(&socket, arguments), b"v").expect(3);
+        assert!(ended.stderr.contains(socket.to_str().expect("UTF-8")), "{}", ended.stderr);
+        assert!(ended.stderr.contains("credential-vault serve"), "{}", ended.stderr);
+    }
+    drop(UnixListener::bind(&socket).expect("binds"));
+    let stale = run(&socket, &["health"]).expect(3);
+    assert!(stale.stderr.contains("nothing listens"), "{}", stale.stderr);
+}
+
+#[test]
+fn the_socket_is_the_nearest_one_named() {
+    let dir = TempDir::new().expect("a directory");
+    let home = dir.path().to_str().expect("UTF-8");
+    let asked = |arguments: &[&str], variable: Option<&str>| {
+        let mut command = command(Path::new(""), arguments);
+        command.env_remove("INTENTFRAME_VAULT_SOCKET").env("HOME", home);
+        if let Some(path) = variable {
+            command.env("INTENTFRAME_VAULT_SOCKET", path);
+        }
+        Ended::from(command.output().expect("runs")).expect(3).stderr
+    };
+    for (arguments, variable, expected) in [
+        (&["health"][..], None, "/.intentframe/run/credential-vault.sock"),
+        (&["health"], Some(""), "/.intentframe/run/credential-vault.sock"),
+        (&["health"], Some("~/variable"), "/variable"),
+        (&["--socket", "~/before", "health"], Some("~/variable"), "/before"),
+        (&["--socket=~/before", "health", "--socket=~/after"], None, "/after"),
+    ] {
+        let stderr = asked(arguments, variable);
+        assert!(stderr.contains(&format!(" {home}{expected}:")), "{arguments:?}: {stderr}");
+    }
+    let mut homeless = command(Path::new("~/s"), &["health"]);
+    let stderr = Ended::from(homeless.output().expect("runs")).expect(2).stderr;
+    assert!(stderr.contains("HOME is not set"), "{stderr}");
+}
+
+#[test]
+fn usage_errors_are_code_2_and_help_is_code_0() {
+    let nowhere = Path::new("/nonexistent/vault.sock");
+    for arguments in [
+        &[][..],
+        &["nonsense"],
+        &["get"],
+        &["get", "n"],
+        &["get", "n/"],
+        &["get", "n/a/b"],
+        &["get", "n/k", "n/l"],
+        &["get", "-n/k"],
+        &["list", "a b"],
+        &["health", "--nonsense"],
+        &["serve", "--workers", "0"],
+        &["serve", "--workers", "many"],
+        &["dev", "--port", "1"],
+        &["dev", "--tcp", "--port", "70000"],
+    ] {
+        let ended = run(nowhere, arguments).expect(2);
+        assert!(ended.stderr.starts_with("credential-vault: "), "{arguments:?}: {}", ended.stderr);
+        assert_eq!(ended.stdout, "", "{arguments:?}");
+    }
+    let slashes = run(nowhere, &["get", "github/myorg/token"]).expect(2);
+    assert!(slashes.stderr.contains("github.myorg/token"), "{}", slashes.stderr);
+
+    for arguments in [&["--help"][..], &["-h"], &["help"], &["store", "--help"], &["get", "-h"]] {
+        let help = run(nowhere, arguments).ok();
+        assert!(help.starts_with("Usage: credential-vault"), "{help}");
+    }
+    let help = run(nowhere, &["--help"]).ok();
+    for line in ["  1 not found", "  2 usage", "  3 unreachable", "  4 refused", "  5 any other"] {
+        assert!(help.contains(line), "{help}");
+    }
+    assert_eq!(
+        run(nowhere, &["--version"]).ok(),
+        concat!("credential-vault ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+}
+
+#[test]
+fn names_from_the_service_do_not_steer_the_terminal() {
+    let fake = Fake::new(|asked| match asked.what.as_str() {
+        "GET /v1/runtime-env" => json(
+            "200 OK",
+            r#"[{"namespace":"n\u001b[2J","key":"a\tb\nc","env_name":null,"allowed_consumers":[]}]"#,
+        ),
+        _ => json("403 Forbidden", r#"{"detail":"\u001b]0;x\u0007no"}"#),
+    });
+    assert_eq!(run(&fake.socket, &["runtime-env"]).ok(), "n\\u{1b}[2J\ta\\tb\\nc\t\t\n");
+    let refused = run(&fake.socket, &["health"]).expect(4);
+    assert!(!refused.stderr.contains(['\u{1b}', '\u{7}']), "{:?}", refused.stderr);
+    assert!(refused.stderr.contains("\\u{1b}]0;x\\u{7}no"), "{:?}", refused.stderr);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_a_command_quietly() {
+    let entries = format!(
+        "[{}]",
+        [r#"{"namespace":"n","key":"k","env_name":"E","allowed_consumers":[]}"#; 20_000].join(",")
+    );
+    let fake = Fake::new(move |_| json("200 OK", &entries));
+    let mut child = command(&fake.socket, &["runtime-env"]).spawn().expect("starts");
+    // More than a pipe holds, so the command is still writing when its reader goes.
+    drop(child.stdout.take());
+    let ended = Ended::from(child.wait_with_output().expect("ends"));
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_output_that_cannot_be_written_is_told() {
+    let fake = Fake::new(|_| json("200 OK", r#"{"value":"v"}"#));
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("is there");
+    let mut command = command(&fake.socket, &["get", "n/k"]);
+    let ended = Ended::from(command.stdout(full).output().expect("runs")).expect(5);
+    assert!(ended.stderr.contains("cannot write to standard output"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_proxy_in_the_environment_is_not_asked() {
+    let fake = Fake::new(|_| json("200 OK", r#"{"value":"v"}"#));
+    let mut command = command(&fake.socket, &["get", "n/k"]);
+    for variable in ["http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
+        command.env(variable, "http://127.0.0.1:1");
+    }
+    assert_eq!(Ended::from(command.output().expect("runs")).ok(), "v");
+    assert_eq!(fake.asked()[0].what, "GET /v1/credentials/n/k");
+}
+
+// On a terminal.
+
+/// Runs a command on a terminal of its own, types `typed` when `prompt` is on the screen,
+/// and gives what was on the screen in the end, with `\n` for the terminal's `\r\n`.
+fn on_a_terminal(mut command: Command, prompt: &str, typed: &str) -> Option<Ended> {
+    const SCRIPT: &str = r"
+import os, pty, sys
+prompt, typed = sys.argv[1].encode(), sys.argv[2].encode()
+child, terminal = pty.fork()
+if child == 0:
+    os.execv(sys.argv[3], sys.argv[3:])
+screen = b''
+while True:
+    try:
+        read = os.read(terminal, 4096)
+    except OSError:
+        break
+    if not read:
+        break
+    screen += read
+    if prompt and prompt in screen:
+        os.write(terminal, typed)
+        prompt = b''
+status = os.waitpid(child, 0)[1]
+sys.stdout.buffer.write(screen.replace(b'\r\n', b'\n'))
+sys.exit(os.waitstatus_to_exitcode(status))
+";
+    let mut python = Command::new("python3");
+    python.args(["-c", SCRIPT, prompt, typed]).arg(command.get_program());
+    python.args(command.get_args()).env_clear().env("PATH", std::env::var_os("PATH")?);
+    python.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    // The script's own input is of no account.
+    command.stdin(Stdio::null());
+    match python.output() {
+        Ok(output) => Some(output.into()),
+        Err(error) => {
+            skip(&format!("python3, which makes the terminal, does not start: {error}"));
+            None
+        }
+    }
+}
+
+#[test]
+fn a_value_is_asked_for_on_a_terminal_and_not_shown() {
+    let place = Place::new();
+    let service = place.start();
+    let prompt = "Value for n/k";
+    let storing = command(&service.socket, &["store", "n/k"]);
+    let Some(screen) = on_a_terminal(storing, prompt, &format!("{SECRET}\n")) else { return };
+    let screen = screen.expect(0);
+    assert!(screen.stdout.contains(prompt), "{}", screen.stdout);
+    assert!(!screen.stdout.contains("canary"), "{}", screen.stdout);
+    assert_eq!(run(&service.socket, &["get", "n/k"]).ok(), SECRET);
+
+    let storing = command(&service.socket, &["store", "n/k"]);
+    let Some(screen) = on_a_terminal(storing, prompt, "\n") else { return };
+    assert!(screen.expect(2).stdout.contains("empty"));
+    assert_eq!(run(&service.socket, &["get", "n/k"]).ok(), SECRET, "was not touched");
+}
+
+#[test]
+fn people_get_tables_and_a_newline_after_a_value() {
+    let fake = Fake::new(|asked| match asked.what.as_str() {
+        "GET /v1/credentials/n/k" => json("200 OK", r#"{"value":"v"}"#),
+        "GET /v1/runtime-env" => json("200 OK", "[]"),
+        "GET /health" => {
+            json("200 OK", r#"{"status":"ok","backend":"EnvVault","credential_count":1}"#)
+        }
+        _ => json(
+            "200 OK",
+            r#"[{"namespace":"openai","key":"東京","delivery_mode":"runtime_env",
+                "masked_preview":"sk-pro....YZ","created_at":"2026-11-23T18:17:36.320458Z",
+                "updated_at":"2026-11-23T18:17:36.320458Z","last_validated_at":null,
+                "last_used_at":null,"valid":null}]"#,
+        ),
+    });
+    let screen = |arguments: &[&str]| {
+        Some(on_a_terminal(command(&fake.socket, arguments), "", "")?.expect(0).stdout)
+    };
+    let Some(value) = screen(&["get", "n/k"]) else { return };
+    assert_eq!(value, "v\n");
+    assert_eq!(
+        screen(&["list"]).as_deref(),
+        Some(
+            "NAMESPACE  KEY   DELIVERY     VALUE         STORED             LAST USED\n\
+             openai     東京  runtime_env  sk-pro....YZ  2026-11-23 18:17Z  -\n"
+        )
+    );
+    assert_eq!(screen(&["runtime-env"]).as_deref(), Some("NAMESPACE  KEY  VARIABLE  CONSUMERS\n"));
+    let health = screen(&["health"]).expect("python3 has run before");
+    assert!(health.contains("backend           EnvVault\n"), "{health}");
+}
+
+// The development service's report.
+
+/// Starts `dev` in `directory` and gives what it says until it serves, or ends.
+fn dev_report(directory: &TempDir, arguments: &[&str]) -> (String, Child) {
+    let root = directory.path();
+    let mut command = command(&root.join("run/vault.sock"), &[&["dev"], arguments].concat());
+    command.env("HOME", root).env("INTENTFRAME_DATA_DIR", root.join("production"));
+    let mut child = command.current_dir(root).spawn().expect("starts");
+    let mut said = String::new();
+    for line in BufReader::new(child.stdout.take().expect("is piped")).lines() {
+        let line = line.expect("UTF-8");
+        said.push_str(&line);
+        said.push('\n');
+        if line.starts_with("Serving.") {
+            break;
+        }
+    }
+    (said, child)
+}
+
+/// The same, of a service that is not needed further.
+fn dev_says(directory: &TempDir, arguments: &[&str]) -> String {
+    let (said, mut child) = dev_report(directory, arguments);
+    child.kill().expect("is ours");
+    child.wait().expect("ends");
+    said
+}
+
+#[test]
+fn dev_tells_what_it_seeds_and_skips_and_no_value() {
+    let directory = TempDir::new().expect("a directory");
+    let env_file = format!(
+        "\u{feff}export OPENAI_API_KEY=\"{SECRET}\" # mine\r\nANTHROPIC_API_KEY=\r\n\
+         EMAIL_WORK_ADDRESS = you@gmail.com\r\nEMAIL_WORK_PASSWORD='canary # 1'\r\n\
+         EMAIL_HOME_ADDRESS=me@gmail.com\r\nPATH=/bin\r\ncanary\r\n"
+    );
+    std::fs::write(directory.path().join(".env"), env_file).expect("writes");
+    let (said, mut child) = dev_report(&directory, &[]);
+    let socket = directory.path().join("run/vault.sock");
+    assert_eq!(run(&socket, &["get", "openai/api_key"]).ok(), SECRET);
+    assert_eq!(run(&socket, &["get", "email.you@gmail.com/password"]).ok(), "canary # 1");
+    assert_eq!(
+        run(&socket, &["runtime-env"]).ok(),
+        "openai\tapi_key\tOPENAI_API_KEY\tuwe,jarvis\n"
+    );
+    child.kill().expect("is ours");
+    child.wait().expect("ends");
+
+    for line in [
+        "Seeding from .env.",
+        "  openai               api_key   runtime_env    OPENAI_API_KEY  uwe,jarvis  sk-can....89",
+        "  email.you@gmail.com  password  executor_only  -               edi         ****",
+        "  ANTHROPIC_API_KEY: it is empty",
+        "  EMAIL_HOME_ADDRESS: there is no EMAIL_HOME_PASSWORD to go with it",
+        "  line 7: there is no = after the name",
+        "  PATH",
+    ] {
+        assert!(said.lines().any(|it| it == line), "no {line:?} in:\n{said}");
+    }
+    assert!(!said.contains("canary"), "{said}");
+    assert!(!directory.path().join("production").exists(), "the real service's directory");
+}
+
+#[test]
+fn dev_without_a_file_uses_the_example_and_writes_none() {
+    let directory = TempDir::new().expect("a directory");
+    let said = dev_says(&directory, &[]);
+    assert!(said.contains("neither .env nor .env.example"), "{said}");
+    assert!(said.contains("Nothing is seeded."), "{said}");
+
+    let example = include_str!("../.env.example");
+    std::fs::write(directory.path().join(".env.example"), example).expect("writes");
+    let said = dev_says(&directory, &[]);
+    assert!(said.starts_with("There is no .env here; seeding from .env.example"), "{said}");
+    let seeded: Vec<_> = said.lines().filter(|line| line.contains("....")).collect();
+    assert_eq!(seeded.len(), 3, "{said}");
+    assert!(!said.contains("Skipped") && !said.contains("Not credentials"), "{said}");
+    assert!(!directory.path().join(".env").exists());
+
+    let (_, child) = dev_report(&directory, &["--env-file", "missing.env"]);
+    let refused = Ended::from(child.wait_with_output().expect("ends")).expect(2);
+    assert!(refused.stderr.contains("cannot read missing.env"), "{}", refused.stderr);
+}

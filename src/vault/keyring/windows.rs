@@ -5,6 +5,9 @@
 //! was there to `user@service`. So a value is in the first place if that bears the user's
 //! name, else in the second. Values are UTF-16LE, at most 1,280 units.
 
+// The shape is what Linux needs, where more can fail.
+#![allow(clippy::unused_self, clippy::unnecessary_wraps)]
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -39,7 +42,7 @@ impl Keyring {
 
     pub(super) fn get(&self, at: &Place) -> Result<Option<Secret>, Failure> {
         match self.holder(at)?.get_secret() {
-            Ok(bytes) => decode(Zeroizing::new(bytes)).map(Some),
+            Ok(bytes) => decode(&Zeroizing::new(bytes)).map(Some),
             Err(Error::NoEntry) => Ok(None),
             Err(error) => Err(failure(error)),
         }
@@ -125,7 +128,7 @@ fn second_target(service: &str, user: &str) -> String {
 }
 
 /// UTF-16LE, or else UTF-8, as Python's `keyring` decodes it.
-fn decode(bytes: Zeroizing<Vec<u8>>) -> Result<Secret, Failure> {
+fn decode(bytes: &[u8]) -> Result<Secret, Failure> {
     let (pairs, rest) = bytes.as_chunks::<2>();
     if rest.is_empty() {
         let units: Zeroizing<Vec<u16>> =

@@ -396,7 +396,8 @@ fn names_from_the_service_do_not_steer_the_terminal() {
 fn a_reader_that_has_seen_enough_ends_a_command_quietly() {
     let entries = format!(
         "[{}]",
-        vec![r#"{"namespace":"n","key":"k","env_name":"E","allowed_consumers":[]}"#; 20_000].join(",")
+        vec![r#"{"namespace":"n","key":"k","env_name":"E","allowed_consumers":[]}"#; 20_000]
+            .join(",")
     );
     let fake = Fake::new(move |_| json("200 OK", &entries));
     let mut child = command(&fake.socket, &["runtime-env"]).spawn().expect("starts");

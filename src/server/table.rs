@@ -1,7 +1,7 @@
 //! The connection table: a slot for each connection, and whose turn it is at it.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,7 @@ impl Table {
             *place = None;
         }
         drop(place);
+        fence(Ordering::SeqCst);
         if watched.is_err() {
             self.release_slot(token);
             return watched;
@@ -130,7 +131,9 @@ impl Slot {
     pub(super) fn wake(&self, mut turn: impl FnMut(&mut Option<Connection>)) {
         self.waiting.store(true, Ordering::Release);
         // Whoever holds the lock looks at `waiting` after letting go, so that between
-        // that look and this try none is lost.
+        // that look and this try none is lost. The fences, here and after each letting
+        // go, keep the two steps of either side in their order on every processor.
+        fence(Ordering::SeqCst);
         while self.waiting.load(Ordering::Acquire) {
             let mut connection = match self.connection.try_lock() {
                 Ok(connection) => connection,
@@ -140,6 +143,8 @@ impl Slot {
             while self.waiting.swap(false, Ordering::AcqRel) {
                 turn(&mut connection);
             }
+            drop(connection);
+            fence(Ordering::SeqCst);
         }
     }
 

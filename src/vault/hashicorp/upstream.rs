@@ -165,10 +165,8 @@ impl Upstream {
                 format!("unix://{}", path.display()),
             ),
             Address::Http(base) => {
-                let tls = match base.starts_with("https://") {
-                    true => Some(tls::client_config(&settings.tls)?),
-                    false => None,
-                };
+                let is_tls = base.starts_with("https://");
+                let tls = is_tls.then(|| tls::client_config(&settings.tls)).transpose()?;
                 let connector = TcpConnector::new(tls);
                 let agent = ureq::Agent::with_parts(config, connector, DefaultResolver::default());
                 (agent, base.clone(), base.clone())

@@ -10,7 +10,7 @@ use crate::metadata::{Filter, MetadataError, MetadataStore};
 use crate::model::{CredentialRecord, CredentialRef, StoreRequest};
 use crate::secret::Secret;
 use crate::time::Timestamp;
-use crate::vault::{BackendStatus, CredentialVault};
+use crate::vault::{BackendStatus, CredentialVault, JoinedRead, Wake};
 
 /// One vault: a backend for the values, a database for the metadata.
 ///
@@ -36,7 +36,30 @@ impl VaultService {
     ///
     /// [`VaultError::NotFound`], or what the backend says.
     pub fn get(&self, at: &CredentialRef) -> Result<Secret, VaultError> {
-        let value = self.vault.get(at)?.ok_or_else(|| VaultError::NotFound(at.clone()))?;
+        self.used(at, self.vault.get(at)?)
+    }
+
+    /// Joins a request for the value that others wait for, as [`CredentialVault::join`].
+    #[must_use]
+    pub fn join(&self, at: &CredentialRef, wake: Wake) -> Option<Box<dyn JoinedRead>> {
+        self.vault.join(at, wake)
+    }
+
+    /// What [`get`](Self::get) would give, by a request that was joined.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get).
+    pub fn finish(
+        &self,
+        at: &CredentialRef,
+        joined: Box<dyn JoinedRead>,
+    ) -> Result<Secret, VaultError> {
+        self.used(at, joined.finish()?)
+    }
+
+    fn used(&self, at: &CredentialRef, value: Option<Secret>) -> Result<Secret, VaultError> {
+        let value = value.ok_or_else(|| VaultError::NotFound(at.clone()))?;
         self.metadata.touch(at, Timestamp::now());
         Ok(value)
     }

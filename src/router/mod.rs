@@ -15,7 +15,7 @@ use crate::metadata::Filter;
 use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry};
 use crate::peer::Peer;
 use crate::service::VaultService;
-use crate::vault::{BackendStatus, RenewalStatus};
+use crate::vault::{BackendStatus, JoinedRead, RenewalStatus, Wake};
 
 pub use access::Access;
 pub use answer::{Answer, Body};
@@ -114,6 +114,27 @@ impl Router {
             CallKind::Head(_) => Answer::from(&error).without_body(),
             _ => Answer::from(&error),
         })
+    }
+
+    /// Joins a request that others wait for, when the call is a read and there is one.
+    #[must_use]
+    pub fn join(&self, call: &Call, wake: Wake) -> Option<Box<dyn JoinedRead>> {
+        match &call.0 {
+            CallKind::Get(at) => self.service.join(at, wake),
+            _ => None,
+        }
+    }
+
+    /// Answers a read whose request was joined.
+    #[must_use]
+    pub fn answer_joined(&self, call: &Call, joined: Box<dyn JoinedRead>) -> Answer {
+        match &call.0 {
+            CallKind::Get(at) => match self.service.finish(at, joined) {
+                Ok(value) => answer::value(&value),
+                Err(error) => Answer::from(&error),
+            },
+            _ => self.answer(call, &[]),
+        }
     }
 
     fn carry_out(&self, call: &CallKind, body: &[u8]) -> Result<Answer, VaultError> {

@@ -12,10 +12,11 @@ use zeroize::Zeroize;
 
 use crate::peer::Peer;
 use crate::router::{Answer, RequestHead};
+use crate::vault::JoinedRead;
 
 use super::head::{self, Head, Parsed, Rejection};
 use super::poller::Poller;
-use super::pool::{Buffers, Pool, millis};
+use super::pool::{Buffers, Outcome, Pool, millis};
 use super::response::{Dates, Outbox, Persistence, Queue};
 use super::table::{Millis, NEVER};
 
@@ -84,6 +85,8 @@ pub(super) struct Connection {
     began: Option<Millis>,
     /// `100 Continue` has been sent for it.
     continued: bool,
+    /// What a request waits for that others wait for as well.
+    joined: Option<Box<dyn JoinedRead>>,
     output: Queue,
     /// The poller tells when it can be written.
     wants_write: bool,
@@ -97,6 +100,8 @@ enum Phase {
     Open,
     /// A whole request waits to enter the backend lane.
     Queued,
+    /// A whole request waits for one to the backend that others wait for as well.
+    Joined,
     /// No more requests: once the output is sent, it is closed.
     Closing,
     /// The same, but what the client still sends is read and thrown away, so that it
@@ -124,6 +129,8 @@ enum Served {
     EnoughForNow,
     /// The next request waits for the lane.
     Queued,
+    /// The next request waits for one to the backend that others wait for as well.
+    Joined,
     /// The connection is not to be read any further.
     Ending,
 }
@@ -146,6 +153,7 @@ impl Connection {
             needed: 0,
             began: None,
             continued: false,
+            joined: None,
             output: Queue::default(),
             wants_write: false,
             hung_up: false,
@@ -196,10 +204,15 @@ impl Connection {
         if now >= deadline {
             return self.expire(pool);
         }
-        if self.phase == Phase::Queued {
-            if !lane_entered {
-                return Progress::Open { deadline };
-            }
+        let may_go_on = match self.phase {
+            Phase::Queued => lane_entered,
+            Phase::Joined => self.joined.as_ref().is_none_or(|joined| joined.is_ready()),
+            _ => true,
+        };
+        if !may_go_on {
+            return Progress::Open { deadline };
+        }
+        if matches!(self.phase, Phase::Queued | Phase::Joined) {
             self.phase = Phase::Open;
         }
         buffers.dates.move_to(now / 1000);
@@ -233,7 +246,7 @@ impl Connection {
             self.wants_write = false;
         }
         match self.phase {
-            Phase::Open | Phase::Queued => {}
+            Phase::Open | Phase::Queued | Phase::Joined => {}
             Phase::Closing | Phase::Refusing => return self.wind_up(pool),
             Phase::Lingering => return self.discard_input(deadline),
         }
@@ -286,6 +299,10 @@ impl Connection {
                 }
                 Served::Queued => {
                     self.phase = Phase::Queued;
+                    return Ok(Progress::Open { deadline: NEVER });
+                }
+                Served::Joined => {
+                    self.phase = Phase::Joined;
                     return Ok(Progress::Open { deadline: NEVER });
                 }
                 Served::All | Served::EnoughForNow if !sent => return self.wait_for_client(pool),
@@ -356,9 +373,11 @@ impl Connection {
                 Ok(call) => {
                     let entered = std::mem::take(lane_entered);
                     *has_waited |= pool.router().may_block(&call);
-                    match pool.answer(&call, body, self.token, entered, agenda) {
-                        Some(answer) => answer,
-                        None => return Ok(Served::Queued),
+                    let joined = &mut self.joined;
+                    match pool.answer(&call, body, self.token, entered, agenda, joined) {
+                        Outcome::Answered(answer) => answer,
+                        Outcome::Queued => return Ok(Served::Queued),
+                        Outcome::Joined => return Ok(Served::Joined),
                     }
                 }
             };

@@ -153,7 +153,7 @@ impl Server {
         let address = listener.tcp_address();
         raise_descriptor_limit(limits.connections);
         let pool = match Pool::new(router, workers.max(2), limits) {
-            Ok(pool) => Arc::new(pool),
+            Ok(pool) => pool,
             Err(error) => return Err(failed(error)),
         };
         let threads: io::Result<Vec<_>> = (0..workers.max(2))

@@ -1,15 +1,17 @@
 //! The pool: a fixed number of workers that serve whichever connection is ready.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::peer::Peer;
 use crate::router::{Answer, Call, Router};
+use crate::vault::{JoinedRead, Wake};
 
 use super::Limits;
 use super::connection::{Connection, Progress, Stream};
@@ -33,6 +35,7 @@ pub(super) struct Pool {
     draining: AtomicBool,
     stage: Mutex<Stage>,
     stage_changed: Condvar,
+    itself: OnceLock<Weak<Pool>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,16 +63,34 @@ pub(super) struct Agenda {
     ready: VecDeque<Event>,
     /// Connections that have entered the lane, for it to serve first.
     handed: Vec<u64>,
+    /// Connections whose joined reads are ready, for it to serve next, in this order: who
+    /// is to make the next request comes after those who have their answer.
+    woken: VecDeque<u64>,
+}
+
+thread_local! {
+    /// The pool that this thread works for, and the connections that were woken by what it
+    /// has done: it serves them itself.
+    static WOKEN: RefCell<(Weak<Pool>, Vec<u64>)> = const { RefCell::new((Weak::new(), Vec::new())) };
+}
+
+/// What becomes of a call.
+pub(super) enum Outcome {
+    Answered(Answer),
+    /// The lane is full: the connection is woken when it has entered it.
+    Queued,
+    /// The call waits for a request that others wait for: the connection is woken.
+    Joined,
 }
 
 impl Pool {
-    pub(super) fn new(router: Router, workers: usize, limits: Limits) -> io::Result<Self> {
+    pub(super) fn new(router: Router, workers: usize, limits: Limits) -> io::Result<Arc<Self>> {
         let cores = thread::available_parallelism().map_or(1, usize::from).min(workers - 1);
         // Where nearly every request waits for a backend, a core is hardly ever short, and
         // an event that a worker takes with another one only waits for that.
         let (computing, batch) =
             if router.reads_may_block() { (workers, 1) } else { (cores, BATCH) };
-        Ok(Self {
+        let pool = Arc::new(Self {
             router,
             poller: Poller::new()?,
             table: Table::new(limits.connections),
@@ -80,8 +101,15 @@ impl Pool {
             draining: AtomicBool::new(false),
             stage: Mutex::new(Stage::Serving),
             stage_changed: Condvar::new(),
+            itself: OnceLock::new(),
             limits,
-        })
+        });
+        let _ = pool.itself.set(Arc::downgrade(&pool));
+        Ok(pool)
+    }
+
+    fn itself(&self) -> Weak<Self> {
+        self.itself.get().cloned().unwrap_or_default()
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -124,8 +152,13 @@ impl Pool {
     /// The life of a worker.
     pub(super) fn work(&self) {
         let mut buffers = Buffers::default();
+        WOKEN.set((self.itself(), Vec::new()));
         self.permits.enter();
         loop {
+            if let Some(token) = buffers.agenda.woken.pop_front() {
+                self.serve(self.table.slot(token), &mut buffers);
+                continue;
+            }
             if let Some(token) = buffers.agenda.handed.pop() {
                 let slot = self.table.slot(token);
                 slot.set_lane_entered();
@@ -198,41 +231,70 @@ impl Pool {
         }
     }
 
-    /// Carries a call out, in the lane if it may block. `None`: the lane is full, and the
-    /// connection under `token` is queued for it. Connections that enter the lane after
-    /// this call are handed to the worker.
+    /// Carries a call out, in the lane if it may block, or, if it can, by a request that
+    /// others wait for, which is then left in `joined`; for such a call it is called again
+    /// when that is ready. Connections that enter the lane after this call, or are woken by
+    /// it, are handed to the worker.
     pub(super) fn answer(
         &self,
         call: &Call,
         body: &[u8],
         token: u64,
-        lane_entered: bool,
+        mut lane_entered: bool,
         agenda: &mut Agenda,
-    ) -> Option<Answer> {
-        if !self.router.may_block(call) {
+        joined: &mut Option<Box<dyn JoinedRead>>,
+    ) -> Outcome {
+        let is_done = joined.as_ref().is_some_and(|joined| joined.is_done());
+        if is_done || !self.router.may_block(call) {
             if lane_entered {
                 self.leave_lane(agenda);
             }
-            return Some(self.carry_out(call, body));
+            return Outcome::Answered(self.carry_out(call, body, joined.take()));
         }
-        if !lane_entered && !self.lane.enter_or_queue(token) {
-            return None;
+        if !lane_entered && joined.is_none() {
+            *joined = self.router.join(call, self.wake(token));
+            if joined.is_some() {
+                return Outcome::Joined;
+            }
         }
-        self.pass_on(&mut agenda.ready);
+        lane_entered = lane_entered || self.lane.enter_or_queue(token);
+        if !lane_entered {
+            return Outcome::Queued;
+        }
+        self.pass_on(agenda);
         self.permits.leave();
-        let answer = self.carry_out(call, body);
+        let answer = self.carry_out(call, body, joined.take());
         self.permits.reenter();
         self.leave_lane(agenda);
-        Some(answer)
+        WOKEN.with_borrow_mut(|(_, woken)| agenda.woken.extend(woken.drain(..)));
+        Outcome::Answered(answer)
+    }
+
+    /// How the connection is woken: by the worker that does it, when it is done with what
+    /// it is at, or else by way of the poller.
+    fn wake(&self, token: u64) -> Wake {
+        let pool = self.itself();
+        Box::new(move || {
+            let is_own = WOKEN.with_borrow_mut(|(own, woken)| {
+                let is_own = own.ptr_eq(&pool);
+                if is_own {
+                    woken.push(token);
+                }
+                is_own
+            });
+            if !is_own && let Some(pool) = pool.upgrade() {
+                pool.check(pool.table.slot(token));
+            }
+        })
     }
 
     pub(super) fn leave_lane(&self, agenda: &mut Agenda) {
         agenda.handed.extend(self.lane.leave());
     }
 
-    /// Has other workers told of these events, for this one will be busy.
-    fn pass_on(&self, ready: &mut VecDeque<Event>) {
-        for event in ready.drain(..) {
+    /// Has other workers told of what this one was to do next, for it will be busy.
+    fn pass_on(&self, agenda: &mut Agenda) {
+        for event in agenda.ready.drain(..) {
             // The end is told again and again anyway.
             if let Event::Ready { token, hung_up } = event {
                 let slot = self.table.slot(token);
@@ -242,11 +304,18 @@ impl Pool {
                 self.check(slot);
             }
         }
+        for token in agenda.woken.drain(..) {
+            self.check(self.table.slot(token));
+        }
     }
 
     /// A panic in one request is that request's failure only.
-    fn carry_out(&self, call: &Call, body: &[u8]) -> Answer {
-        catch_unwind(AssertUnwindSafe(|| self.router.answer(call, body)))
+    fn carry_out(&self, call: &Call, body: &[u8], joined: Option<Box<dyn JoinedRead>>) -> Answer {
+        let answer = || match joined {
+            Some(joined) => self.router.answer_joined(call, joined),
+            None => self.router.answer(call, body),
+        };
+        catch_unwind(AssertUnwindSafe(answer))
             .unwrap_or_else(|_| Answer::error(500, "internal error; see the service's log"))
     }
 

@@ -17,9 +17,32 @@ pub use registry::{
 };
 pub use status::{BackendStatus, RenewalState, RenewalStatus};
 
+use std::fmt;
+
 use crate::error::VaultError;
 use crate::model::{CredentialRef, Namespace};
 use crate::secret::Secret;
+
+/// How somebody who waits without a thread is told to go on.
+pub type Wake = Box<dyn FnOnce() + Send>;
+
+/// A read that waits for a request that others wait for as well. Dropping it before it has
+/// been finished is harmless to them.
+pub trait JoinedRead: fmt::Debug + Send {
+    /// Whether it is time to [`finish`](Self::finish): the outcome is there, or this is the
+    /// one of those who wait that is to make the request.
+    fn is_ready(&self) -> bool;
+
+    /// Whether the outcome is there, so that finishing does not block.
+    fn is_done(&self) -> bool;
+
+    /// The outcome, as [`CredentialVault::get`] gives it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CredentialVault::get`].
+    fn finish(self: Box<Self>) -> Result<Option<Secret>, VaultError>;
+}
 
 /// A store of values. It knows nothing of metadata; the
 /// [service](crate::service::VaultService) keeps the two consistent:
@@ -53,6 +76,17 @@ pub trait CredentialVault: Send + Sync {
     /// [`VaultError::BackendUnavailable`], or [`VaultError::ReadFailed`] when what is
     /// stored cannot be a value (it is not UTF-8, say).
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError>;
+
+    /// Joins a request for the credential's value that others wait for as well, instead of
+    /// waiting for one in [`get`](Self::get). `wake` is called once, from any thread, when
+    /// [`JoinedRead::is_ready`].
+    ///
+    /// `None`, with `wake` dropped: there is none to join, or this store knows no such
+    /// thing; call `get`.
+    fn join(&self, at: &CredentialRef, wake: Wake) -> Option<Box<dyn JoinedRead>> {
+        let (_, _) = (at, wake);
+        None
+    }
 
     /// Stores the value, over an earlier one if there is one.
     ///

@@ -30,12 +30,12 @@ use crate::error::{Field, VaultError};
 use crate::model::{CredentialRef, Namespace};
 use crate::secret::Secret;
 
-use super::{BackendStatus, CredentialVault};
+use super::{BackendStatus, CredentialVault, JoinedRead, Wake};
 use auth::Auth;
 use kv::{Found, Kv, KvError};
 pub use settings::HashiCorpOptions;
 use settings::Settings;
-use sharing::Namespaces;
+use sharing::{Joined, Namespaces};
 use upstream::{Unavailable, Upstream};
 
 /// Keeps values in the KV v2 engine of HashiCorp Vault or OpenBao: the secret
@@ -43,7 +43,9 @@ use upstream::{Unavailable, Upstream};
 ///
 /// Nothing is connected before the first call. A thread of its own, started by that call,
 /// keeps the token alive.
-pub struct HashiCorpVault {
+pub struct HashiCorpVault(Arc<Parts>);
+
+struct Parts {
     upstream: Arc<Upstream>,
     kv: Kv,
     namespaces: Namespaces,
@@ -63,11 +65,56 @@ impl HashiCorpVault {
         let (mount, prefix) = (settings.mount.clone(), settings.prefix.clone());
         let auth = Auth::new(settings, Arc::clone(&upstream));
         let kv = Kv::new(Arc::clone(&upstream), auth, mount, prefix);
-        Ok(Self { upstream, kv, namespaces: Namespaces::default() })
+        Ok(Self(Arc::new(Parts { upstream, kv, namespaces: Namespaces::default() })))
     }
 
     fn read(&self, namespace: &Namespace) -> Result<Arc<Found>, KvError> {
-        self.namespaces.read(namespace, &self.kv)
+        self.0.namespaces.read(namespace, &self.0.kv)
+    }
+}
+
+/// The value among what was found.
+fn value(
+    found: Result<Arc<Found>, KvError>,
+    at: &CredentialRef,
+) -> Result<Option<Secret>, VaultError> {
+    let read_failed = |reason| VaultError::ReadFailed { at: at.clone(), reason };
+    let found = found.map_err(|error| vault_error(error, read_failed))?;
+    let Some(field) = found.fields().and_then(|fields| fields.get(at.key())) else {
+        return Ok(None);
+    };
+    field.text().map(Some).ok_or_else(|| {
+        let reason = "its field in Vault holds something other than text, which this \
+                      service did not write; store a text, or delete it";
+        read_failed(reason.to_owned())
+    })
+}
+
+/// A read that waits without a thread.
+struct JoinedGet {
+    parts: Arc<Parts>,
+    at: CredentialRef,
+    joined: Joined,
+}
+
+impl fmt::Debug for JoinedGet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JoinedGet({})", self.at)
+    }
+}
+
+impl JoinedRead for JoinedGet {
+    fn is_ready(&self) -> bool {
+        self.joined.is_ready()
+    }
+
+    fn is_done(&self) -> bool {
+        self.joined.is_done()
+    }
+
+    fn finish(self: Box<Self>) -> Result<Option<Secret>, VaultError> {
+        let Self { parts, at, joined } = *self;
+        value(parts.namespaces.finish(joined, at.namespace(), &parts.kv), &at)
     }
 }
 
@@ -83,26 +130,22 @@ impl CredentialVault for HashiCorpVault {
     }
 
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
-        let read_failed = |reason| VaultError::ReadFailed { at: at.clone(), reason };
-        let found = self.read(at.namespace()).map_err(|error| vault_error(error, read_failed))?;
-        let Some(field) = found.fields().and_then(|fields| fields.get(at.key())) else {
-            return Ok(None);
-        };
-        field.text().map(Some).ok_or_else(|| {
-            let reason = "its field in Vault holds something other than text, which this \
-                          service did not write; store a text, or delete it";
-            read_failed(reason.to_owned())
-        })
+        value(self.read(at.namespace()), at)
+    }
+
+    fn join(&self, at: &CredentialRef, wake: Wake) -> Option<Box<dyn JoinedRead>> {
+        let joined = self.0.namespaces.join(at.namespace(), wake)?;
+        Some(Box::new(JoinedGet { parts: Arc::clone(&self.0), at: at.clone(), joined }))
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
-        self.namespaces.store(at.namespace(), at.key(), value, &self.kv).map_err(|error| {
+        self.0.namespaces.store(at.namespace(), at.key(), value, &self.0.kv).map_err(|error| {
             vault_error(error, |reason| VaultError::StoreFailed { at: at.clone(), reason })
         })
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        self.namespaces.delete(at.namespace(), at.key(), &self.kv).map_err(|error| {
+        self.0.namespaces.delete(at.namespace(), at.key(), &self.0.kv).map_err(|error| {
             vault_error(error, |reason| VaultError::DeleteFailed { at: at.clone(), reason })
         })
     }
@@ -122,20 +165,20 @@ impl CredentialVault for HashiCorpVault {
     }
 
     fn check(&self) -> Result<(), VaultError> {
-        self.kv.check().map_err(|error| {
+        self.0.kv.check().map_err(|error| {
             let refused = |reason| VaultError::ValidationFailed { field: Field::Backend, reason };
             vault_error(error, refused)
         })
     }
 
     fn status(&self) -> BackendStatus {
-        let renewal = self.kv.auth().status();
-        let works = self.upstream.works() && !renewal.is_in_trouble();
+        let renewal = self.0.kv.auth().status();
+        let works = self.0.upstream.works() && !renewal.is_in_trouble();
         BackendStatus { works, renewal: Some(renewal) }
     }
 
     fn close(&self) {
-        self.kv.auth().close();
+        self.0.kv.auth().close();
     }
 }
 

@@ -16,9 +16,8 @@
 //! caller D                      |.........|--    after both; D arrives during it,
 //! ```                                            and waits for read 3
 //!
-//! Callers that were answered together tend to come back together, a moment later. When the
-//! last read answered several, the next one is put off until as many have come, or for a
-//! quarter of the time that the last one took. It then still begins after each of them.
+//! A caller waits with its thread ([`Namespaces::read`]), or leaves word how it is to be
+//! woken ([`Namespaces::join`]), so that many wait for one request and cost no thread.
 //!
 //! # Stores
 //!
@@ -28,12 +27,12 @@
 //! luck is nobody else's. A delete is made alone always: what it does depends on whether
 //! its field is the last, which no store of this process can change meanwhile.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::model::Namespace;
 use crate::secret::Secret;
+use crate::vault::Wake;
 
 use super::kv::{Found, Habits, Kv, KvError};
 use super::upstream::Unavailable;
@@ -46,20 +45,14 @@ pub(super) struct Namespaces(Mutex<HashMap<Namespace, Arc<Lane>>>);
 #[derive(Default)]
 struct Lane {
     reads: Mutex<Reads>,
-    /// As many wait for the next read as were answered by the last.
-    gathered: Condvar,
     changes: Mutex<Changes>,
 }
 
 #[derive(Default)]
 struct Reads {
     under_way: bool,
-    /// Those who wait for the next read, and how many they are.
+    /// Those who wait for the next read.
     next: Option<Arc<Shared<ReadResult>>>,
-    waiting: usize,
-    /// How many the last read answered, and how long it took.
-    answered: usize,
-    took: Duration,
 }
 
 type ReadResult = Result<Arc<Found>, KvError>;
@@ -88,20 +81,27 @@ struct Shared<T> {
 
 struct State<T> {
     turn: Turn<T>,
+    /// Threads that wait.
     waiting: usize,
+    /// How those are woken who wait without a thread.
+    to_wake: VecDeque<(u64, Wake)>,
+    /// Those who have left word so far.
+    joined: u64,
 }
 
 enum Turn<T> {
     Waiting,
-    /// Whoever sees this first is to do it.
-    Yours,
+    /// Whichever thread sees this first is to do it.
+    Anybody,
+    /// The one who left word under this number is to do it.
+    Appointed(u64),
     Taken,
     Done(T),
 }
 
 impl<T> Default for Shared<T> {
     fn default() -> Self {
-        let state = State { turn: Turn::Waiting, waiting: 0 };
+        let state = State { turn: Turn::Waiting, waiting: 0, to_wake: VecDeque::new(), joined: 0 };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 }
@@ -117,11 +117,11 @@ impl<T: Clone> Shared<T> {
         loop {
             match &state.turn {
                 Turn::Done(result) => return Some(result.clone()),
-                Turn::Yours => {
+                Turn::Anybody => {
                     state.turn = Turn::Taken;
                     return None;
                 }
-                Turn::Waiting | Turn::Taken => {
+                Turn::Waiting | Turn::Appointed(_) | Turn::Taken => {
                     state.waiting += 1;
                     state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                     state.waiting -= 1;
@@ -130,24 +130,66 @@ impl<T: Clone> Shared<T> {
         }
     }
 
+    /// Leaves word how to be woken, once: when there is a result, or it is one's turn to
+    /// find it out. Gives the number to come back with.
+    fn leave_word(&self, wake: Wake) -> u64 {
+        let mut state = self.state();
+        state.joined += 1;
+        let number = state.joined;
+        state.to_wake.push_back((number, wake));
+        number
+    }
+
+    fn result(&self) -> Option<T> {
+        match &self.state().turn {
+            Turn::Done(result) => Some(result.clone()),
+            _ => None,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.state().turn, Turn::Done(_))
+    }
+
+    fn is_appointed(&self, number: u64) -> bool {
+        matches!(self.state().turn, Turn::Appointed(appointed) if appointed == number)
+    }
+
+    /// Takes up the appointment. `false`: there is none under this number.
+    fn accept(&self, number: u64) -> bool {
+        let mut state = self.state();
+        let is_appointed = matches!(state.turn, Turn::Appointed(appointed) if appointed == number);
+        if is_appointed {
+            state.turn = Turn::Taken;
+        }
+        is_appointed
+    }
+
     fn finish(&self, result: T) {
         let mut state = self.state();
         state.turn = Turn::Done(result);
         if state.waiting > 0 {
             self.changed.notify_all();
         }
+        let to_wake = std::mem::take(&mut state.to_wake);
+        drop(state);
+        for (_, wake) in to_wake {
+            wake();
+        }
     }
 
-    fn is_finished(&self) -> bool {
-        matches!(self.state().turn, Turn::Done(_))
-    }
-
-    /// Calls upon one of those who wait.
+    /// Calls upon one of those who wait; the first who left word, if there is one.
     fn call(&self) {
         let mut state = self.state();
-        state.turn = Turn::Yours;
-        if state.waiting > 0 {
-            self.changed.notify_one();
+        if let Some((number, wake)) = state.to_wake.pop_front() {
+            state.turn = Turn::Appointed(number);
+            drop(state);
+            wake();
+        } else {
+            state.turn = Turn::Anybody;
+            if state.waiting > 0 {
+                self.changed.notify_one();
+            }
         }
     }
 }
@@ -158,28 +200,44 @@ fn panicked() -> KvError {
 }
 
 impl Namespaces {
-    /// Runs `act` in the namespace's lane, which is kept only as long as somebody uses it
-    /// or something worth keeping was learnt of it.
-    fn within<T>(&self, namespace: &Namespace, act: impl FnOnce(&Lane) -> T) -> T {
-        let lane = {
-            let mut lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match lanes.get(namespace) {
-                Some(lane) => Arc::clone(lane),
-                None => Arc::clone(lanes.entry(namespace.clone()).or_default()),
-            }
+    /// The namespace's lane.
+    fn lane<'a>(&'a self, namespace: &'a Namespace) -> InLane<'a> {
+        let mut lanes = self.lanes();
+        let lane = match lanes.get(namespace) {
+            Some(lane) => Arc::clone(lane),
+            None => Arc::clone(lanes.entry(namespace.clone()).or_default()),
         };
-        let result = act(&lane);
-        let mut lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // The table's and this one: nobody else has it, or can get it meanwhile.
-        if Arc::strong_count(&lane) == 2 && lane.changes().habits.are_usual() {
-            lanes.remove(namespace);
-        }
-        result
+        InLane { namespaces: self, namespace, lane }
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, HashMap<Namespace, Arc<Lane>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the namespace's secret is, as of a moment after this call.
     pub(super) fn read(&self, namespace: &Namespace, kv: &Kv) -> ReadResult {
-        self.within(namespace, |lane| lane.read(&|| kv.read(namespace)))
+        self.lane(namespace).lane.read(&|| kv.read(namespace))
+    }
+
+    /// Joins those who wait for the next read, if one is under way; `wake` is called once,
+    /// when [`Joined::is_ready`].
+    pub(super) fn join(&self, namespace: &Namespace, wake: Wake) -> Option<Joined> {
+        let lane = Arc::clone(self.lanes().get(namespace)?);
+        let mut reads = lane.reads();
+        if !reads.under_way {
+            return None;
+        }
+        let shared = Arc::clone(reads.next.get_or_insert_default());
+        let number = shared.leave_word(wake);
+        drop(reads);
+        Some(Joined { lane, shared, number })
+    }
+
+    /// The result of a read that was joined. Waits for it, or makes it, unless
+    /// [`Joined::is_done`].
+    pub(super) fn finish(&self, joined: Joined, namespace: &Namespace, kv: &Kv) -> ReadResult {
+        let _in_lane = InLane { namespaces: self, namespace, lane: Arc::clone(&joined.lane) };
+        joined.finish(&|| kv.read(namespace))
     }
 
     /// Stores a value.
@@ -190,9 +248,8 @@ impl Namespaces {
         value: &Secret,
         kv: &Kv,
     ) -> Result<(), KvError> {
-        self.within(namespace, |lane| {
-            lane.change(key, Some(value.duplicate()), namespace, kv).map(|_| ())
-        })
+        let lane = self.lane(namespace);
+        lane.lane.change(key, Some(value.duplicate()), namespace, kv).map(|_| ())
     }
 
     /// Deletes a value, and says whether there was one.
@@ -202,7 +259,67 @@ impl Namespaces {
         key: &str,
         kv: &Kv,
     ) -> Result<bool, KvError> {
-        self.within(namespace, |lane| lane.change(key, None, namespace, kv))
+        self.lane(namespace).lane.change(key, None, namespace, kv)
+    }
+}
+
+/// A lane in use. It is kept only as long as somebody uses it, or something worth keeping
+/// was learnt of it.
+struct InLane<'a> {
+    namespaces: &'a Namespaces,
+    namespace: &'a Namespace,
+    lane: Arc<Lane>,
+}
+
+impl Drop for InLane<'_> {
+    fn drop(&mut self) {
+        let mut lanes = self.namespaces.lanes();
+        // The table's and this one: nobody else has it, or can get it meanwhile.
+        if Arc::strong_count(&self.lane) == 2 && self.lane.changes().habits.are_usual() {
+            lanes.remove(self.namespace);
+        }
+    }
+}
+
+/// A read that was joined.
+pub(super) struct Joined {
+    lane: Arc<Lane>,
+    shared: Arc<Shared<ReadResult>>,
+    number: u64,
+}
+
+impl Joined {
+    /// Whether the result is there.
+    pub(super) fn is_done(&self) -> bool {
+        self.shared.is_done()
+    }
+
+    /// Whether the result is there, or it is up to the caller to find it out.
+    pub(super) fn is_ready(&self) -> bool {
+        self.is_done() || self.shared.is_appointed(self.number)
+    }
+
+    fn finish(self, fetch: &dyn Fn() -> Result<Found, KvError>) -> ReadResult {
+        if let Some(result) = self.shared.result() {
+            return result;
+        }
+        let lane = Arc::clone(&self.lane);
+        let shared = Arc::clone(&self.shared);
+        if self.shared.accept(self.number) {
+            drop(self);
+            return lane.make_next(shared, fetch);
+        }
+        drop(self);
+        shared.wait().unwrap_or_else(|| lane.make_next(Arc::clone(&shared), fetch))
+    }
+}
+
+/// Who was appointed and does not do it leaves it to another.
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if self.shared.accept(self.number) {
+            self.lane.give_up(&self.shared);
+        }
     }
 }
 
@@ -217,47 +334,52 @@ impl Lane {
 
     fn read(&self, fetch: &dyn Fn() -> Result<Found, KvError>) -> ReadResult {
         let mut reads = self.reads();
-        let (shared, answers) = if reads.under_way {
+        if reads.under_way {
             let shared = Arc::clone(reads.next.get_or_insert_default());
-            reads.waiting += 1;
-            if reads.waiting == reads.answered {
-                self.gathered.notify_one();
-            }
             drop(reads);
-            if let Some(result) = shared.wait() {
-                return result;
-            }
-            // Called upon: `under_way` has been left set for this read. Nobody joins it
-            // once it begins.
-            let mut reads = self.gather();
-            reads.next = None;
-            (shared, std::mem::take(&mut reads.waiting))
-        } else {
-            reads.under_way = true;
-            drop(reads);
-            (Arc::default(), 1)
-        };
-        let mut read =
-            ReadUnderWay { lane: self, shared, answers, began: Instant::now(), result: None };
-        read.result = Some(fetch().map(Arc::new));
-        read.result.clone().unwrap_or_else(|| Err(panicked()))
+            return shared.wait().unwrap_or_else(|| self.make_next(Arc::clone(&shared), fetch));
+        }
+        reads.under_way = true;
+        drop(reads);
+        self.make(Arc::default(), fetch)
     }
 
-    /// Waits a moment for those to come back who were answered together.
-    fn gather(&self) -> MutexGuard<'_, Reads> {
-        /// For fewer it is not worth it.
-        const SEVERAL: usize = 4;
-        const LONGEST: Duration = Duration::from_millis(1);
+    /// Makes the read that others wait for. `under_way` has been left set for it; nobody
+    /// joins it once it begins.
+    fn make_next(
+        &self,
+        shared: Arc<Shared<ReadResult>>,
+        fetch: &dyn Fn() -> Result<Found, KvError>,
+    ) -> ReadResult {
+        self.reads().next = None;
+        self.make(shared, fetch)
+    }
 
-        let reads = self.reads();
-        if reads.answered < SEVERAL || reads.waiting >= reads.answered {
-            return reads;
+    fn make(
+        &self,
+        shared: Arc<Shared<ReadResult>>,
+        fetch: &dyn Fn() -> Result<Found, KvError>,
+    ) -> ReadResult {
+        let mut read = ReadUnderWay { lane: self, shared, result: None };
+        let result = fetch().map(Arc::new);
+        read.result = Some(result.clone());
+        result
+    }
+
+    /// Nobody makes the next read yet: another is called upon, if there is one.
+    fn give_up(&self, shared: &Arc<Shared<ReadResult>>) {
+        let mut reads = self.reads();
+        let state = shared.state();
+        let is_alone = state.to_wake.is_empty() && state.waiting == 0;
+        drop(state);
+        // Threads that have joined and do not wait yet hold it as well.
+        if is_alone && Arc::strong_count(shared) <= 2 {
+            reads.next = None;
+            reads.under_way = false;
+        } else {
+            drop(reads);
+            shared.call();
         }
-        let moment = (reads.took / 4).min(LONGEST);
-        self.gathered
-            .wait_timeout_while(reads, moment, |reads| reads.waiting < reads.answered)
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
     }
 
     fn change(
@@ -318,22 +440,20 @@ fn next_batch(waiting: &mut Vec<Arc<Change>>) -> Vec<Arc<Change>> {
 struct ReadUnderWay<'a> {
     lane: &'a Lane,
     shared: Arc<Shared<ReadResult>>,
-    answers: usize,
-    began: Instant,
     result: Option<ReadResult>,
 }
 
 impl Drop for ReadUnderWay<'_> {
     fn drop(&mut self) {
-        let mut reads = self.lane.reads();
-        reads.answered = self.answers;
-        reads.took = self.began.elapsed();
-        match &reads.next {
-            Some(next) => next.call(),
-            None => reads.under_way = false,
-        }
-        drop(reads);
+        // First those who have their answer: who makes the next read may be on this thread.
         self.shared.finish(self.result.take().unwrap_or_else(|| Err(panicked())));
+        let mut reads = self.lane.reads();
+        if let Some(next) = reads.next.clone() {
+            drop(reads);
+            next.call();
+        } else {
+            reads.under_way = false;
+        }
     }
 }
 
@@ -387,7 +507,7 @@ fn make_one(
 impl Drop for ChangesUnderWay<'_> {
     fn drop(&mut self) {
         for change in &self.batch {
-            if !change.outcome.is_finished() {
+            if !change.outcome.is_done() {
                 change.outcome.finish(Err(panicked()));
             }
         }

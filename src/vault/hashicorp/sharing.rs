@@ -16,6 +16,10 @@
 //! caller D                      |.........|--    after both; D arrives during it,
 //! ```                                            and waits for read 3
 //!
+//! Callers that were answered together tend to come back together, a moment later. When the
+//! last read answered several, the next one is put off until as many have come, or for a
+//! quarter of the time that the last one took. It then still begins after each of them.
+//!
 //! A caller waits with its thread ([`Namespaces::read`]), or leaves word how it is to be
 //! woken ([`Namespaces::join`]), so that many wait for one request and cost no thread.
 //!
@@ -29,6 +33,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::model::Namespace;
 use crate::secret::Secret;
@@ -45,14 +50,20 @@ pub(super) struct Namespaces(Mutex<HashMap<Namespace, Arc<Lane>>>);
 #[derive(Default)]
 struct Lane {
     reads: Mutex<Reads>,
+    /// As many wait for the next read as were answered by the last.
+    gathered: Condvar,
     changes: Mutex<Changes>,
 }
 
 #[derive(Default)]
 struct Reads {
     under_way: bool,
-    /// Those who wait for the next read.
+    /// Those who wait for the next read, and how many they are.
     next: Option<Arc<Shared<ReadResult>>>,
+    waiting: usize,
+    /// How many the last read answered, and how long it took.
+    answered: usize,
+    took: Duration,
 }
 
 type ReadResult = Result<Arc<Found>, KvError>;
@@ -227,7 +238,7 @@ impl Namespaces {
         if !reads.under_way {
             return None;
         }
-        let shared = Arc::clone(reads.next.get_or_insert_default());
+        let shared = lane.join_next(&mut reads);
         let number = shared.leave_word(wake);
         drop(reads);
         Some(Joined { lane, shared, number })
@@ -335,13 +346,21 @@ impl Lane {
     fn read(&self, fetch: &dyn Fn() -> Result<Found, KvError>) -> ReadResult {
         let mut reads = self.reads();
         if reads.under_way {
-            let shared = Arc::clone(reads.next.get_or_insert_default());
+            let shared = self.join_next(&mut reads);
             drop(reads);
             return shared.wait().unwrap_or_else(|| self.make_next(Arc::clone(&shared), fetch));
         }
         reads.under_way = true;
         drop(reads);
-        self.make(Arc::default(), fetch)
+        self.make(Arc::default(), 1, fetch)
+    }
+
+    fn join_next(&self, reads: &mut Reads) -> Arc<Shared<ReadResult>> {
+        reads.waiting += 1;
+        if reads.waiting == reads.answered {
+            self.gathered.notify_one();
+        }
+        Arc::clone(reads.next.get_or_insert_default())
     }
 
     /// Makes the read that others wait for. `under_way` has been left set for it; nobody
@@ -351,16 +370,38 @@ impl Lane {
         shared: Arc<Shared<ReadResult>>,
         fetch: &dyn Fn() -> Result<Found, KvError>,
     ) -> ReadResult {
-        self.reads().next = None;
-        self.make(shared, fetch)
+        let mut reads = self.gather();
+        reads.next = None;
+        let answers = std::mem::take(&mut reads.waiting);
+        drop(reads);
+        self.make(shared, answers, fetch)
+    }
+
+    /// Waits a moment for those to come back who were answered together.
+    fn gather(&self) -> MutexGuard<'_, Reads> {
+        /// For fewer it is not worth it.
+        const SEVERAL: usize = 4;
+        const LONGEST: Duration = Duration::from_millis(1);
+
+        let reads = self.reads();
+        if reads.answered < SEVERAL || reads.waiting >= reads.answered {
+            return reads;
+        }
+        let moment = (reads.took / 4).min(LONGEST);
+        self.gathered
+            .wait_timeout_while(reads, moment, |reads| reads.waiting < reads.answered)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
     }
 
     fn make(
         &self,
         shared: Arc<Shared<ReadResult>>,
+        answers: usize,
         fetch: &dyn Fn() -> Result<Found, KvError>,
     ) -> ReadResult {
-        let mut read = ReadUnderWay { lane: self, shared, result: None };
+        let began = Instant::now();
+        let mut read = ReadUnderWay { lane: self, shared, answers, began, result: None };
         let result = fetch().map(Arc::new);
         read.result = Some(result.clone());
         result
@@ -375,6 +416,7 @@ impl Lane {
         // Threads that have joined and do not wait yet hold it as well.
         if is_alone && Arc::strong_count(shared) <= 2 {
             reads.next = None;
+            reads.waiting = 0;
             reads.under_way = false;
         } else {
             drop(reads);
@@ -440,6 +482,8 @@ fn next_batch(waiting: &mut Vec<Arc<Change>>) -> Vec<Arc<Change>> {
 struct ReadUnderWay<'a> {
     lane: &'a Lane,
     shared: Arc<Shared<ReadResult>>,
+    answers: usize,
+    began: Instant,
     result: Option<ReadResult>,
 }
 
@@ -448,6 +492,8 @@ impl Drop for ReadUnderWay<'_> {
         // First those who have their answer: who makes the next read may be on this thread.
         self.shared.finish(self.result.take().unwrap_or_else(|| Err(panicked())));
         let mut reads = self.lane.reads();
+        reads.answered = self.answers;
+        reads.took = self.began.elapsed();
         if let Some(next) = reads.next.clone() {
             drop(reads);
             next.call();

@@ -90,7 +90,7 @@ pub enum DaemonError {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let endpoint = Endpoint::Unix("/run/user/1000/vault/credential-vault.sock".into());
 /// let options = BackendOptions::new(Environment::default());
-/// let daemon = Daemon::start(Settings::new(endpoint, "/tmp/vault".into(), "env", options))?;
+/// let daemon = Daemon::start(&Settings::new(endpoint, "/tmp/vault".into(), "env", options))?;
 /// // ... later, from any thread:
 /// daemon.stop();
 /// daemon.join()?;
@@ -104,15 +104,18 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Opens the database, makes the backend, and serves. Connections are accepted when
-    /// this returns.
+    /// Makes the backend and checks that it can be used, opens the database, and serves.
+    /// Connections are accepted when this returns.
     ///
     /// # Errors
     ///
-    /// [`DaemonError::Vault`] or [`DaemonError::Start`]; nothing is left behind.
-    pub fn start(settings: Settings) -> Result<Self, DaemonError> {
-        // The name is checked first: a wrong one is no reason to touch a file.
+    /// [`DaemonError::Vault`] or [`DaemonError::Start`]; nothing is left behind. After
+    /// [`VaultError::BackendUnavailable`] it may be tried again with the same settings.
+    pub fn start(settings: &Settings) -> Result<Self, DaemonError> {
+        // The name is checked first, and then the backend: neither a wrong name nor a
+        // backend that cannot be used is a reason to touch a file.
         let vault = create_vault(&settings.backend, &settings.backend_options)?;
+        vault.check()?;
         // The socket is taken before the database: of two that start at once for one
         // socket, the second touches no file of the first.
         let listener = Server::bind(&settings.endpoint)?;
@@ -127,7 +130,7 @@ impl Daemon {
         }
         let access = Access::of_owner(rustix::process::geteuid().as_raw());
         let router = Router::new(Arc::clone(&service), access);
-        let server = Server::start(listener, router, settings.workers, settings.limits)?;
+        let server = Server::start(listener, router, settings.workers, settings.limits.clone())?;
         Ok(Self { server, service })
     }
 

@@ -58,6 +58,8 @@ pub mod secret;
 pub mod server;
 pub mod service;
 pub mod time;
+#[cfg(unix)]
+mod transport;
 pub mod vault;
 
 pub use environment::Environment;
@@ -68,6 +70,6 @@ pub use model::{
 };
 pub use secret::Secret;
 pub use vault::{
-    BackendFactory, BackendOptions, CredentialVault, create_vault, register_backend,
-    registered_backends,
+    BackendFactory, BackendOptions, BackendStatus, CredentialVault, RenewalState, RenewalStatus,
+    create_vault, register_backend, registered_backends,
 };

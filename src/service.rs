@@ -10,7 +10,7 @@ use crate::metadata::{Filter, MetadataError, MetadataStore};
 use crate::model::{CredentialRecord, CredentialRef, StoreRequest};
 use crate::secret::Secret;
 use crate::time::Timestamp;
-use crate::vault::CredentialVault;
+use crate::vault::{BackendStatus, CredentialVault};
 
 /// One vault: a backend for the values, a database for the metadata.
 ///
@@ -129,6 +129,12 @@ impl VaultService {
     #[must_use]
     pub fn backend(&self) -> &str {
         self.vault.name()
+    }
+
+    /// How the backend is.
+    #[must_use]
+    pub fn backend_status(&self) -> BackendStatus {
+        self.vault.status()
     }
 
     /// Whether reading a value may wait for something outside this process.

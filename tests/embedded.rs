@@ -112,7 +112,7 @@ impl Embedded {
         let place = Place::new();
         let endpoint = Endpoint::Unix(place.socket());
         let settings = Settings::new(endpoint, place.data_dir(), backend, options);
-        let daemon = Daemon::start(Settings { workers, limits, ..settings }).expect("starts");
+        let daemon = Daemon::start(&Settings { workers, limits, ..settings }).expect("starts");
         Self { daemon: Some(daemon), place }
     }
 
@@ -340,7 +340,7 @@ fn a_host_can_stop_it_and_start_it_again() {
     let again = || {
         let endpoint = Endpoint::Unix(vault.place.socket());
         let options = BackendOptions::new(Environment::default());
-        Daemon::start(Settings::new(endpoint, vault.place.data_dir(), "env", options))
+        Daemon::start(&Settings::new(endpoint, vault.place.data_dir(), "env", options))
     };
     let refused = again().expect_err("it runs already");
     assert!(matches!(refused, DaemonError::Start(StartError::AlreadyRunning(_))), "{refused}");

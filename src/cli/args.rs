@@ -67,9 +67,13 @@ pub struct Serve {
     #[argh(option, arg_name = "path")]
     pub data_dir: Option<PathBuf>,
 
-    /// where values are kept: keyring (the default) or env; IF_VAULT_BACKEND
+    /// where values are kept: keyring (the default), hashicorp or env; IF_VAULT_BACKEND
     #[argh(option, arg_name = "name")]
     pub backend: Option<String>,
+
+    /// wait for a backend that is unavailable, instead of giving up
+    #[argh(switch)]
+    pub wait_for_backend: bool,
 
     /// how many threads serve requests
     #[argh(option, arg_name = "count")]

@@ -50,7 +50,7 @@ pub fn run(args: &Dev, environment: &Environment) -> Result<(), Failure> {
     settings.workers = workers;
     settings.seeds = plan.seeds;
     settings.forget_metadata_without_value = true;
-    serve_until_signal(settings, |daemon| {
+    serve_until_signal(&settings, false, |daemon| {
         let address = daemon.server().tcp_address();
         Output::stdout().text(&curl_lines(&endpoint, address))
     })

@@ -1,8 +1,12 @@
 //! `serve`: from options and environment to a running service.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
 
+use crossbeam_channel::{Receiver, unbounded};
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, Environment, VaultError, paths};
@@ -30,7 +34,7 @@ pub fn run(args: &Serve, environment: &Environment) -> Result<(), Failure> {
     let mut settings =
         Settings::new(endpoint, data_dir, backend.unwrap_or(DEFAULT_BACKEND), options);
     settings.workers = workers(args.workers)?;
-    serve_until_signal(settings, |_| Ok(()))
+    serve_until_signal(&settings, args.wait_for_backend, |_| Ok(()))
 }
 
 /// How many workers; none at all cannot be.
@@ -42,9 +46,11 @@ pub fn workers(count: Option<usize>) -> Result<usize, Failure> {
 }
 
 /// Starts the vault, says so by `started`, and serves until SIGTERM or SIGINT. A second
-/// signal ends the process at once.
+/// signal ends the process at once. With `wait`, a backend that is unavailable is waited
+/// for.
 pub fn serve_until_signal(
-    settings: Settings,
+    settings: &Settings,
+    wait: bool,
     started: impl FnOnce(&Daemon) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let signals = [SIGTERM, SIGINT];
@@ -57,15 +63,14 @@ pub fn serve_until_signal(
         flag::register(signal, Arc::clone(&signalled)).map_err(cannot)?;
     }
     // Before the vault starts, so that no signal is missed meanwhile.
-    let mut told = Signals::new(signals).map_err(cannot)?;
-    let endpoint = settings.endpoint.to_string();
-    let backend = settings.backend.clone();
-    let daemon = Daemon::start(settings).map_err(not_started)?;
-    log::info!("serving the {backend} backend at {endpoint}");
+    let told = signals_told(signals).map_err(cannot)?;
+    let Some(daemon) = start(settings, wait, &told)? else {
+        return Ok(());
+    };
+    log::info!("serving the {} backend at {}", settings.backend, settings.endpoint);
     started(&daemon)?;
-    if let Some(signal) = told.forever().next() {
-        let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-        log::info!("{name}: finishing what runs; a second signal ends it at once");
+    if let Ok(signal) = told.recv() {
+        log::info!("{}: finishing what runs; a second signal ends it at once", name_of(signal));
     }
     daemon.stop();
     match daemon.join() {
@@ -78,9 +83,51 @@ pub fn serve_until_signal(
     }
 }
 
+/// A channel on which the signals come.
+fn signals_told(signals: [i32; 2]) -> io::Result<Receiver<i32>> {
+    let mut told = Signals::new(signals)?;
+    let (tell, hear) = unbounded();
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in told.forever() {
+            let _ = tell.send(signal);
+        }
+    })?;
+    Ok(hear)
+}
+
+fn name_of(signal: i32) -> &'static str {
+    signal_hook::low_level::signal_name(signal).unwrap_or("a signal")
+}
+
+/// Starts the vault; with `wait`, as often as its backend is unavailable. `None`: a signal
+/// came first.
+fn start(settings: &Settings, wait: bool, told: &Receiver<i32>) -> Result<Option<Daemon>, Failure> {
+    const FIRST_PAUSE: Duration = Duration::from_millis(500);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match Daemon::start(settings) {
+            Ok(daemon) => return Ok(Some(daemon)),
+            Err(DaemonError::Vault(error @ VaultError::BackendUnavailable { .. })) if wait => {
+                log::warn!("{error}; waiting for it");
+            }
+            Err(error) => return Err(not_started(error)),
+        }
+        if let Ok(signal) = told.recv_timeout(pause) {
+            log::info!("{}: not waiting any longer", name_of(signal));
+            return Ok(None);
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
 fn not_started(error: DaemonError) -> Failure {
     match error {
         DaemonError::Vault(error @ VaultError::ValidationFailed { .. }) => Failure::usage(error),
+        DaemonError::Vault(error @ VaultError::BackendUnavailable { .. }) => {
+            Failure::other(format!("{error}; or start with --wait-for-backend"))
+        }
         error => Failure::other(error),
     }
 }

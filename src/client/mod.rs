@@ -1,7 +1,6 @@
 //! [`VaultClient`]: the vault, asked over its socket.
 
 mod error;
-mod unix;
 
 pub use error::ClientError;
 
@@ -19,8 +18,7 @@ use crate::model::{
     CredentialRef, DeliveryMode, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest,
 };
 use crate::secret::Secret;
-
-use unix::{NoResolver, NotConnected, UnixConnector};
+use crate::transport::{NoResolver, NotConnected, UnixConnector};
 
 /// How long an answer may take, unless
 /// [`with_timeout`](VaultClient::with_timeout) says otherwise.

@@ -15,6 +15,7 @@ use crate::metadata::Filter;
 use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry};
 use crate::peer::Peer;
 use crate::service::VaultService;
+use crate::vault::{BackendStatus, RenewalStatus};
 
 pub use access::Access;
 pub use answer::{Answer, Body};
@@ -139,10 +140,26 @@ impl Router {
             status: &'a str,
             backend: &'a str,
             credential_count: u64,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            renewal: Option<Renewal>,
         }
-        let credential_count = self.service.count()?;
-        let backend = self.service.backend();
-        Ok(Answer::json_of(&Health { status: "ok", backend, credential_count }))
+        #[derive(serde::Serialize)]
+        struct Renewal {
+            state: &'static str,
+            ttl_seconds: Option<u64>,
+            last_error: Option<String>,
+        }
+        let BackendStatus { works, renewal } = self.service.backend_status();
+        Ok(Answer::json_of(&Health {
+            status: if works { "ok" } else { "degraded" },
+            backend: self.service.backend(),
+            credential_count: self.service.count()?,
+            renewal: renewal.map(|RenewalStatus { state, ttl, last_error }| Renewal {
+                state: state.as_str(),
+                ttl_seconds: ttl.map(|ttl| ttl.as_secs()),
+                last_error,
+            }),
+        }))
     }
 
     fn list(&self, filter: Filter<'_>) -> Result<Answer, VaultError> {

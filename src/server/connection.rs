@@ -27,10 +27,10 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    fn shutdown_write(&self) -> io::Result<()> {
+    fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {
-            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(how),
+            Self::Tcp(stream) => stream.shutdown(how),
         }
     }
 }
@@ -416,7 +416,7 @@ impl Connection {
         if self.phase == Phase::Closing {
             return Ok(Progress::Done);
         }
-        self.stream.shutdown_write()?;
+        self.stream.shutdown(Shutdown::Write)?;
         self.phase = Phase::Lingering;
         self.discard_input(pool.now() + millis(pool.limits().write))
     }
@@ -454,6 +454,11 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         wipe(&mut self.input);
+        // close(2) alone does not always reach the client: another worker may just be
+        // asking the poller about this socket, and Linux then drops the socket only when
+        // that worker's epoll_wait(2) returns, which may be never. Where the client has
+        // gone already this may fail, and nobody minds.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 

@@ -2,14 +2,20 @@
 //! registry that names them.
 
 mod env;
+#[cfg(unix)]
+mod hashicorp;
 mod keyring;
 mod registry;
+mod status;
 
 pub use env::EnvVault;
+#[cfg(unix)]
+pub use hashicorp::{HashiCorpOptions, HashiCorpVault};
 pub use keyring::KeyringVault;
 pub use registry::{
     BackendFactory, BackendOptions, create_vault, register_backend, registered_backends,
 };
+pub use status::{BackendStatus, RenewalState, RenewalStatus};
 
 use crate::error::VaultError;
 use crate::model::{CredentialRef, Namespace};
@@ -75,6 +81,22 @@ pub trait CredentialVault: Send + Sync {
     ///
     /// [`VaultError::BackendUnavailable`].
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError>;
+
+    /// Finds out whether the store can be used, before the service starts. An
+    /// implementation that tells so with its first call says nothing here.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`], which may pass, or
+    /// [`VaultError::ValidationFailed`], when something is set up wrongly.
+    fn check(&self) -> Result<(), VaultError> {
+        Ok(())
+    }
+
+    /// How the store is, for `/health`; within a moment, whatever state it is in.
+    fn status(&self) -> BackendStatus {
+        BackendStatus::default()
+    }
 
     /// Lets go of connections and threads. Calls after it give
     /// [`VaultError::BackendUnavailable`] or work on; closing twice is harmless.

@@ -8,6 +8,8 @@ use crate::environment::Environment;
 use crate::error::{Field, VaultError};
 
 use super::{CredentialVault, EnvVault, KeyringVault};
+#[cfg(unix)]
+use super::{HashiCorpOptions, HashiCorpVault};
 
 /// What a backend may be made from. Read once, at the edge of the process; a backend
 /// looks at nothing else.
@@ -33,11 +35,16 @@ pub type BackendFactory = fn(&BackendOptions) -> Result<Arc<dyn CredentialVault>
 fn registry() -> &'static RwLock<BTreeMap<String, BackendFactory>> {
     static REGISTRY: OnceLock<RwLock<BTreeMap<String, BackendFactory>>> = OnceLock::new();
     REGISTRY.get_or_init(|| {
-        let built_in: [(&str, BackendFactory); 2] = [
+        let built_in: &[(&str, BackendFactory)] = &[
             ("env", |options| Ok(Arc::new(EnvVault::new(options.environment.clone())))),
+            #[cfg(unix)]
+            ("hashicorp", |options| {
+                let unset = HashiCorpOptions::default();
+                Ok(Arc::new(HashiCorpVault::new(unset, &options.environment)?))
+            }),
             ("keyring", |options| Ok(Arc::new(KeyringVault::new(options.keyring_timeout)))),
         ];
-        RwLock::new(built_in.into_iter().map(|(name, make)| (name.to_owned(), make)).collect())
+        RwLock::new(built_in.iter().map(|&(name, make)| (name.to_owned(), make)).collect())
     })
 }
 

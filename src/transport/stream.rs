@@ -1,0 +1,116 @@
+//! One connection under the HTTP library, over whatever carries the bytes.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::net::RecvFlags;
+use ureq::Error;
+use ureq::unversioned::transport::{Buffers, NextTimeout, Transport};
+
+use super::buffers::WipedBuffers;
+
+/// What a connector's error carries when there was no connection: it tells "nobody
+/// there" from a connection that broke.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct NotConnected(pub(crate) io::Error);
+
+/// Something that carries bytes, and gives up on time.
+pub(crate) trait Stream: Read + Write + Send + Sync + 'static {
+    /// The socket beneath.
+    fn socket(&self) -> impl AsFd;
+
+    /// How long a read or a write of the socket may wait.
+    fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
+}
+
+impl Stream for UnixStream {
+    fn socket(&self) -> impl AsFd {
+        self
+    }
+
+    fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(timeout)?;
+        self.set_write_timeout(timeout)
+    }
+}
+
+impl Stream for TcpStream {
+    fn socket(&self) -> impl AsFd {
+        self
+    }
+
+    fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(timeout)?;
+        self.set_write_timeout(timeout)
+    }
+}
+
+/// One connection.
+pub(crate) struct StreamTransport<S> {
+    stream: S,
+    buffers: WipedBuffers,
+}
+
+impl<S> StreamTransport<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream, buffers: WipedBuffers::default() }
+    }
+}
+
+/// Shows no buffer: what is in there may be a value.
+impl<S> fmt::Debug for StreamTransport<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StreamTransport")
+    }
+}
+
+impl<S: Stream> Transport for StreamTransport<S> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let timeout = timeout.for_write();
+        self.stream.set_timeout(timeout.not_zero().map(|timeout| *timeout))?;
+        let output = self.buffers.output_up_to(amount);
+        let sent = self.stream.write_all(output).and_then(|()| self.stream.flush());
+        self.buffers.wipe_output(amount);
+        sent.map_err(|error| timeout_or_io(error, timeout))
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let timeout = timeout.for_read();
+        self.stream.set_timeout(timeout.not_zero().map(|timeout| *timeout))?;
+        let amount = loop {
+            match self.stream.read(self.buffers.input_append_buf()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read.map_err(|error| timeout_or_io(error, timeout))?,
+            }
+        };
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
+    }
+
+    /// An idle connection is open when it has nothing to read: bytes that nobody asked
+    /// for, or an end, both mean that it cannot be used again.
+    fn is_open(&mut self) -> bool {
+        let peeked = rustix::net::recv(
+            self.stream.socket(),
+            &mut [0; 1],
+            RecvFlags::PEEK | RecvFlags::DONTWAIT,
+        );
+        matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    }
+}
+
+fn timeout_or_io(error: io::Error, timeout: NextTimeout) -> Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout(timeout.reason),
+        _ => Error::Io(error),
+    }
+}

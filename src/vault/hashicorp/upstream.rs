@@ -1,0 +1,529 @@
+//! The server: one request to it, with its retries, its limits, and what it said.
+
+use std::io::Read as _;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use serde::Deserialize;
+use ureq::http::{HeaderValue, Method, Request};
+use ureq::unversioned::resolver::DefaultResolver;
+use zeroize::Zeroizing;
+
+use crate::secret::Secret;
+use crate::transport::{NoResolver, NotConnected, TcpConnector, UnixConnector, tls};
+
+use super::breaker::{Breaker, Outcome};
+use super::settings::{Address, Settings};
+use super::{clock, jitter};
+
+/// The server cannot be asked, or cannot answer; the text says why and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{reason}")]
+pub(super) struct Unavailable {
+    pub(super) reason: String,
+    /// When it is worth trying again.
+    pub(super) retry_after: Duration,
+}
+
+impl Unavailable {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), retry_after: Duration::from_secs(1) }
+    }
+}
+
+/// A request.
+#[derive(Debug)]
+pub(super) struct Ask<'a> {
+    method: Method,
+    path: &'a str,
+    token: Option<&'a Secret>,
+    body: Option<(&'static str, &'a [u8])>,
+    /// Sending it twice would not be the same as sending it once.
+    only_once: bool,
+}
+
+impl<'a> Ask<'a> {
+    /// A request without a body. The path is the one after `/v1/`.
+    pub(super) fn new(method: Method, path: &'a str, token: Option<&'a Secret>) -> Self {
+        Self { method, path, token, body: None, only_once: false }
+    }
+
+    pub(super) fn json(self, body: &'a [u8]) -> Self {
+        Self { body: Some(("application/json", body)), ..self }
+    }
+
+    pub(super) fn merge_patch(self, body: &'a [u8]) -> Self {
+        Self { body: Some(("application/merge-patch+json", body)), ..self }
+    }
+
+    pub(super) fn only_once(self) -> Self {
+        Self { only_once: true, ..self }
+    }
+}
+
+/// What the server answered, when that was neither a failure nor a wish to be asked again.
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) body: Zeroizing<Vec<u8>>,
+    /// What it says went wrong, in its own words.
+    errors: String,
+}
+
+impl Reply {
+    pub(super) fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// Whether the server's own words have `text` in them.
+    pub(super) fn says(&self, text: &str) -> bool {
+        self.errors.contains(text)
+    }
+
+    /// Whether the server gave no reason: its way to say that there is nothing.
+    pub(super) fn says_nothing(&self) -> bool {
+        self.errors.is_empty()
+    }
+
+    /// The status, and the server's own words for it.
+    pub(super) fn explain(&self) -> String {
+        match &*self.errors {
+            "" => format!("Vault answered {}", self.status),
+            errors => format!("Vault answered {}: {errors}", self.status),
+        }
+    }
+}
+
+/// An answer, or a failure, as it came from one attempt.
+enum Attempt {
+    Answered(Reply),
+    /// To be tried again; nothing is known of what became of the request.
+    Failed {
+        outcome: Outcome,
+        reason: String,
+        /// The request has not reached the server.
+        unsent: bool,
+        retry_after: Option<Duration>,
+    },
+}
+
+/// The server, as everything in this backend asks it.
+pub(super) struct Upstream {
+    agent: ureq::Agent,
+    /// What comes before a path: the scheme and the authority, and `/v1/`.
+    base: String,
+    /// How messages name it.
+    name: String,
+    follows_redirects: bool,
+    namespace: Option<HeaderValue>,
+    timeout: Duration,
+    max_retries: u32,
+    breaker: Breaker,
+    in_flight: InFlight,
+    contact: Mutex<Contact>,
+    contacted: Condvar,
+}
+
+/// When the server was last heard of.
+#[derive(Debug, Default)]
+struct Contact {
+    at: Option<Duration>,
+    /// Why it did not work then, if it did not.
+    failure: Option<String>,
+    probing: bool,
+}
+
+/// The longest answer that is read. A secret has at most 1 MiB unless the server is set up
+/// otherwise, and a request 32 MiB.
+const MAX_ANSWER_BYTES: u64 = 32 * 1024 * 1024;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// An idle connection is not kept longer than this; servers and proxies close theirs after
+/// one minute or more.
+const MAX_IDLE: Duration = Duration::from_secs(50);
+
+impl Upstream {
+    /// Does not connect yet.
+    ///
+    /// # Errors
+    ///
+    /// A text that says what is wrong with the TLS settings.
+    pub(super) fn new(settings: &Settings) -> Result<Self, String> {
+        let config = ureq::Agent::config_builder()
+            .proxy(None)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .max_idle_age(MAX_IDLE)
+            .max_idle_connections(settings.max_in_flight)
+            .max_idle_connections_per_host(settings.max_in_flight)
+            .user_agent(concat!("credential-vault/", env!("CARGO_PKG_VERSION")))
+            .build();
+        let (agent, base, name) = match &settings.address {
+            Address::Unix(path) => (
+                ureq::Agent::with_parts(config, UnixConnector::new(path.clone()), NoResolver),
+                "http://localhost".to_owned(),
+                format!("unix://{}", path.display()),
+            ),
+            Address::Http(base) => {
+                let is_tls = base.starts_with("https://");
+                let tls = is_tls.then(|| tls::client_config(&settings.tls)).transpose()?;
+                let connector = TcpConnector::new(tls);
+                let agent = ureq::Agent::with_parts(config, connector, DefaultResolver::default());
+                (agent, base.clone(), base.clone())
+            }
+        };
+        let namespace = settings.namespace.as_deref().map(HeaderValue::from_str).transpose();
+        Ok(Self {
+            agent,
+            base: format!("{base}/v1/"),
+            name,
+            follows_redirects: matches!(settings.address, Address::Http(_)),
+            namespace: namespace.map_err(|_| "VAULT_NAMESPACE fits in no header")?,
+            timeout: settings.timeout,
+            max_retries: settings.max_retries,
+            breaker: Breaker::default(),
+            in_flight: InFlight::new(settings.max_in_flight),
+            contact: Mutex::default(),
+            contacted: Condvar::new(),
+        })
+    }
+
+    /// How long one request may take, with all its retries.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Sends a request until it is answered, the retries are used up, or the time is.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]; what became of the request is then not known.
+    pub(super) fn send(&self, ask: &Ask<'_>) -> Result<Reply, Unavailable> {
+        let deadline = clock::now() + self.timeout;
+        let mut pause = FIRST_PAUSE;
+        let mut retries = self.max_retries;
+        loop {
+            let place = self.in_flight.enter(deadline).ok_or_else(|| {
+                Unavailable::new(format!("too many requests wait for Vault at {}", self.name))
+            })?;
+            let now = clock::now();
+            let ticket = self.breaker.admit(now).map_err(|pause| Unavailable {
+                reason: format!(
+                    "Vault at {} does not work ({}); it is tried again shortly",
+                    self.name,
+                    self.last_failure()
+                ),
+                retry_after: pause,
+            })?;
+            let attempt = self.attempt(ask, deadline.saturating_sub(now));
+            drop(place);
+            let now = clock::now();
+            let (outcome, reason, unsent, retry_after) = match attempt {
+                Attempt::Answered(reply) => {
+                    ticket.tell(Outcome::Worked, now);
+                    self.note_contact(now, None);
+                    return Ok(reply);
+                }
+                Attempt::Failed { outcome, reason, unsent, retry_after } => {
+                    (outcome, reason, unsent, retry_after)
+                }
+            };
+            ticket.tell(outcome, now);
+            self.note_contact(now, (outcome == Outcome::Failed).then_some(&reason));
+            let wait = retry_after.unwrap_or_else(|| jitter::around(pause));
+            let may_repeat = retries > 0 && (unsent || !ask.only_once);
+            if !may_repeat || now + wait >= deadline {
+                return Err(Unavailable {
+                    reason: format!("Vault at {}: {reason}", self.name),
+                    retry_after: wait.max(Duration::from_secs(1)),
+                });
+            }
+            thread::sleep(wait);
+            retries -= 1;
+            pause *= 2;
+        }
+    }
+
+    fn attempt(&self, ask: &Ask<'_>, time: Duration) -> Attempt {
+        let (mut reply, retry_after, location) = match self.exchange(ask, None, time) {
+            Ok(answered) => answered,
+            Err(error) => return self.failed(&error),
+        };
+        // A standby that does not forward names the active node.
+        if let (307 | 308, Some(location)) = (reply.status, location) {
+            match self.exchange(ask, Some(&location), time) {
+                Ok((second, _, _)) => reply = second,
+                Err(error) => return self.failed(&error),
+            }
+        }
+        let again =
+            |outcome, reason| Attempt::Failed { outcome, reason, unsent: true, retry_after };
+        match reply.status {
+            503 if reply.says("sealed") => {
+                again(Outcome::Failed, "it is sealed; unseal it".to_owned())
+            }
+            307 | 308 => again(
+                Outcome::Failed,
+                "it sends elsewhere, where it cannot be followed; set VAULT_ADDR to the active \
+                 node"
+                    .to_owned(),
+            ),
+            412 | 429 => again(Outcome::Worked, reply.explain()),
+            // A mount that is being upgraded to version 2 says so for a moment.
+            400 if reply.says("Upgrading from non-versioned") => {
+                again(Outcome::Worked, reply.explain())
+            }
+            501 => Attempt::Answered(reply),
+            500..=599 => Attempt::Failed {
+                outcome: Outcome::Failed,
+                reason: reply.explain(),
+                unsent: false,
+                retry_after,
+            },
+            _ => Attempt::Answered(reply),
+        }
+    }
+
+    /// One request, one answer; with it the time to wait and the place to ask, where it
+    /// names them.
+    fn exchange(
+        &self,
+        ask: &Ask<'_>,
+        elsewhere: Option<&str>,
+        time: Duration,
+    ) -> Result<(Reply, Option<Duration>, Option<String>), ureq::Error> {
+        let uri = elsewhere.map_or_else(|| format!("{}{}", self.base, ask.path), str::to_owned);
+        let mut request =
+            Request::builder().method(&ask.method).uri(uri).header("X-Vault-Request", "true");
+        // sys/health is no part of any namespace.
+        if let Some(namespace) = self.namespace.as_ref().filter(|_| ask.path != HEALTH) {
+            request = request.header("X-Vault-Namespace", namespace);
+        }
+        if let Some(token) = ask.token {
+            let mut value =
+                HeaderValue::from_str(token.expose()).map_err(ureq::http::Error::from)?;
+            value.set_sensitive(true);
+            request = request.header("X-Vault-Token", value);
+        }
+        let time = Some(time.max(Duration::from_millis(1)));
+        let mut response = match ask.body {
+            None => {
+                let request = request.body(())?;
+                self.agent.run(self.agent.configure_request(request).timeout_global(time).build())
+            }
+            Some((content_type, body)) => {
+                let request = request.header("Content-Type", content_type).body(body)?;
+                self.agent.run(self.agent.configure_request(request).timeout_global(time).build())
+            }
+        }?;
+        let status = response.status().as_u16();
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let retry_after = header("Retry-After").and_then(|seconds| seconds.parse().ok());
+        let location = header("Location").filter(|location| self.may_follow(location));
+        let location = location.map(str::to_owned);
+        // Room for all of it, so that growing leaves no copies behind.
+        let expected = response.body().content_length().unwrap_or(0).min(MAX_ANSWER_BYTES);
+        let mut body =
+            Zeroizing::new(Vec::with_capacity(usize::try_from(expected).unwrap_or(0) + 1));
+        let mut reader = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).reader();
+        reader.read_to_end(&mut body).map_err(ureq::Error::from)?;
+        let errors = if status >= 400 { errors_in(&body, ask) } else { String::new() };
+        Ok((Reply { status, body, errors }, retry_after.map(Duration::from_secs), location))
+    }
+
+    /// A token is not sent where it could be read on the way, if it was not before.
+    fn may_follow(&self, location: &str) -> bool {
+        let stays_secret = location.starts_with("https://") || self.base.starts_with("http://");
+        self.follows_redirects && location.contains("://") && stays_secret
+    }
+
+    fn failed(&self, error: &ureq::Error) -> Attempt {
+        let failed = |reason: String, unsent| Attempt::Failed {
+            outcome: Outcome::Failed,
+            reason,
+            unsent,
+            retry_after: None,
+        };
+        match error {
+            ureq::Error::Timeout(_) => {
+                failed(format!("it did not answer within {} s", self.timeout.as_secs_f32()), false)
+            }
+            ureq::Error::Other(other) => match other.downcast_ref::<NotConnected>() {
+                Some(NotConnected(error)) => failed(
+                    format!(
+                        "it cannot be connected to ({error}); is it running, and is VAULT_ADDR its address?"
+                    ),
+                    true,
+                ),
+                None => failed("it cannot be asked".to_owned(), false),
+            },
+            ureq::Error::HostNotFound => {
+                failed("its name is not known; is VAULT_ADDR right?".to_owned(), true)
+            }
+            ureq::Error::Io(error) => failed(format!("the connection broke ({error})"), false),
+            ureq::Error::BodyExceedsLimit(_) => failed("its answer is too long".to_owned(), false),
+            // These may quote what was sent or received.
+            _ => failed("it does not answer in HTTP/1.1; is VAULT_ADDR right?".to_owned(), false),
+        }
+    }
+
+    fn last_failure(&self) -> String {
+        self.contact()
+            .failure
+            .clone()
+            .unwrap_or_else(|| "its last answers were failures".to_owned())
+    }
+
+    fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_contact(&self, now: Duration, failure: Option<&String>) {
+        let mut contact = self.contact();
+        contact.at = Some(now);
+        contact.failure = failure.cloned();
+        drop(contact);
+        self.contacted.notify_all();
+    }
+
+    /// Whether the server works, as far as is known within a moment: what was heard of it
+    /// within the last second, else what it says of itself now.
+    pub(super) fn works(self: &Arc<Self>) -> bool {
+        let mut contact = self.contact();
+        let is_fresh = |contact: &Contact| {
+            contact.at.is_some_and(|at| clock::now().saturating_sub(at) < FRESH)
+        };
+        if !is_fresh(&contact) && !contact.probing {
+            contact.probing = true;
+            drop(contact);
+            let upstream = Arc::clone(self);
+            let started = thread::Builder::new()
+                .name("vault-probe".to_owned())
+                .spawn(move || upstream.probe());
+            contact = self.contact();
+            if started.is_err() {
+                contact.probing = false;
+            }
+            contact = self
+                .contacted
+                .wait_timeout_while(contact, MOMENT, |contact| contact.probing)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        contact.failure.is_none()
+    }
+
+    /// Asks the server how it is, past the breaker, which learns of it.
+    fn probe(&self) {
+        let ask = Ask::new(Method::GET, HEALTH, None);
+        let attempt = self.exchange(&ask, None, PROBE_TIMEOUT.min(self.timeout));
+        let now = clock::now();
+        let failure = match attempt {
+            // 429 is a standby, 472 and 473 are Enterprise's replicas; all can serve.
+            Ok((Reply { status: 200 | 429 | 472 | 473, .. }, _, _)) => None,
+            Ok((Reply { status: 503, .. }, _, _)) => Some("it is sealed; unseal it".to_owned()),
+            Ok((Reply { status: 501, .. }, _, _)) => Some("it is not initialised".to_owned()),
+            Ok((reply, _, _)) => Some(reply.explain()),
+            Err(error) => match self.failed(&error) {
+                Attempt::Failed { reason, .. } => Some(reason),
+                Attempt::Answered(_) => None,
+            },
+        };
+        if let Ok(ticket) = self.breaker.admit(now) {
+            let outcome = if failure.is_none() { Outcome::Worked } else { Outcome::Failed };
+            ticket.tell(outcome, now);
+        }
+        self.contact().probing = false;
+        self.note_contact(now, failure.as_ref());
+    }
+}
+
+const HEALTH: &str = "sys/health";
+/// What was heard of the server is good for this long.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long somebody who asks for the server's health is kept waiting.
+const MOMENT: Duration = Duration::from_millis(50);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the server says went wrong, on one line. Nothing is taken over when it repeats
+/// part of the request, which may be a value or a token.
+fn errors_in(body: &[u8], ask: &Ask<'_>) -> String {
+    #[derive(Deserialize)]
+    struct Errors {
+        #[serde(default)]
+        errors: Vec<String>,
+    }
+    /// Shorter words say nothing, and are in every request.
+    const TELLING: usize = 6;
+    const LONGEST: usize = 400;
+
+    let Ok(Errors { errors }) = serde_json::from_slice(body) else { return String::new() };
+    let text: String = errors
+        .join("; ")
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(LONGEST)
+        .collect();
+    let sent = ask.body.map_or(&[][..], |(_, body)| body);
+    let token = ask.token.map_or(&[][..], |token| token.expose().as_bytes());
+    let repeats = text.split(|c: char| c.is_whitespace() || "\"'`,;:()".contains(c)).any(|word| {
+        let word = word.as_bytes();
+        word.len() >= TELLING
+            && [sent, token].iter().any(|sent| sent.windows(word.len()).any(|part| part == word))
+    });
+    if repeats { "(not shown, for it repeats part of the request)".to_owned() } else { text }
+}
+
+/// How many requests are under way.
+#[derive(Debug)]
+struct InFlight {
+    free: Mutex<usize>,
+    left: Condvar,
+}
+
+struct Place<'a>(&'a InFlight);
+
+impl InFlight {
+    fn new(places: usize) -> Self {
+        Self { free: Mutex::new(places), left: Condvar::new() }
+    }
+
+    /// Waits for a place, until the deadline.
+    fn enter(&self, deadline: Duration) -> Option<Place<'_>> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        while *free == 0 {
+            let time = deadline.checked_sub(clock::now())?;
+            free = self.left.wait_timeout(free, time).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *free -= 1;
+        Some(Place(self))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.left.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_repeats_the_request_is_not_taken_over() {
+        let token = Secret::new("hvs.canary-token".to_owned());
+        let ask = Ask::new(Method::POST, "x", Some(&token)).json(br#"{"data":{"k":"sk-canary"}}"#);
+        let errors = |text: &str| {
+            errors_in(serde_json::json!({ "errors": [text] }).to_string().as_bytes(), &ask)
+        };
+        assert_eq!(errors("permission denied"), "permission denied");
+        assert_eq!(errors("two\nlines"), "two lines");
+        for text in ["bad value sk-canary", "bad \"sk-canary\"", "bad token hvs.canary-token"] {
+            assert!(!errors(text).contains("canary"), "{text}");
+        }
+        assert_eq!(errors_in(b"<html>", &ask), "");
+        assert_eq!(errors_in(b"{}", &ask), "");
+    }
+}

@@ -34,6 +34,8 @@ done
 find_program "$bin"
 
 passed=0 failed=0 skipped=0
+# Whether something of this may be in Vault.
+left=no
 
 # check WHAT GOT EXPECTED
 check() {
@@ -67,8 +69,16 @@ cli() {
 
 # The database is this script's own, so that whatever is in it is to be removed.
 remove_all() {
-    local pair
-    [[ -n $service_pid ]] || return 0
+    local pair pid
+    [[ $left == yes ]] || return 0
+    if [[ -z $service_pid ]] || ! kill -0 "$service_pid" 2>/dev/null; then
+        [[ $own_vault == yes ]] || say "secrets with names that begin with smoke.$random may be left in Vault"
+        return
+    fi
+    # Stores under way come first: they would be seen by nobody later.
+    for pid in $(jobs -p); do
+        [[ $pid == "$service_pid" ]] || wait "$pid" || true
+    done
     ask GET /v1/credentials
     while read -r pair; do
         [[ -n $pair ]] || continue
@@ -119,13 +129,18 @@ setting() {
     fi
 }
 
+# A wrapped secret_id can be unwrapped once, and it is the service that does so.
+is_wrapped() {
+    [[ -z $(setting VAULT_TOKEN) ]] || return 1
+    case ${VAULT_SECRET_ID_WRAPPED:-} in '' | 0 | f* | F*) return 1 ;; esac
+}
+
 # Sets token to what the service may ask with; fails where this script may not have one.
 own_token() {
     local role secret
     token=$(setting VAULT_TOKEN)
     [[ -z $token ]] || return 0
-    # A wrapped one can be unwrapped once, and the service has done so.
-    case ${VAULT_SECRET_ID_WRAPPED:-} in '' | 0 | f* | F*) ;; *) return 1 ;; esac
+    if is_wrapped; then return 1; fi
     role=$(setting VAULT_ROLE_ID) secret=$(setting VAULT_SECRET_ID)
     if [[ -z $role || -z $secret ]]; then
         # An agent adds a token of its own to what has none.
@@ -162,6 +177,7 @@ if [[ -z ${VAULT_ADDR:-}${VAULT_AGENT_ADDR:-} ]]; then set_up_vault; fi
 random=$(od -An -N6 -tx1 /dev/urandom | tr -d ' \n')
 canary=canary-$random-value
 start_service trace
+left=yes
 
 ns=smoke.$random
 path=/v1/credentials/$ns/api_key
@@ -235,13 +251,17 @@ ask GET "/v1/credentials/$ns/second"
 check 'it is gone' "$status" 404
 in_vault 'the secret stays in Vault with its other key' "$ns" 200
 
-code=0
-stop_service || code=$?
-check 'the service stops with 0' "$code" 0
-check 'its socket is gone' "$([[ -e $socket ]] && echo there || echo gone)" gone
-start_service trace
-ask GET "$path"
-check 'the value outlasts the service' "$status $body" '200 {"value":"é\n\"\\🔑 ключ"}'
+if is_wrapped; then
+    skip 'the value outlasts the service: a wrapped secret_id serves one start'
+else
+    code=0
+    stop_service || code=$?
+    check 'the service stops with 0' "$code" 0
+    check 'its socket is gone' "$([[ -e $socket ]] && echo there || echo gone)" gone
+    start_service trace
+    ask GET "$path"
+    check 'the value outlasts the service' "$status $body" '200 {"value":"é\n\"\\🔑 ключ"}'
+fi
 
 ask DELETE "$path"
 check 'delete of the last key' "$status $body" '200 {"status":"deleted"}'
@@ -295,6 +315,9 @@ done
 
 ask GET /v1/credentials
 check 'nothing is left' "$body" '[]'
+[[ $body != '[]' ]] || left=no
+remove_all
+left=no
 stop_service || true
 # said TEXT: whether the service's log, kept at its most talkative, has it
 said() { if grep -qF -e "$1" "$service_log"; then echo yes; else echo no; fi; }

@@ -41,7 +41,7 @@ mod linux {
     use rustix::event::epoll;
 
     /// Sends requests to a server, and prints how many were answered. Header lines in
-    /// BENCH_LOAD_HEADERS are added to each: a token has no place on a command line.
+    /// `BENCH_LOAD_HEADERS` are added to each: a token has no place on a command line.
     #[derive(FromArgs)]
     pub struct Options {
         /// the server's Unix socket
@@ -97,7 +97,7 @@ mod linux {
             _ => return Err("one of --socket and --tcp names the server".into()),
         };
         let headers = std::env::var("BENCH_LOAD_HEADERS").unwrap_or_default();
-        let headers: String = headers.lines().map(|line| format!("{line}\r\n")).collect();
+        let headers = headers.lines().flat_map(|line| [line, "\r\n"]).collect::<String>();
         let requests = (0..options.keys).map(|n| render(options, &headers, n)).collect();
         let mut meter = Meter::start(options, requests)?;
         match (options.connections, options.close) {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, Environment, VaultError, paths};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
@@ -56,6 +56,9 @@ pub fn serve_until_signal(
             .map_err(cannot)?;
         flag::register(signal, Arc::clone(&signalled)).map_err(cannot)?;
     }
+    // A limit on file sizes is an error of the write that meets it, like a full disk; the
+    // signal that comes with it would end the process.
+    flag::register(SIGXFSZ, Arc::default()).map_err(cannot)?;
     // Before the vault starts, so that no signal is missed meanwhile.
     let mut told = Signals::new(signals).map_err(cannot)?;
     let endpoint = settings.endpoint.to_string();

@@ -96,10 +96,11 @@ impl VaultService {
         self.vault.delete(at).inspect_err(|error| self.undo(at, before, error))
     }
 
-    /// Puts the row back as it was before a change that the backend refused.
+    /// Puts the row back as it was before a change that the backend refused. Should the
+    /// database not take that now, the metadata store does it later.
     fn undo(&self, at: &CredentialRef, before: Option<CredentialRecord>, cause: &VaultError) {
         if let Err(error) = self.metadata.restore(at, before) {
-            log::error!("{cause}; and its metadata could not be put back: {error}");
+            log::error!("{cause}; and its metadata is not put back yet: {error}");
         }
     }
 

@@ -3,11 +3,16 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use serde_json::{Value, json};
 
-use support::{Connection, Place, delete, get, put, put_text, request, wait_until};
+use support::{
+    Connection, DEADLINE, Place, Service, delete, get, put, put_text, request, wait_until,
+};
 
 fn path(n: usize) -> String {
     format!("/v1/credentials/pipeline/key-{n}")
@@ -324,5 +329,44 @@ fn nothing_meant_for_a_client_that_has_gone_reaches_the_next_one() {
         let mut next = service.connect();
         let answer = next.exchange(&get("/health"));
         assert_eq!((answer.status, answer.json()["status"].as_str()), (200, Some("ok")));
+    }
+}
+
+/// Sends all of `stream`, and gives what comes back up to the end of the file, without
+/// which a client that was told `Connection: close` waits on.
+fn answered_to_the_end(service: &Service, stream: &[u8]) -> Vec<u8> {
+    let mut client = UnixStream::connect(&service.socket).expect("connects");
+    client.set_read_timeout(Some(DEADLINE)).expect("not zero");
+    client.write_all(stream).expect("the service takes it");
+    let mut answers = Vec::new();
+    client.read_to_end(&mut answers).expect("the end of the file");
+    answers
+}
+
+/// A worker may close a connection while another asks the poller about it.
+#[test]
+fn every_client_sees_the_end_of_its_connection() {
+    let closing = request("GET", "/nothing", "Connection: close\r\n", b"");
+    let place = Place::new();
+    let service = place.start();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..1000 {
+                    assert!(answered_to_the_end(&service, &closing).starts_with(b"HTTP/1.1 404"));
+                }
+            });
+        }
+    });
+
+    // More requests than are answered in one turn, and more bytes than are read at a time:
+    // then a second worker is told of what is left just before the first one, which goes
+    // on, has read it and closes. One client alone, for any other would wake that worker.
+    let turn = get("/nothing").repeat(64);
+    for round in 0..3500 {
+        let rest = request("GET", "/nothing", "", &vec![b'x'; 64 * 1024 + 30 * round]);
+        let more = get("/nothing").repeat(round % 5);
+        let answers = answered_to_the_end(&service, &[&turn[..], &rest, &more, &closing].concat());
+        assert!(answers.starts_with(b"HTTP/1.1 404"));
     }
 }

@@ -216,6 +216,58 @@ fn a_change_can_be_undone_exactly() {
     assert_eq!(records(&store), []);
 }
 
+/// As on a disk that fills up between a change and its undoing.
+#[test]
+fn what_cannot_be_undone_at_once_is_undone_later() {
+    let (_directory, file) = place();
+    let store = MetadataStore::open(&file).expect("opens");
+    let other = Connection::open(&file).expect("opens");
+    let refuse = |what: &str| {
+        let trigger = format!(
+            "CREATE TRIGGER refuse BEFORE {what} ON credential_metadata WHEN {}.key <> 'other'
+             BEGIN SELECT RAISE(ABORT, 'not now'); END",
+            if what == "DELETE" { "OLD" } else { "NEW" }
+        );
+        other.execute_batch(&trigger).expect("creates");
+    };
+    let accept = || other.execute_batch("DROP TRIGGER refuse").expect("drops");
+    let failed = |outcome| assert!(matches!(outcome, Err(MetadataError::Failed(_))), "{outcome:?}");
+    store.put(&at("kept"), &request("v")).expect("stores");
+    let before = records(&store);
+
+    // The next change of anything makes up for it,
+    store.put(&at("new"), &request("v")).expect("stores");
+    refuse("DELETE");
+    failed(store.restore(&at("new"), None).map(|()| None));
+    failed(store.put(&at("new"), &request("v")));
+    store.put(&at("other"), &request("v")).expect("one that it does not touch goes on");
+    accept();
+    store.remove(&at("other")).expect("removes");
+    assert_eq!(records(&store), before);
+    assert_eq!(store.put(&at("new"), &request("v")).expect("stores"), None);
+    store.remove(&at("new")).expect("removes");
+
+    // or the passing of time,
+    let removed = store.remove(&at("kept")).expect("removes");
+    refuse("INSERT");
+    failed(store.restore(&at("kept"), removed).map(|()| None));
+    assert_eq!(records(&store), []);
+    accept();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while records(&store) != before {
+        assert!(Instant::now() < deadline, "never put back");
+        std::thread::yield_now();
+    }
+
+    // or the end.
+    let removed = store.remove(&at("kept")).expect("removes");
+    refuse("INSERT");
+    failed(store.restore(&at("kept"), removed).map(|()| None));
+    accept();
+    store.close().expect("closes");
+    assert_eq!(records(&MetadataStore::open(&file).expect("opens")), before);
+}
+
 #[test]
 fn stores_from_many_threads_are_all_there_in_order() {
     let (_directory, file) = place();

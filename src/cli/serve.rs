@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, Environment, VaultError, paths};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
@@ -62,6 +62,9 @@ pub fn serve_until_signal(
             .map_err(cannot)?;
         flag::register(signal, Arc::clone(&signalled)).map_err(cannot)?;
     }
+    // A limit on file sizes is an error of the write that meets it, like a full disk; the
+    // signal that comes with it would end the process.
+    flag::register(SIGXFSZ, Arc::default()).map_err(cannot)?;
     // Before the vault starts, so that no signal is missed meanwhile.
     let told = signals_told(signals).map_err(cannot)?;
     let Some(daemon) = start(settings, wait, &told)? else {

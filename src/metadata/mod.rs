@@ -137,7 +137,8 @@ impl MetadataStore {
     ///
     /// # Errors
     ///
-    /// [`MetadataError::Failed`], and nothing has changed; [`MetadataError::Closed`].
+    /// [`MetadataError::Failed`]: it is not put back yet, but will be as soon as the
+    /// database takes it, and before any other change of it; [`MetadataError::Closed`].
     pub fn restore(
         &self,
         at: &CredentialRef,

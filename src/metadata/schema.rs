@@ -114,6 +114,11 @@ pub(super) fn explain(error: &rusqlite::Error) -> String {
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
             "see to it that this user may write the file and its directory"
         }
+        // A quota or a limit on file sizes comes as one of these, and so do some disks.
+        Some(ErrorCode::SystemIoFailure) if is_write(error) => {
+            "free some space on its disk if that, a quota or a limit is used up, then try again; \
+             else look after the disk"
+        }
         Some(ErrorCode::SystemIoFailure) => "look after its disk",
         _ => return error.to_string(),
     };
@@ -222,8 +227,23 @@ fn set_up(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn is_hot_journal(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|error| {
-        [ffi::SQLITE_READONLY_ROLLBACK, ffi::SQLITE_READONLY_RECOVERY]
-            .contains(&error.extended_code)
-    })
+    is_one_of(error, &[ffi::SQLITE_READONLY_ROLLBACK, ffi::SQLITE_READONLY_RECOVERY])
+}
+
+/// Whether the system refused to write, or to make a file longer, for a reason that is
+/// not plainly a full disk.
+fn is_write(error: &rusqlite::Error) -> bool {
+    is_one_of(
+        error,
+        &[
+            ffi::SQLITE_IOERR_WRITE,
+            ffi::SQLITE_IOERR_FSYNC,
+            ffi::SQLITE_IOERR_TRUNCATE,
+            ffi::SQLITE_IOERR_SHMSIZE,
+        ],
+    )
+}
+
+fn is_one_of(error: &rusqlite::Error, codes: &[i32]) -> bool {
+    error.sqlite_error().is_some_and(|error| codes.contains(&error.extended_code))
 }

@@ -1,5 +1,6 @@
 //! The one thread that writes: changes that wait together share a commit.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,8 @@ const MAX_BATCH: usize = 256;
 /// How long touches may wait for others before they are written.
 const TOUCH_DELAY: Duration = Duration::from_millis(500);
 
-/// The longest pause between attempts to write touches, when they fail.
-const MAX_TOUCH_RETRY: Duration = Duration::from_mins(1);
+/// The longest pause between attempts to write what waits, when they fail.
+const MAX_RETRY: Duration = Duration::from_mins(1);
 
 /// What is asked of the writer.
 #[derive(Debug)]
@@ -85,9 +86,13 @@ pub(super) struct Writer {
     connection: Connection,
     touches: Arc<Touches>,
     inbox: Receiver<Message>,
-    /// When touches are to be written; `None` while there are none.
-    touches_due: Option<Instant>,
-    touch_retry: Duration,
+    /// Changes that put a record back and failed. Their caller has promised that nothing
+    /// changed, so they are made as soon as the database takes them.
+    owed: HashMap<CredentialRef, Change>,
+    /// When touches and what is owed are to be written; `None` while there are none.
+    due: Option<Instant>,
+    /// How long to wait after the next attempt that fails.
+    retry: Duration,
 }
 
 impl Writer {
@@ -96,14 +101,14 @@ impl Writer {
         touches: Arc<Touches>,
         inbox: Receiver<Message>,
     ) -> Self {
-        Self { connection, touches, inbox, touches_due: None, touch_retry: TOUCH_DELAY }
+        Self { connection, touches, inbox, owed: HashMap::new(), due: None, retry: TOUCH_DELAY }
     }
 
     /// Works until it is told to close, or nobody is left who could tell it.
     pub(super) fn run(mut self) {
         let mut batch = Vec::new();
         loop {
-            let first = match self.touches_due {
+            let first = match self.due {
                 Some(due) => self.inbox.recv_deadline(due),
                 None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
@@ -113,7 +118,7 @@ impl Writer {
                 match message {
                     Message::Apply(operation) => batch.push(operation),
                     Message::Touched => {
-                        self.touches_due.get_or_insert_with(|| Instant::now() + TOUCH_DELAY);
+                        self.due.get_or_insert_with(|| Instant::now() + TOUCH_DELAY);
                     }
                     Message::Close(reply) => closing = Some(Some(reply)),
                 }
@@ -130,48 +135,79 @@ impl Writer {
                 }
                 return;
             }
-            if self.touches_due.is_some_and(|due| due <= Instant::now()) {
-                self.write_due_touches();
+            if self.due.is_some_and(|due| due <= Instant::now()) {
+                self.write_what_is_due();
             }
         }
     }
 
     /// Makes the changes in one transaction, then answers each.
     fn commit(&mut self, batch: &mut Vec<Operation>) {
+        if let Err(error) = self.make_good() {
+            // No change of a record whose present state is not what it is said to be.
+            for operation in batch.extract_if(.., |it| self.owed.contains_key(&it.at)) {
+                // A caller always waits for its answer.
+                let _ = operation.reply.send(Err(error.clone()));
+            }
+        }
         if batch.is_empty() {
             return;
         }
         let mut outcomes = Vec::with_capacity(batch.len());
         let committed = in_transaction(&self.connection, || {
-            for operation in &*batch {
-                outcomes.push(self.apply(operation)?);
+            for Operation { at, change, .. } in &*batch {
+                outcomes.push(self.apply(at, change)?);
             }
             Ok(())
         });
-        if let Err(error) = committed {
-            let error = MetadataError::from(error);
-            outcomes.clear();
-            outcomes.resize(batch.len(), Err(error));
+        match committed {
+            // What has failed before need not wait any longer.
+            Ok(()) if self.retry > TOUCH_DELAY => self.due = self.due.map(|_| Instant::now()),
+            Ok(()) => {}
+            Err(error) => {
+                let error = MetadataError::from(error);
+                outcomes.clear();
+                outcomes.resize(batch.len(), Err(error));
+            }
         }
-        for (operation, outcome) in batch.drain(..).zip(outcomes) {
+        for (Operation { at, change, reply }, outcome) in batch.drain(..).zip(outcomes) {
             // A credential that is gone, or was not there, has not been used.
-            let starts_anew = match &operation.change {
+            let starts_anew = match &change {
                 Change::Put(_) => matches!(outcome, Ok(None)),
                 Change::Remove | Change::Discard => outcome.is_ok(),
                 Change::Restore(_) => false,
             };
             if starts_anew {
-                self.touches.forget(&operation.at);
+                self.touches.forget(&at);
             }
-            // A caller always waits for its answer.
-            let _ = operation.reply.send(outcome);
+            if outcome.is_err() && matches!(change, Change::Restore(_) | Change::Discard) {
+                self.due.get_or_insert_with(|| Instant::now() + TOUCH_DELAY);
+                self.owed.insert(at, change);
+            }
+            let _ = reply.send(outcome);
         }
+    }
+
+    /// Puts back the records that could not be put back when that was asked.
+    fn make_good(&mut self) -> Result<(), MetadataError> {
+        if self.owed.is_empty() {
+            return Ok(());
+        }
+        in_transaction(&self.connection, || {
+            self.owed.iter().try_for_each(|(at, change)| self.apply(at, change).map(drop))
+        })?;
+        for (at, change) in self.owed.drain() {
+            if matches!(change, Change::Discard) {
+                self.touches.forget(&at);
+            }
+            log::info!("the metadata of {at} is put back now");
+        }
+        Ok(())
     }
 
     /// Makes one change. The outer error is the database's, and ends the transaction; the
     /// inner is about this row alone, which is then left as it was.
-    fn apply(&self, operation: &Operation) -> rusqlite::Result<Outcome> {
-        let Operation { at, change, .. } = operation;
+    fn apply(&self, at: &CredentialRef, change: &Change) -> rusqlite::Result<Outcome> {
         let previous = match change {
             Change::Put(_) | Change::Remove => match reader::record(&self.connection, at)? {
                 Ok(previous) => previous,
@@ -265,24 +301,27 @@ impl Writer {
             .map(drop)
     }
 
-    /// Writes the touches; should that fail, tries again later, ever more rarely.
-    fn write_due_touches(&mut self) {
-        let pause = match self.write_touches() {
+    /// Writes the touches and what is owed; should that fail, tries again later, ever
+    /// more rarely.
+    fn write_what_is_due(&mut self) {
+        let pause = match self.make_good().and_then(|()| self.write_touches()) {
             Ok(more) => {
-                self.touch_retry = TOUCH_DELAY;
+                self.retry = TOUCH_DELAY;
                 more.then_some(TOUCH_DELAY)
             }
             Err(error) => {
-                let pause = self.touch_retry;
+                let pause = self.retry;
+                let what =
+                    if self.owed.is_empty() { "times of last use are" } else { "metadata is" };
                 log::warn!(
-                    "times of last use are not written yet (trying again in {} ms): {error}",
+                    "{what} not written yet (trying again in {} ms): {error}",
                     pause.as_millis()
                 );
-                self.touch_retry = (pause * 2).min(MAX_TOUCH_RETRY);
+                self.retry = (pause * 2).min(MAX_RETRY);
                 Some(pause)
             }
         };
-        self.touches_due = pause.map(|pause| Instant::now() + pause);
+        self.due = pause.map(|pause| Instant::now() + pause);
     }
 
     /// Writes touches in one transaction, and says whether more have come since.
@@ -315,7 +354,8 @@ impl Writer {
     }
 
     /// Writes what is only in memory, and moves the log into the database file.
-    fn close(self) -> Result<(), MetadataError> {
+    fn close(mut self) -> Result<(), MetadataError> {
+        let made_good = self.make_good();
         let mut written = self.write_touches();
         // What an earlier attempt had failed to write goes first, and alone.
         if written == Ok(true) {
@@ -329,7 +369,7 @@ impl Writer {
         }
         // The answer to the caller means that the file is let go.
         drop(self.connection);
-        written.map(drop)
+        made_good.and(written.map(drop))
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Table {
 
 /// A place for a connection. Its mutex is held by the worker whose turn it is; an event
 /// that comes meanwhile is left in `waiting` for that worker to see.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Slot {
     connection: Mutex<Option<Connection>>,
     waiting: AtomicBool,
@@ -32,13 +32,14 @@ pub(super) struct Slot {
     lane_entered: AtomicBool,
     /// The client has closed its side.
     hung_up: AtomicBool,
+    /// [`NEVER`] while there is no connection.
     deadline: AtomicU64,
 }
 
 impl Table {
     pub(super) fn new(connections: usize) -> Self {
         Self {
-            slots: (0..connections).map(|_| Slot::default()).collect(),
+            slots: (0..connections).map(|_| Slot::empty()).collect(),
             free: Mutex::new((0..connections).rev().collect()),
             ended: Condvar::new(),
             serial: AtomicU64::new(0),
@@ -94,7 +95,7 @@ impl Table {
 
     /// Gives back a slot whose connection is gone.
     pub(super) fn release_slot(&self, token: u64) {
-        self.slot(token).deadline.store(NEVER, Ordering::Relaxed);
+        self.slot(token).set_deadline(NEVER);
         self.free().push(index(token));
         self.ended.notify_all();
     }
@@ -127,6 +128,16 @@ fn index(token: u64) -> usize {
 }
 
 impl Slot {
+    fn empty() -> Self {
+        Self {
+            connection: Mutex::new(None),
+            waiting: AtomicBool::new(false),
+            lane_entered: AtomicBool::new(false),
+            hung_up: AtomicBool::new(false),
+            deadline: AtomicU64::new(NEVER),
+        }
+    }
+
     /// Runs `turn` on the connection: now, or by the worker who is at it, before it goes.
     pub(super) fn wake(&self, mut turn: impl FnMut(&mut Option<Connection>)) {
         self.waiting.store(true, Ordering::Release);

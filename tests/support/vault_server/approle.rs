@@ -1,4 +1,4 @@
-//! `AppRole`: roles, secret ids and logins, after OpenBao's `builtin/credential/approle`.
+//! `AppRole`: roles, secret ids and logins, after `OpenBao`'s `builtin/credential/approle`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -12,10 +12,10 @@ use super::values::{
     Object, flag, integer, rfc3339, seconds, strings, text, truncated_to_seconds, uuid,
 };
 
-/// OpenBao locks an alias out after so many failed logins ...
+/// `OpenBao` locks an alias out after so many failed logins ...
 const LOCKOUT_THRESHOLD: u32 = 5;
 /// ... for so long, and forgets them after the same time.
-const LOCKOUT: Duration = Duration::from_secs(15 * 60);
+const LOCKOUT: Duration = Duration::from_mins(15);
 
 /// One mount of the auth method.
 #[derive(Default)]
@@ -27,7 +27,7 @@ pub struct AppRoles {
 
 #[derive(Clone)]
 struct Role {
-    role_id: String,
+    id: String,
     bind_secret_id: bool,
     secret_id_num_uses: i64,
     secret_id_ttl: Duration,
@@ -38,6 +38,7 @@ struct Role {
     token_num_uses: i64,
     token_policies: Vec<String>,
     token_no_default_policy: bool,
+    token_type: String,
     secret_ids: BTreeMap<String, SecretId>,
     entity_id: String,
 }
@@ -54,8 +55,8 @@ struct SecretId {
 /// What a role says of its tokens' renewal.
 pub struct Renewal {
     pub ttl: Duration,
-    pub max_ttl: Duration,
     pub period: Duration,
+    pub max_ttl: Duration,
 }
 
 impl SecretId {
@@ -67,7 +68,7 @@ impl SecretId {
 impl Role {
     fn new() -> Self {
         Self {
-            role_id: uuid(),
+            id: uuid(),
             bind_secret_id: true,
             secret_id_num_uses: 0,
             secret_id_ttl: Duration::ZERO,
@@ -78,6 +79,7 @@ impl Role {
             token_num_uses: 0,
             token_policies: Vec::new(),
             token_no_default_policy: false,
+            token_type: "default".to_owned(),
             secret_ids: BTreeMap::new(),
             entity_id: uuid(),
         }
@@ -85,9 +87,7 @@ impl Role {
 
     fn set(&mut self, data: &Object) -> Result<(), Refusal> {
         for name in data.keys() {
-            if matches!(name.as_str(), "token_bound_cidrs" | "secret_id_bound_cidrs")
-                || (name == "token_type" && !matches!(text(data, name), "" | "default" | "service"))
-            {
+            if matches!(name.as_str(), "token_bound_cidrs" | "secret_id_bound_cidrs") {
                 return Err(Refusal::new(501, format!("this server has no {name}")));
             }
         }
@@ -126,8 +126,15 @@ impl Role {
         self.bind_secret_id = flag(data.get("bind_secret_id")).unwrap_or(self.bind_secret_id);
         self.token_no_default_policy =
             flag(data.get("token_no_default_policy")).unwrap_or(self.token_no_default_policy);
+        match text(data, "token_type") {
+            "" => {}
+            kind @ ("default" | "service" | "batch") => kind.clone_into(&mut self.token_type),
+            kind => {
+                return Err(Refusal::bad_request(format!("invalid 'token_type' value {kind:?}")));
+            }
+        }
         if data.contains_key("role_id") {
-            text(data, "role_id").clone_into(&mut self.role_id);
+            text(data, "role_id").clone_into(&mut self.id);
         }
         Ok(())
     }
@@ -148,7 +155,7 @@ impl Role {
             "token_policies": self.token_policies,
             "token_strictly_bind_ip": false,
             "token_ttl": self.token_ttl.as_secs(),
-            "token_type": "default",
+            "token_type": self.token_type,
         })
     }
 
@@ -213,12 +220,11 @@ impl AppRoles {
                 self.roles.remove(&name);
                 Ok(None)
             }
-            (["role", _, "role-id"], Operation::Read) => Ok(self
-                .roles
-                .get(&name)
-                .map(|role| Answer::data(json!({ "role_id": role.role_id })))),
+            (["role", _, "role-id"], Operation::Read) => {
+                Ok(self.roles.get(&name).map(|role| Answer::data(json!({ "role_id": role.id }))))
+            }
             (["role", _, "role-id"], _) if update => {
-                text(data, "role_id").clone_into(&mut self.role(&name)?.role_id);
+                text(data, "role_id").clone_into(&mut self.role(&name)?.id);
                 Ok(None)
             }
             (["role", _, "secret-id"], _) if update => {
@@ -302,7 +308,7 @@ impl AppRoles {
             return Err(Refusal::dead_token());
         }
         let invalid = || Refusal::bad_request("invalid role or secret ID");
-        let found = self.roles.iter_mut().find(|(_, role)| role.role_id == role_id);
+        let found = self.roles.iter_mut().find(|(_, role)| role.id == role_id);
         let (name, role) = found.ok_or_else(invalid)?;
         let mut metadata = Object::new();
         if role.bind_secret_id {
@@ -315,7 +321,7 @@ impl AppRoles {
                 self.note_failure(&role_id, now);
                 return Err(invalid());
             };
-            metadata = secret_id.metadata.clone();
+            metadata.clone_from(&secret_id.metadata);
             match secret_id.num_uses {
                 0 => {}
                 1 => drop(role.secret_ids.remove(given)),
@@ -330,8 +336,11 @@ impl AppRoles {
 
 impl State {
     pub fn renewal_of(&self, namespace: &str, mount: &str, role: &str) -> Result<Renewal, Refusal> {
-        let gone =
-            || Refusal::wrapped(500, &format!("role {role:?} does not exist during renewal"));
+        let gone = || {
+            let error =
+                format!("failed to renew entry: role {role:?} does not exist during renewal");
+            Refusal::wrapped(500, &error)
+        };
         let roles = self.namespaces.get(namespace).and_then(|ns| ns.auth.get(mount));
         let role = roles.and_then(|roles| roles.roles.get(role)).ok_or_else(gone)?;
         Ok(Renewal { ttl: role.token_ttl, max_ttl: role.token_max_ttl, period: role.token_period })
@@ -353,8 +362,10 @@ impl State {
         };
         let (ttl, warnings) =
             granted_ttl(limits, now, now).expect("nothing is past its maximum at its start");
+        let batch = role.token_type == "batch";
         let token = Token {
             id: String::new(),
+            batch,
             accessor: String::new(),
             policies: sanitized(&role.token_policies, !role.token_no_default_policy),
             path: format!("auth/{mount}login"),
@@ -372,7 +383,7 @@ impl State {
                 issued: now,
                 expires: Some(now + ttl),
                 renewed: None,
-                renewable: true,
+                renewable: !batch,
                 ttl,
             }),
             role: Some((mount.to_owned(), name)),
@@ -381,8 +392,8 @@ impl State {
         if token.policies == ["root"] {
             return Err(Refusal::bad_request("auth methods cannot create root tokens"));
         }
-        let id = self.new_token_id(&request.namespace);
-        let accessor = self.accessor(&request.namespace);
+        let id = self.new_token_id(batch, &request.namespace);
+        let accessor = self.accessor(batch, &request.namespace);
         Ok(Some(self.issue(Token { id, accessor, ..token }, ttl, warnings)))
     }
 }

@@ -1,5 +1,6 @@
 //! A raw client: one kept connection, plain HTTP, every answer in full.
 
+use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -184,14 +185,14 @@ impl Connection {
         let own = [("X-Vault-Token", &client.token), ("X-Vault-Namespace", &client.namespace)];
         for (name, value) in own {
             if let Some(value) = value {
-                head.push_str(&format!("{name}: {value}\r\n"));
+                write!(head, "{name}: {value}\r\n").expect("a string takes everything");
             }
         }
         for (name, value) in &ask.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            write!(head, "{name}: {value}\r\n").expect("a string takes everything");
         }
         if let Some(body) = &ask.body {
-            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+            write!(head, "Content-Length: {}\r\n", body.len()).expect("a string takes everything");
         }
         let mut bytes = format!("{head}\r\n").into_bytes();
         bytes.extend_from_slice(ask.body.as_deref().unwrap_or_default());

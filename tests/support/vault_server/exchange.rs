@@ -1,5 +1,5 @@
 //! What goes in and out of the server's logic: a parsed request, an answer, and the ways in
-//! which OpenBao words a refusal.
+//! which `OpenBao` words a refusal.
 
 use std::time::{Duration, SystemTime};
 
@@ -94,8 +94,11 @@ impl Answer {
     }
 
     pub fn keys(keys: Vec<String>) -> Self {
-        let data = if keys.is_empty() { json!({}) } else { json!({ "keys": keys }) };
-        Self::data(data)
+        let mut data = Object::new();
+        if !keys.is_empty() {
+            data.insert("keys".to_owned(), Value::from(keys));
+        }
+        Self { data: Some(data), ..Self::default() }
     }
 
     pub fn with_status(mut self, status: u16) -> Self {
@@ -118,7 +121,7 @@ impl Answer {
     }
 }
 
-/// `None` where OpenBao's own handlers return nothing: 204, or 404 to a read.
+/// `None` where `OpenBao`'s own handlers return nothing: 204, or 404 to a read.
 pub type Outcome = Result<Option<Answer>, Refusal>;
 
 /// An answer with `errors`.
@@ -174,6 +177,7 @@ impl Refusal {
     }
 
     pub fn into_reply(self) -> Reply {
-        Reply::json(self.status, &json!({ "errors": self.errors }))
+        let Self { status, errors } = self;
+        Reply::json(status, &json!({ "errors": errors }))
     }
 }

@@ -45,11 +45,16 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// 429 with `Retry-After`.
+    /// A rate limit quota, with the `Retry-After` that Vault and proxies send.
     pub fn too_many_requests(retry_after: Duration) -> Self {
-        let mut reply = refused(429, "request path \"secret\": rate limit quota exceeded");
+        let mut reply = refused(429, QUOTA);
         reply.headers.push(("Retry-After", retry_after.as_secs().to_string()));
         Self::Answer(reply)
+    }
+
+    /// The same as `OpenBao` sends it: without `Retry-After`.
+    pub fn too_many_requests_without_retry_after() -> Self {
+        Self::Answer(refused(429, QUOTA))
     }
 
     pub fn sealed() -> Self {
@@ -60,6 +65,7 @@ impl Fault {
         Self::Answer(refused(500, "1 error occurred:\n\t* internal error\n\n"))
     }
 
+    /// What a proxy says whose server is away.
     pub fn bad_gateway() -> Self {
         Self::Answer(Reply {
             status: 502,
@@ -118,6 +124,8 @@ impl Fault {
         matches!(self, Self::Slow(_) | Self::SlowDisk(_))
     }
 }
+
+const QUOTA: &str = "request path \"secret/data\": rate limit quota exceeded";
 
 fn refused(status: u16, error: &str) -> Reply {
     Refusal::new(status, error).into_reply()

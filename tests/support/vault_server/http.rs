@@ -1,17 +1,24 @@
 //! HTTP/1.1 as Go's server speaks it: requests in, answers out.
 
+use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Read, Write};
 
-use super::exchange::{Call, Reply};
+use super::exchange::{Call, Refusal, Reply};
 
 /// Go frames a body up to this size by its length, a larger one in chunks.
 const LARGEST_PLAIN_BODY: usize = 2048;
 const LARGEST_HEAD: usize = 64 * 1024;
+const LARGEST_REQUEST: usize = 32 * 1024 * 1024;
 
 /// A request, or what is to be answered to something that is none.
 pub enum Received {
-    Call { call: Call, keeps_alive: bool },
+    Call {
+        call: Call,
+        keeps_alive: bool,
+    },
     Unusable(Reply),
+    /// The same, and the rest of the connection cannot be understood.
+    Hopeless(Reply),
 }
 
 /// Reads requests off one connection.
@@ -31,7 +38,7 @@ impl<S: Read + Write> Reader<S> {
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut parsed = httparse::Request::new(&mut headers);
         if !parsed.parse(&head).is_ok_and(|status| status.is_complete()) {
-            return Ok(Some(Received::Unusable(plain(400, "400 Bad Request"))));
+            return Ok(Some(Received::Hopeless(plain(400, "400 Bad Request"))));
         }
         let header = |name: &str| {
             let found = parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
@@ -39,9 +46,13 @@ impl<S: Read + Write> Reader<S> {
         };
         let length = header("Content-Length").map_or(Ok(0), |length| length.parse::<usize>());
         let Ok(length) = length else {
-            return Ok(Some(Received::Unusable(plain(400, "400 Bad Request"))));
+            return Ok(Some(Received::Hopeless(plain(400, "400 Bad Request"))));
         };
         let chunked = header("Transfer-Encoding").is_some_and(|coding| coding == "chunked");
+        if length > LARGEST_REQUEST {
+            let refusal = Refusal::new(413, "http: request body too large");
+            return Ok(Some(Received::Hopeless(refusal.into_reply())));
+        }
         if header("Expect").is_some_and(|expect| expect.eq_ignore_ascii_case("100-continue")) {
             self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         }
@@ -140,7 +151,7 @@ fn aim(target: &str, call: &mut Call) -> Result<(), Reply> {
         return Err(reply);
     }
     let Some(path) = decoded.strip_prefix("/v1/") else {
-        return Err(Reply { body: b"{\"errors\":[]}\n".to_vec(), ..Reply::empty(404) });
+        return Err(Refusal::bare(404).into_reply());
     };
     path.clone_into(&mut call.path);
     call.query = query
@@ -198,7 +209,7 @@ pub fn written(reply: &Reply, to_head: bool, closes: bool) -> Vec<u8> {
     let mut head = format!("HTTP/1.1 {} {}\r\n", reply.status, reason(reply.status));
     head.push_str("Cache-Control: no-store\r\n");
     for (name, value) in &reply.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        write!(head, "{name}: {value}\r\n").expect("a string takes everything");
     }
     head.push_str("Strict-Transport-Security: max-age=31536000; includeSubDomains\r\n");
     if closes {
@@ -208,7 +219,8 @@ pub fn written(reply: &Reply, to_head: bool, closes: bool) -> Vec<u8> {
     if chunked {
         head.push_str("Transfer-Encoding: chunked\r\n");
     } else if reply.status != 204 {
-        head.push_str(&format!("Content-Length: {}\r\n", reply.body.len()));
+        write!(head, "Content-Length: {}\r\n", reply.body.len())
+            .expect("a string takes everything");
     }
     let mut bytes = format!("{head}\r\n").into_bytes();
     if to_head || reply.status == 204 {
@@ -237,6 +249,7 @@ fn reason(status: u16) -> &'static str {
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        413 => "Request Entity Too Large",
         412 => "Precondition Failed",
         415 => "Unsupported Media Type",
         429 => "Too Many Requests",

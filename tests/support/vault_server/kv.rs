@@ -1,4 +1,4 @@
-//! A KV v2 mount, after OpenBao's `builtin/logical/kv`.
+//! A KV v2 mount, after `OpenBao`'s `builtin/logical/kv`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -210,7 +210,13 @@ impl Kv {
                 ))
             })?,
         };
-        let Some(secret) = self.secrets.get(key) else { return Ok(None) };
+        let Some(secret) = self.secrets.get(key) else {
+            // The lookup of the metadata forgives a slash at the end, that of the data does not.
+            if self.secrets.contains_key(key.trim_end_matches('/')) {
+                return Err(Refusal::wrapped(500, "could not find version data"));
+            }
+            return Ok(None);
+        };
         let number = u64::try_from(wanted).ok().filter(|n| *n > 0).unwrap_or(secret.current);
         let Some(version) = secret.versions.get(&number) else { return Ok(None) };
         let gone = version.is_gone(now);

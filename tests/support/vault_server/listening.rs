@@ -1,6 +1,7 @@
 //! Sockets, connections and their threads; the end of all that, and its beginning anew.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -271,6 +272,10 @@ fn serve(shared: &Shared, life: u64, number: u64, stream: &Stream) -> bool {
     while let Ok(Some(received)) = reader.next() {
         let (call, keeps_alive) = match received {
             Received::Call { call, keeps_alive } => (call, keeps_alive),
+            Received::Hopeless(reply) => {
+                drop(writing.write_all(&written(&reply, false, true)));
+                return false;
+            }
             Received::Unusable(reply) => {
                 if writing.write_all(&written(&reply, false, false)).is_err() {
                     return false;
@@ -392,7 +397,7 @@ fn answer(shared: &Shared, life: u64, call: &Call) -> End {
 fn with_path(mut reply: Reply, call: &Call) -> Reply {
     for (name, value) in &mut reply.headers {
         if *name == "Location" {
-            value.push_str(&format!("/v1/{}", call.path));
+            write!(value, "/v1/{}", call.path).expect("a string takes everything");
         }
     }
     reply

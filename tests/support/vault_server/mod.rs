@@ -1,9 +1,9 @@
-//! A server for tests that speaks as OpenBao 2.6.2 does: KV v2, tokens, `AppRole`, response
+//! A server for tests that speaks as `OpenBao` 2.6.2 does: KV v2, tokens, `AppRole`, response
 //! wrapping, policies and namespaces, with a clock that can be moved and faults that can be
 //! switched on. `tests/vault_server.rs` checks it against a real one.
 //!
 //! ```text
-//! let vault = VaultServer::start();                   // KV v2 at secret/, AppRole at approle/
+//! let vault = VaultServer::start();                   // KV v2 at secret/, `AppRole` at approle/
 //! let token = vault.token(&json!({"ttl": "20s"}));    // as root, past faults and the journal
 //! let fault = vault.fault(Fault::Hang(When::After)).on("PATCH", "secret/data/").next(1);
 //! ...

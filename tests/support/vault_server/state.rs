@@ -1,5 +1,5 @@
 //! Everything that the server knows, and the way of a request through it: namespace, token,
-//! policy, route, wrapping; in OpenBao's order.
+//! policy, route, wrapping; in `OpenBao`'s order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime};
@@ -71,6 +71,7 @@ impl State {
     pub fn new(root_token: &str, now: SystemTime) -> Self {
         let root = Token {
             id: root_token.to_owned(),
+            batch: false,
             accessor: random_base62(24),
             policies: vec!["root".to_owned()],
             path: "auth/token/root".to_owned(),
@@ -321,28 +322,40 @@ impl State {
     }
 
     fn wrap(&mut self, request: &Request, answer: &Answer, ttl: Duration) -> Reply {
-        let body = answer.to_json(&request.id).to_string().into_bytes();
-        let (id, accessor) =
-            (self.new_token_id(&request.namespace), self.accessor(&request.namespace));
+        let of_the_wrapped = |object: Option<&Object>, name: &str| {
+            object.and_then(|object| object.get(name)).cloned()
+        };
+        let wrapped = Wrapped {
+            body: answer.to_json(&request.id).to_string().into_bytes(),
+            ttl,
+            created: request.now,
+            creation_path: request.path.clone(),
+            accessor: of_the_wrapped(answer.auth.as_ref(), "accessor")
+                .or_else(|| of_the_wrapped(answer.data.as_ref(), "secret_id_accessor")),
+        };
+        let mut body = self.keep_wrapped(request, wrapped);
+        body["warnings"] = answer.to_json("")["warnings"].clone();
+        Reply::json(200, &body)
+    }
+
+    /// Makes the token for what is wrapped; the answer that has it.
+    pub fn keep_wrapped(&mut self, request: &Request, wrapped: Wrapped) -> Value {
+        let id = self.new_token_id(false, &request.namespace);
+        let accessor = self.accessor(false, &request.namespace);
+        let ttl = wrapped.ttl;
         let mut wrap_info = json!({
             "token": id,
             "accessor": accessor,
             "ttl": ttl.as_secs(),
-            "creation_time": rfc3339(request.now),
-            "creation_path": request.path,
+            "creation_time": rfc3339(wrapped.created),
+            "creation_path": wrapped.creation_path,
         });
-        let of_the_wrapped = |object: Option<&Object>, name: &str| {
-            object.and_then(|object| object.get(name)).cloned()
-        };
-        if let Some(wrapped) = of_the_wrapped(answer.auth.as_ref(), "accessor")
-            .or_else(|| of_the_wrapped(answer.data.as_ref(), "secret_id_accessor"))
-        {
-            wrap_info["wrapped_accessor"] = wrapped;
+        if let Some(accessor) = &wrapped.accessor {
+            wrap_info["wrapped_accessor"] = accessor.clone();
         }
-        let wrapped =
-            Wrapped { body, ttl, created: request.now, creation_path: request.path.clone() };
         let token = Token {
             id: id.clone(),
+            batch: false,
             accessor,
             policies: vec![RESPONSE_WRAPPING.to_owned()],
             path: request.path.clone(),
@@ -369,8 +382,7 @@ impl State {
         self.tokens.insert(id, token);
         let mut body = Answer::default().to_json("");
         body["wrap_info"] = wrap_info;
-        body["warnings"] = answer.to_json("")["warnings"].clone();
-        Reply::json(200, &body)
+        body
     }
 
     /// The wrapping token is in the body, or else it is the one that the request came with.

@@ -10,6 +10,7 @@ use super::kv::Kv;
 use super::kv1::Unversioned;
 use super::policy::Policy;
 use super::state::{Engine, Mount, Namespace, State, wrapping_token};
+use super::token::Wrapped;
 use super::values::{Object, rfc3339, strings, text, unix_seconds};
 
 pub const VERSION: &str = "2.6.2";
@@ -137,6 +138,7 @@ impl State {
             ("namespaces", name, _) => self.handle_namespace(request, name.trim_matches('/')),
             ("wrapping", "lookup", Read | Update) => Ok(self.look_up_wrapped(request)),
             ("wrapping", "unwrap", Update) => Ok(self.unwrap(request)),
+            ("wrapping", "rewrap", Update) => Ok(self.rewrap(request)),
             ("wrapping", "wrap", Update) => {
                 if request.wrap_ttl.is_none_or(|ttl| ttl.is_zero()) {
                     return Err(Refusal::bad_request(
@@ -145,7 +147,9 @@ impl State {
                 }
                 Ok(Some(Answer { data: Some(data.clone()), ..Answer::default() }))
             }
-            ("wrapping", "unwrap" | "wrap" | "lookup", _) => Err(Refusal::unsupported_operation()),
+            ("wrapping", "unwrap" | "rewrap" | "wrap" | "lookup", _) => {
+                Err(Refusal::unsupported_operation())
+            }
             ("capabilities-self", "", Update) => Ok(Some(self.own_capabilities(request))),
             ("internal", rest, Read) => match rest.strip_prefix("ui/mounts/") {
                 Some(path) => self.preflight(request, path),
@@ -287,6 +291,13 @@ impl State {
         let wrapped = self.tokens.get(&id)?.wrapped.clone()?;
         self.tokens.remove(&id);
         Some(Answer { raw: Some(wrapped.body), ..Answer::default() })
+    }
+
+    fn rewrap(&mut self, request: &Request) -> Option<Answer> {
+        let token = self.tokens.remove(wrapping_token(request))?;
+        let wrapped = Wrapped { created: request.now, ..token.wrapped? };
+        let body = self.keep_wrapped(request, wrapped).to_string().into_bytes();
+        Some(Answer { raw: Some(body), ..Answer::default() })
     }
 
     fn own_capabilities(&self, request: &Request) -> Answer {

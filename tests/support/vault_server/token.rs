@@ -1,4 +1,4 @@
-//! Tokens: their lives, and `auth/token/`, after OpenBao's token store and expiration manager.
+//! Tokens: their lives, and `auth/token/`, after `OpenBao`'s token store and expiration manager.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ use super::values::{
 };
 
 /// The system's default and maximum lease: 32 days.
-pub const SYSTEM_TTL: Duration = Duration::from_secs(768 * 3600);
+pub const SYSTEM_TTL: Duration = Duration::from_hours(768);
 
 /// The number of uses left when the last one is under way.
 const LAST_USE: i64 = -1;
@@ -22,6 +22,8 @@ const LAST_USE: i64 = -1;
 #[derive(Clone)]
 pub struct Token {
     pub id: String,
+    /// It exists nowhere but in itself: no accessor, no renewal, no revocation.
+    pub batch: bool,
     pub accessor: String,
     pub policies: Vec<String>,
     pub path: String,
@@ -60,11 +62,17 @@ pub struct Wrapped {
     pub ttl: Duration,
     pub created: SystemTime,
     pub creation_path: String,
+    /// The accessor of a token or secret id in it.
+    pub accessor: Option<Value>,
 }
 
 impl Token {
     pub fn is_wrapping(&self) -> bool {
         self.policies == [RESPONSE_WRAPPING]
+    }
+
+    fn kind(&self) -> &'static str {
+        if self.batch { "batch" } else { "service" }
     }
 
     fn ttl_left(&self, now: SystemTime) -> u64 {
@@ -89,7 +97,7 @@ impl Token {
             "ttl": self.ttl_left(now),
             "explicit_max_ttl": self.explicit_max_ttl.as_secs(),
             "entity_id": self.entity_id,
-            "type": "service",
+            "type": self.kind(),
         }));
         let mut set = |name: &str, value: Value| data.insert(name.to_owned(), value);
         if !self.period.is_zero() {
@@ -123,7 +131,7 @@ impl Token {
             "lease_duration": ttl.as_secs(),
             "renewable": self.lease.as_ref().is_some_and(|lease| lease.renewable),
             "entity_id": self.entity_id,
-            "token_type": "service",
+            "token_type": self.kind(),
             "orphan": self.parent.is_none(),
             "mfa_requirement": null,
             "num_uses": self.num_uses,
@@ -186,7 +194,7 @@ pub fn granted_ttl(
     Some((ttl, warnings))
 }
 
-/// Policies as OpenBao keeps them: lower case, sorted, each once; `root` alone.
+/// Policies as `OpenBao` keeps them: lower case, sorted, each once; `root` alone.
 pub fn sanitized(policies: &[String], add_default: bool) -> Vec<String> {
     let mut policies: Vec<String> = policies.iter().map(|name| name.to_lowercase()).collect();
     if policies.iter().any(|name| name == "root") {
@@ -207,6 +215,58 @@ fn duration_of(data: &Object, name: &str) -> Result<Duration, Refusal> {
     let seconds = u64::try_from(seconds)
         .map_err(|_| Refusal::bad_request(format!("{name} must be positive")))?;
     Ok(Duration::from_secs(seconds))
+}
+
+/// What the maker of a token asks for.
+struct Wanted {
+    batch: bool,
+    period: Duration,
+    explicit_max_ttl: Duration,
+    ttl: Duration,
+    num_uses: i64,
+    no_parent: bool,
+}
+
+impl Wanted {
+    fn parse(data: &Object, sudo: bool) -> Result<Self, Refusal> {
+        let batch = match text(data, "type") {
+            "" | "service" => false,
+            "batch" => true,
+            _ => return Err(Refusal::bad_request("invalid 'token_type' value")),
+        };
+        let wanted = Self {
+            batch,
+            period: duration_of(data, "period")?,
+            explicit_max_ttl: duration_of(data, "explicit_max_ttl")?,
+            ttl: duration_of(data, "ttl")?,
+            num_uses: integer(data.get("num_uses")).unwrap_or(0),
+            no_parent: flag(data.get("no_parent")) == Some(true),
+        };
+        for (name, set) in [
+            ("explicit_max_ttl", !wanted.explicit_max_ttl.is_zero()),
+            ("num_uses", wanted.num_uses != 0),
+            ("period", !wanted.period.is_zero()),
+        ] {
+            if batch && set {
+                return Err(Refusal::bad_request(format!("batch tokens cannot have {name:?} set")));
+            }
+        }
+        if wanted.num_uses < 0 {
+            return Err(Refusal::bad_request("number of uses cannot be negative"));
+        }
+        for (what, set) in [
+            ("specify token id", !text(data, "id").is_empty()),
+            ("create orphan token", wanted.no_parent),
+            ("create periodic token", !wanted.period.is_zero()),
+        ] {
+            if set && !sudo {
+                return Err(Refusal::bad_request(format!(
+                    "root or sudo privileges required to {what}"
+                )));
+            }
+        }
+        Ok(wanted)
+    }
 }
 
 impl State {
@@ -250,8 +310,12 @@ impl State {
         }
     }
 
-    pub fn new_token_id(&self, namespace: &str) -> String {
-        let id = format!("s.{}", random_base62(24));
+    pub fn new_token_id(&self, batch: bool, namespace: &str) -> String {
+        let id = if batch {
+            format!("b.{}", random_base62(140))
+        } else {
+            format!("s.{}", random_base62(24))
+        };
         if namespace.is_empty() {
             return id;
         }
@@ -264,18 +328,27 @@ impl State {
         let own = request.token.as_deref().unwrap_or_default().to_owned();
         let named = text(&request.data, "token").to_owned();
         let other = if named.is_empty() { own.clone() } else { named.clone() };
+        let ends = match path {
+            "revoke-self" => Some(&own),
+            "revoke" => Some(&named),
+            _ => None,
+        };
+        if update && ends.and_then(|id| self.tokens.get(id)).is_some_and(|token| token.batch) {
+            return Err(Refusal::bad_request("batch tokens cannot be revoked"));
+        }
         match path {
             "create" | "create-orphan" if update => self.create_token(request, path),
             "lookup-self" if read || update => self.look_up(&own, request.now),
             "lookup" if read || update => self.look_up(&other, request.now),
             "renew-self" if update => self.renew(&own, request),
-            "renew" if update && named.is_empty() => Err(Refusal::bad_request("missing token ID")),
+            "renew" | "revoke" if update && named.is_empty() => {
+                Err(Refusal::bad_request("missing token ID"))
+            }
             "renew" if update => self.renew(&named, request),
             "revoke-self" if update => {
                 self.revoke(&own);
                 Ok(None)
             }
-            "revoke" if update && named.is_empty() => Err(Refusal::bad_request("missing token ID")),
             "revoke" if update => {
                 self.revoke(&named);
                 Ok(None)
@@ -321,24 +394,21 @@ impl State {
         let Some(token) = self.living(id, request.now) else {
             return Err(Refusal::bad_request("token not found"));
         };
+        if token.batch {
+            return Err(Refusal::bad_request("batch tokens cannot be renewed"));
+        }
         let Some(lease) = &token.lease else {
             return Err(Refusal::bad_request("invalid lease ID"));
         };
         if !lease.renewable {
             return Err(Refusal::bad_request("lease is not renewable"));
         }
-        let mut limits = Limits {
-            increment,
-            ttl: lease.ttl,
-            period: token.period,
-            max_ttl: Duration::ZERO,
-            explicit_max_ttl: token.explicit_max_ttl,
+        let Renewal { ttl, period, max_ttl } = match &token.role {
+            Some((mount, role)) => self.renewal_of(&token.namespace, mount, role)?,
+            None => Renewal { ttl: lease.ttl, period: token.period, max_ttl: Duration::ZERO },
         };
-        if let Some((mount, role)) = &token.role {
-            let Renewal { ttl, max_ttl, period } =
-                self.renewal_of(&token.namespace, mount, role)?;
-            limits = Limits { ttl, max_ttl, period, ..limits };
-        }
+        let explicit_max_ttl = token.explicit_max_ttl;
+        let limits = Limits { increment, ttl, period, max_ttl, explicit_max_ttl };
         let (ttl, warnings) = granted_ttl(limits, lease.issued, request.now)
             .ok_or_else(|| Refusal::wrapped(500, "past the max TTL, cannot renew"))?;
         let token = self.tokens.get_mut(id).expect("it was there a moment ago");
@@ -357,35 +427,12 @@ impl State {
         if parent.num_uses != 0 {
             return Err(Refusal::bad_request("restricted use token cannot generate child tokens"));
         }
-        if !matches!(text(data, "type"), "" | "service") {
-            return Err(Refusal::new(501, "this server has service tokens only"));
+        if parent.batch {
+            return Err(Refusal::bad_request("batch tokens cannot create more tokens"));
         }
-        let (period, explicit_max_ttl, ttl) = (
-            duration_of(data, "period")?,
-            duration_of(data, "explicit_max_ttl")?,
-            duration_of(data, "ttl")?,
-        );
-        let num_uses = integer(data.get("num_uses")).unwrap_or(0);
-        if num_uses < 0 {
-            return Err(Refusal::bad_request("number of uses cannot be negative"));
-        }
-        if !sudo && !text(data, "id").is_empty() {
-            return Err(Refusal::bad_request(
-                "root or sudo privileges required to specify token id",
-            ));
-        }
-        let policies = self.child_policies(request, &parent, sudo)?;
-        let no_parent = flag(data.get("no_parent")) == Some(true);
-        if no_parent && !sudo {
-            return Err(Refusal::bad_request(
-                "root or sudo privileges required to create orphan token",
-            ));
-        }
-        if !period.is_zero() && !sudo {
-            return Err(Refusal::bad_request(
-                "root or sudo privileges required to create periodic token",
-            ));
-        }
+        let Wanted { batch, period, explicit_max_ttl, ttl, num_uses, no_parent } =
+            Wanted::parse(data, sudo)?;
+        let policies = Self::child_policies(request, &parent, sudo)?;
         let root = policies == ["root"];
         let orphan = no_parent || path == "create-orphan";
         let mut warnings = Vec::new();
@@ -400,7 +447,7 @@ impl State {
             granted = explicit_max_ttl;
         }
         let id = match text(data, "id") {
-            "" => self.new_token_id(&request.namespace),
+            "" => self.new_token_id(batch, &request.namespace),
             id => id.to_owned(),
         };
         let display_name = match text(data, "display_name") {
@@ -409,7 +456,9 @@ impl State {
         };
         let expires = (!granted.is_zero()).then(|| request.now + granted);
         let token = Token {
-            accessor: self.accessor(&request.namespace),
+            id,
+            batch,
+            accessor: self.accessor(batch, &request.namespace),
             policies,
             path: format!("auth/token/{path}"),
             meta: data.get("meta").and_then(Value::as_object).cloned(),
@@ -426,25 +475,23 @@ impl State {
                 issued: request.now,
                 expires,
                 renewed: None,
-                renewable: expires.is_some() && flag(data.get("renewable")) != Some(false),
+                renewable: !batch
+                    && expires.is_some()
+                    && flag(data.get("renewable")) != Some(false),
                 ttl: granted,
             }),
             role: None,
             wrapped: None,
-            id,
         };
         for name in &token.policies {
             if !self.namespaces[&request.namespace].policies.contains_key(name) && name != "root" {
                 warnings.push(format!("Policy {name:?} does not exist"));
             }
         }
-        let answer = Answer { auth: Some(token.auth(granted)), warnings, ..Answer::default() };
-        self.tokens.insert(token.id.clone(), token);
-        Ok(Some(answer))
+        Ok(Some(self.issue(token, granted, warnings)))
     }
 
     fn child_policies(
-        &self,
         request: &Request,
         parent: &Token,
         sudo: bool,
@@ -481,7 +528,10 @@ impl State {
         Ok(policies)
     }
 
-    pub fn accessor(&self, namespace: &str) -> String {
+    pub fn accessor(&self, batch: bool, namespace: &str) -> String {
+        if batch {
+            return String::new();
+        }
         let accessor = random_base62(24);
         if namespace.is_empty() {
             return accessor;
@@ -489,7 +539,7 @@ impl State {
         format!("{accessor}.{}", self.namespaces[namespace].id)
     }
 
-    /// Registers what a login grants.
+    /// Registers a new token.
     pub fn issue(&mut self, token: Token, ttl: Duration, warnings: Vec<String>) -> Answer {
         let answer = Answer { auth: Some(token.auth(ttl)), warnings, ..Answer::default() };
         self.tokens.insert(token.id.clone(), token);

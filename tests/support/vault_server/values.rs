@@ -82,7 +82,7 @@ fn go_seconds(text: &str) -> Option<i64> {
     Some(total as i64)
 }
 
-/// A number as it comes back from a versioned secret: OpenBao reads the stored JSON into
+/// A number as it comes back from a versioned secret: `OpenBao` reads the stored JSON into
 /// 64-bit floats, and prints the shortest digits that give the same float.
 pub fn through_a_float(value: &Value) -> Value {
     match value {

@@ -17,7 +17,8 @@ fn smoke() {
     let role = vault.approle("r", &json!({"token_ttl": "20s"}));
     let got = client
         .post("auth/approle/login", &json!({"role_id": role.role_id, "secret_id": role.secret_id}));
-    let token = got.expect(200).json()["auth"]["client_token"].as_str().expect("a token").to_owned();
+    let token =
+        got.expect(200).json()["auth"]["client_token"].as_str().expect("a token").to_owned();
     client.with_token(&token).get("auth/token/lookup-self").expect(200);
     client.with_token(&token).get("secret/data/a").expect(403);
     vault.stop();

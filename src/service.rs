@@ -163,8 +163,14 @@ impl fmt::Debug for VaultService {
 /// The credentials that are being changed, each by one caller.
 #[derive(Default)]
 struct ChangeLocks {
-    held: Mutex<HashSet<CredentialRef>>,
+    held: Mutex<Held>,
     released: Condvar,
+}
+
+#[derive(Default)]
+struct Held {
+    credentials: HashSet<CredentialRef>,
+    waiting: usize,
 }
 
 struct ChangeLock<'a> {
@@ -176,10 +182,12 @@ impl ChangeLocks {
     /// Waits until nobody else changes `at`.
     fn lock<'a>(&'a self, at: &'a CredentialRef) -> ChangeLock<'a> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        while held.contains(at) {
+        while held.credentials.contains(at) {
+            held.waiting += 1;
             held = self.released.wait(held).unwrap_or_else(PoisonError::into_inner);
+            held.waiting -= 1;
         }
-        held.insert(at.clone());
+        held.credentials.insert(at.clone());
         ChangeLock { locks: self, at }
     }
 }
@@ -187,7 +195,9 @@ impl ChangeLocks {
 impl Drop for ChangeLock<'_> {
     fn drop(&mut self) {
         let mut held = self.locks.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.remove(self.at);
-        self.locks.released.notify_all();
+        held.credentials.remove(self.at);
+        if held.waiting > 0 {
+            self.locks.released.notify_all();
+        }
     }
 }

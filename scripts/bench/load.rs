@@ -1,4 +1,5 @@
-//! Load for the benchmark: HTTP/1.1 over a Unix socket, one request in flight per connection.
+//! Load for the benchmark: HTTP/1.1 over a Unix socket or TCP, one request in flight per
+//! connection.
 //!
 //! It shares the machine with the server it drives, so it is made to cost little: requests
 //! are laid out before the clock starts, one thread serves every connection, and an answer
@@ -29,20 +30,26 @@ fn main() -> std::process::ExitCode {
 #[cfg(target_os = "linux")]
 mod linux {
     use std::io::{self, Read, Write};
+    use std::net::TcpStream;
+    use std::os::fd::{AsFd, BorrowedFd};
     use std::os::unix::net::UnixStream;
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
     use std::time::{Duration, Instant};
 
     use argh::FromArgs;
     use rustix::buffer::spare_capacity;
     use rustix::event::epoll;
 
-    /// Sends requests over a Unix socket, and prints how many were answered.
+    /// Sends requests to a server, and prints how many were answered. Header lines in
+    /// `BENCH_LOAD_HEADERS` are added to each: a token has no place on a command line.
     #[derive(FromArgs)]
     pub struct Options {
-        /// the server's socket
+        /// the server's Unix socket
         #[argh(option)]
-        socket: PathBuf,
+        socket: Option<PathBuf>,
+        /// the server's TCP address and port, instead
+        #[argh(option)]
+        tcp: Option<String>,
         /// how many connections, each with one request in flight (1)
         #[argh(option, default = "1")]
         connections: usize,
@@ -67,6 +74,9 @@ mod linux {
         /// a JSON body
         #[argh(option)]
         body: Option<String>,
+        /// what the body is called (application/json)
+        #[argh(option, default = "String::from(\"application/json\")")]
+        content_type: String,
         /// make a connection for every request, and read it to its end
         #[argh(switch)]
         close: bool,
@@ -81,37 +91,98 @@ mod linux {
         if options.connections == 0 || options.keys == 0 {
             return Err("--connections and --keys start at 1".into());
         }
-        let requests: Vec<Vec<u8>> = (0..options.keys).map(|n| render(options, n)).collect();
+        let server = match (&options.socket, &options.tcp) {
+            (Some(socket), None) => Server::Unix(socket.clone()),
+            (None, Some(address)) => Server::Tcp(address.clone()),
+            _ => return Err("one of --socket and --tcp names the server".into()),
+        };
+        let headers = std::env::var("BENCH_LOAD_HEADERS").unwrap_or_default();
+        let headers = headers.lines().flat_map(|line| [line, "\r\n"]).collect::<String>();
+        let requests = (0..options.keys).map(|n| render(options, &headers, n)).collect();
         let mut meter = Meter::start(options, requests)?;
         match (options.connections, options.close) {
-            (1, false) => one_kept(&options.socket, &mut meter)?,
-            (1, true) => one_closing(&options.socket, &mut meter)?,
-            (_, closing) => many(&options.socket, options.connections, closing, &mut meter)?,
+            (1, false) => one_kept(&server, &mut meter)?,
+            (1, true) => one_closing(&server, &mut meter)?,
+            (_, closing) => many(&server, options.connections, closing, &mut meter)?,
         }
         meter.report()
     }
 
     /// The bytes of request `n`.
-    fn render(options: &Options, n: usize) -> Vec<u8> {
+    fn render(options: &Options, headers: &str, n: usize) -> Vec<u8> {
         let number = n.to_string();
         let path = options.path.replace("{n}", &number);
         let connection = if options.close { "Connection: close\r\n" } else { "" };
+        let method = &options.method;
         let head =
-            format!("{} {path} HTTP/1.1\r\nHost: credential-vault\r\n{connection}", options.method);
+            format!("{method} {path} HTTP/1.1\r\nHost: credential-vault\r\n{headers}{connection}");
         match options.body.as_ref().map(|body| body.replace("{n}", &number)) {
             None => format!("{head}\r\n"),
             Some(body) => format!(
-                "{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                "{head}Content-Type: {}\r\nContent-Length: {}\r\n\r\n{body}",
+                options.content_type,
                 body.len()
             ),
         }
         .into_bytes()
     }
 
+    /// Whom to ask.
+    enum Server {
+        Unix(PathBuf),
+        Tcp(String),
+    }
+
+    /// A connection to it.
+    enum Stream {
+        Unix(UnixStream),
+        Tcp(TcpStream),
+    }
+
+    impl Stream {
+        fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
+            match self {
+                Self::Unix(stream) => stream.set_read_timeout(Some(timeout)),
+                Self::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
+            }
+        }
+    }
+
+    impl Read for Stream {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match self {
+                Self::Unix(stream) => stream.read(buffer),
+                Self::Tcp(stream) => stream.read(buffer),
+            }
+        }
+    }
+
+    impl Write for Stream {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match self {
+                Self::Unix(stream) => stream.write(bytes),
+                Self::Tcp(stream) => stream.write(bytes),
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl AsFd for Stream {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            match self {
+                Self::Unix(stream) => stream.as_fd(),
+                Self::Tcp(stream) => stream.as_fd(),
+            }
+        }
+    }
+
     /// One connection that is kept. Blocking: nothing else is waited for.
-    fn one_kept(socket: &Path, meter: &mut Meter) -> Outcome<()> {
-        let mut stream = connect(socket)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(io_error("set a read timeout"))?;
+    fn one_kept(server: &Server, meter: &mut Meter) -> Outcome<()> {
+        let mut stream = connect(server)?;
+        stream.set_read_timeout(PATIENCE).map_err(io_error("set a read timeout"))?;
         let mut buffer = vec![0; READ_AT_ONCE];
         let mut reply = Reply::default();
         let mut began = Instant::now();
@@ -126,12 +197,13 @@ mod linux {
     }
 
     /// A connection for every request, one after the other.
-    fn one_closing(socket: &Path, meter: &mut Meter) -> Outcome<()> {
+    fn one_closing(server: &Server, meter: &mut Meter) -> Outcome<()> {
         let mut buffer = vec![0; READ_AT_ONCE];
         let mut reply = Reply::default();
         let mut began = Instant::now();
         while let Some(request) = meter.next(began) {
-            let mut stream = connect(socket)?;
+            let mut stream = connect(server)?;
+            stream.set_read_timeout(PATIENCE).map_err(io_error("set a read timeout"))?;
             stream.write_all(request).map_err(io_error("send a request"))?;
             while !reply.feed(received(&mut stream, &mut buffer)?)? {}
             let rest = stream.read(&mut buffer).map_err(io_error("read to the end"))?;
@@ -147,7 +219,7 @@ mod linux {
 
     /// One of the connections that [`many`] serves.
     struct Slot {
-        stream: UnixStream,
+        stream: Stream,
         reply: Reply,
         began: Instant,
         answered: bool,
@@ -155,14 +227,14 @@ mod linux {
 
     /// Many connections on one thread. The streams are blocking ones that are read once
     /// for each time the poller calls them readable, so no read waits.
-    fn many(socket: &Path, connections: usize, closing: bool, meter: &mut Meter) -> Outcome<()> {
+    fn many(server: &Server, connections: usize, closing: bool, meter: &mut Meter) -> Outcome<()> {
         let poller =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os_error("create a poller"))?;
         let mut buffer = vec![0; READ_AT_ONCE];
         let mut slots = Vec::with_capacity(connections);
         for index in 0..connections {
             slots.push(Slot {
-                stream: watched(socket, &poller, index)?,
+                stream: watched(server, &poller, index)?,
                 reply: Reply::default(),
                 began: Instant::now(),
                 answered: false,
@@ -205,7 +277,7 @@ mod linux {
                 slot.answered = false;
                 if closing {
                     // The old stream closes here, which takes it off the poller.
-                    slot.stream = watched(socket, &poller, index)?;
+                    slot.stream = watched(server, &poller, index)?;
                 }
                 busy -= usize::from(!send(slot, meter)?);
             }
@@ -213,12 +285,8 @@ mod linux {
         Ok(())
     }
 
-    fn watched(
-        socket: &Path,
-        poller: &impl std::os::fd::AsFd,
-        index: usize,
-    ) -> Outcome<UnixStream> {
-        let stream = connect(socket)?;
+    fn watched(server: &Server, poller: &impl std::os::fd::AsFd, index: usize) -> Outcome<Stream> {
+        let stream = connect(server)?;
         let data = epoll::EventData::new_u64(index as u64);
         epoll::add(poller, &stream, data, epoll::EventFlags::IN)
             .map_err(os_error("watch a connection"))?;
@@ -232,12 +300,17 @@ mod linux {
         Ok(true)
     }
 
-    fn connect(socket: &Path) -> Outcome<UnixStream> {
-        UnixStream::connect(socket).map_err(io_error("connect"))
+    fn connect(server: &Server) -> Outcome<Stream> {
+        let stream = match server {
+            Server::Unix(socket) => UnixStream::connect(socket).map(Stream::Unix),
+            Server::Tcp(address) => TcpStream::connect(address)
+                .and_then(|stream| stream.set_nodelay(true).map(|()| Stream::Tcp(stream))),
+        };
+        stream.map_err(io_error("connect"))
     }
 
     /// The bytes of one read; the end of the stream is an error.
-    fn received<'b>(stream: &mut UnixStream, buffer: &'b mut [u8]) -> Outcome<&'b [u8]> {
+    fn received<'b>(stream: &mut Stream, buffer: &'b mut [u8]) -> Outcome<&'b [u8]> {
         let size = stream.read(buffer).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => format!("no answer within {PATIENCE:?}"),
             _ => io_error("read an answer")(error),

@@ -4,13 +4,20 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Keeps as many workers at the poller as there are cores: more would only get in each
-/// other's way. A worker that waits for a backend lends its place to a parked one, and
-/// takes it back, for a moment over the number, until one of the surplus parks.
+/// Keeps as many workers computing as there are cores: more would only get in each
+/// other's way. A worker that waits for a backend gives its place up, and takes it back,
+/// for a moment over the number, until one of the surplus parks.
+///
+/// A place that is given up is lent to a parked worker only when nobody waits at the
+/// poller: as long as somebody does, the next event is taken at once, and who takes it
+/// sees to a successor. So a single client's calls, which wait one after the other, wake
+/// nobody else.
 #[derive(Debug)]
 pub(super) struct CorePermits {
     cores: usize,
     active: AtomicUsize,
+    /// Those of the active ones that wait at the poller.
+    polling: AtomicUsize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -26,6 +33,7 @@ impl CorePermits {
         Self {
             cores,
             active: AtomicUsize::new(0),
+            polling: AtomicUsize::new(0),
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -38,19 +46,21 @@ impl CorePermits {
     /// Waits for a place. `active` only ever changes under the lock.
     pub(super) fn enter(&self) {
         let mut state = self.state();
-        while self.active.load(Ordering::Relaxed) >= self.cores && !state.ended {
+        while self.active.load(Ordering::SeqCst) >= self.cores && !state.ended {
             state.parked += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.parked -= 1;
         }
-        self.active.fetch_add(1, Ordering::Relaxed);
+        self.active.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Gives the place up, to a parked worker if there is one.
+    /// Gives the place up, to a parked worker if there is one and nobody polls.
     pub(super) fn leave(&self) {
         let state = self.state();
-        self.active.fetch_sub(1, Ordering::Relaxed);
-        if state.parked > 0 {
+        self.active.fetch_sub(1, Ordering::SeqCst);
+        // Either this sees who polls, or who stops polling sees the place that is free: of
+        // the two changes, in their one order, the later one's maker looks last.
+        if state.parked > 0 && self.polling.load(Ordering::SeqCst) == 0 {
             self.changed.notify_one();
         }
     }
@@ -58,20 +68,31 @@ impl CorePermits {
     /// Takes a place without waiting.
     pub(super) fn reenter(&self) {
         let _state = self.state();
-        self.active.fetch_add(1, Ordering::Relaxed);
+        self.active.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Parks this worker when there are more than cores.
-    pub(super) fn park_if_surplus(&self) {
-        if self.active.load(Ordering::Relaxed) > self.cores {
+    /// Runs `poll`, which waits for events. Parks this worker first when there are more
+    /// than cores.
+    pub(super) fn while_polling<T>(&self, poll: impl FnOnce() -> T) -> T {
+        if self.active.load(Ordering::SeqCst) > self.cores {
             self.leave_without_successor();
             self.enter();
         }
+        self.polling.fetch_add(1, Ordering::SeqCst);
+        let polled = poll();
+        let was_last = self.polling.fetch_sub(1, Ordering::SeqCst) == 1;
+        if was_last && self.active.load(Ordering::SeqCst) < self.cores {
+            let state = self.state();
+            if state.parked > 0 {
+                self.changed.notify_one();
+            }
+        }
+        polled
     }
 
     fn leave_without_successor(&self) {
         let _state = self.state();
-        self.active.fetch_sub(1, Ordering::Relaxed);
+        self.active.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Nobody waits any more.

@@ -135,8 +135,8 @@ impl Pool {
                 }
                 Some(Event::End) => return,
                 None => {
-                    self.permits.park_if_surplus();
-                    if let Err(error) = self.poller.wait(&mut buffers.agenda.ready) {
+                    let ready = &mut buffers.agenda.ready;
+                    if let Err(error) = self.permits.while_polling(|| self.poller.wait(ready)) {
                         log::error!("the poller failed, and this worker ends: {error}");
                         return;
                     }

@@ -54,11 +54,28 @@ impl Stream for TcpStream {
 pub(crate) struct StreamTransport<S> {
     stream: S,
     buffers: WipedBuffers,
+    /// What the socket was last told to wait; at first it waits for ever.
+    timeout: Option<Duration>,
 }
 
-impl<S> StreamTransport<S> {
+impl<S: Stream> StreamTransport<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream, buffers: WipedBuffers::default() }
+        Self { stream, buffers: WipedBuffers::default(), timeout: None }
+    }
+
+    /// Has the socket wait no longer than this, or hardly: telling it takes two system
+    /// calls, which is not done for less than a tenth.
+    fn set_timeout(&mut self, timeout: NextTimeout) -> io::Result<()> {
+        let timeout = timeout.not_zero().map(|timeout| *timeout);
+        let is_near = match (self.timeout, timeout) {
+            (Some(set), Some(wanted)) => set >= wanted && set <= wanted + wanted / 10,
+            (set, wanted) => set == wanted,
+        };
+        if !is_near {
+            self.stream.set_timeout(timeout)?;
+            self.timeout = timeout;
+        }
+        Ok(())
     }
 }
 
@@ -76,7 +93,7 @@ impl<S: Stream> Transport for StreamTransport<S> {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let timeout = timeout.for_write();
-        self.stream.set_timeout(timeout.not_zero().map(|timeout| *timeout))?;
+        self.set_timeout(timeout)?;
         let output = self.buffers.output_up_to(amount);
         let sent = self.stream.write_all(output).and_then(|()| self.stream.flush());
         self.buffers.wipe_output(amount);
@@ -85,7 +102,7 @@ impl<S: Stream> Transport for StreamTransport<S> {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let timeout = timeout.for_read();
-        self.stream.set_timeout(timeout.not_zero().map(|timeout| *timeout))?;
+        self.set_timeout(timeout)?;
         let amount = loop {
             match self.stream.read(self.buffers.input_append_buf()) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

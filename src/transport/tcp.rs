@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,14 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use ureq::Error;
-use ureq::unversioned::transport::{ConnectionDetails, Connector};
+use ureq::unversioned::resolver::{DefaultResolver, Resolver};
+use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
 use super::stream::{NotConnected, Stream, StreamTransport};
 
-/// Connects to the addresses that the resolver found, one after the other.
+/// Resolves a name when it connects, and tries its addresses one after the other. (ureq
+/// asks its resolver for every request, be there a kept connection or not, and that starts
+/// a thread each time.)
 pub(crate) struct TcpConnector {
     tls: Option<Arc<ClientConfig>>,
 }
@@ -41,7 +44,9 @@ impl Connector<()> for TcpConnector {
         details: &ConnectionDetails<'_>,
         _: Option<()>,
     ) -> Result<Option<Self::Out>, Error> {
-        let tcp = connect(details).map_err(not_connected)?;
+        let resolver = DefaultResolver::default();
+        let addresses = resolver.resolve(details.uri, details.config, details.timeout)?;
+        let tcp = connect(&addresses, details.timeout).map_err(not_connected)?;
         // Requests are small, and each waits for its answer.
         tcp.set_nodelay(true)?;
         if details.uri.scheme_str() != Some("https") {
@@ -64,10 +69,10 @@ fn not_connected(error: io::Error) -> Error {
     Error::Other(Box::new(NotConnected(error)))
 }
 
-fn connect(details: &ConnectionDetails<'_>) -> io::Result<TcpStream> {
+fn connect(addresses: &[SocketAddr], timeout: NextTimeout) -> io::Result<TcpStream> {
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in &details.addrs {
-        let attempt = match details.timeout.not_zero() {
+    for address in addresses {
+        let attempt = match timeout.not_zero() {
             Some(timeout) => TcpStream::connect_timeout(address, *timeout),
             None => TcpStream::connect(address),
         };

@@ -53,24 +53,20 @@ pub(crate) fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>,
 
 fn roots(authorities: Option<&str>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    match authorities {
-        Some(pem) => {
-            let authorities = certificates(pem)
-                .ok_or("the certificates of the authorities are not in PEM (BEGIN CERTIFICATE)")?;
-            for certificate in authorities {
-                roots.add(certificate).map_err(|error| {
-                    format!("a certificate of the authorities cannot be used: {error}")
-                })?;
-            }
+    if let Some(pem) = authorities {
+        let authorities = certificates(pem)
+            .ok_or("the certificates of the authorities are not in PEM (BEGIN CERTIFICATE)")?;
+        for certificate in authorities {
+            roots.add(certificate).map_err(|error| {
+                format!("a certificate of the authorities cannot be used: {error}")
+            })?;
         }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-            if roots.is_empty() {
-                return Err("the system has no certificates to trust; install its package \
-                            (ca-certificates), or set VAULT_CACERT"
-                    .to_owned());
-            }
+    } else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            return Err("the system has no certificates to trust; install its package \
+                        (ca-certificates), or set VAULT_CACERT"
+                .to_owned());
         }
     }
     Ok(roots)

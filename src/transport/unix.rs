@@ -67,7 +67,8 @@ fn open(socket: &Path, _timeout: Option<Duration>) -> io::Result<UnixStream> {
     UnixStream::connect(socket)
 }
 
-/// There is no name to resolve; ureq asks all the same, and wants an address.
+/// Nothing is resolved before a connection is made; ureq asks all the same, and wants an
+/// address.
 #[derive(Debug)]
 pub(crate) struct NoResolver;
 

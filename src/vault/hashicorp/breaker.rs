@@ -55,8 +55,9 @@ impl Breaker {
         let mut state = self.state();
         let is_trial = state.failures >= FAILURES_TO_OPEN;
         if is_trial {
-            if now < state.closed_until {
-                return Err(state.closed_until - now);
+            let pause = state.closed_until.saturating_sub(now);
+            if !pause.is_zero() {
+                return Err(pause);
             }
             if state.trying {
                 return Err(FIRST_PAUSE);

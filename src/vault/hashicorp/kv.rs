@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use serde::de::{Deserializer, IgnoredAny};
+use serde::de::Deserializer;
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -419,7 +419,7 @@ impl Kv {
         }
         #[derive(Deserialize)]
         struct Data {
-            versions: BTreeMap<u64, IgnoredAny>,
+            versions: BTreeMap<u64, Box<RawValue>>,
         }
 
         let reply = self.ask(&Method::GET, &self.path("metadata", namespace), Payload::None)?;

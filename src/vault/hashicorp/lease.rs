@@ -70,7 +70,7 @@ pub(super) struct Backoff {
 
 impl Backoff {
     const FIRST: Duration = Duration::from_secs(1);
-    const LONGEST: Duration = Duration::from_secs(60);
+    const LONGEST: Duration = Duration::from_mins(1);
 
     /// The pause after a further failure: from 1 s, doubled each time, to 60 s.
     pub(super) fn after_failure(&mut self) -> Duration {
@@ -123,6 +123,7 @@ mod tests {
     /// A minute of outage, in simulated time: a thousand callers a second, each with two
     /// retries, and the renewal with its back-off, all through one breaker.
     #[test]
+    #[allow(clippy::print_stdout)] // the figure is of interest
     fn a_dead_server_is_left_alone() {
         let (breaker, mut backoff) = (Breaker::default(), Backoff::default());
         let mut renewal_at = Duration::ZERO;

@@ -71,8 +71,13 @@ struct Change {
 /// Something that one thread finds out and others wait for; or else one of them is called
 /// upon to find it out.
 struct Shared<T> {
-    state: Mutex<Turn<T>>,
+    state: Mutex<State<T>>,
     changed: Condvar,
+}
+
+struct State<T> {
+    turn: Turn<T>,
+    waiting: usize,
 }
 
 enum Turn<T> {
@@ -85,12 +90,13 @@ enum Turn<T> {
 
 impl<T> Default for Shared<T> {
     fn default() -> Self {
-        Self { state: Mutex::new(Turn::Waiting), changed: Condvar::new() }
+        let state = State { turn: Turn::Waiting, waiting: 0 };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 }
 
 impl<T: Clone> Shared<T> {
-    fn state(&self) -> MutexGuard<'_, Turn<T>> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -98,28 +104,40 @@ impl<T: Clone> Shared<T> {
     fn wait(&self) -> Option<T> {
         let mut state = self.state();
         loop {
-            match &*state {
+            match &state.turn {
                 Turn::Done(result) => return Some(result.clone()),
                 Turn::Yours => {
-                    *state = Turn::Taken;
+                    state.turn = Turn::Taken;
                     return None;
                 }
                 Turn::Waiting | Turn::Taken => {
+                    state.waiting += 1;
                     state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state.waiting -= 1;
                 }
             }
         }
     }
 
     fn finish(&self, result: T) {
-        *self.state() = Turn::Done(result);
-        self.changed.notify_all();
+        let mut state = self.state();
+        state.turn = Turn::Done(result);
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        matches!(self.state().turn, Turn::Done(_))
     }
 
     /// Calls upon one of those who wait.
     fn call(&self) {
-        *self.state() = Turn::Yours;
-        self.changed.notify_one();
+        let mut state = self.state();
+        state.turn = Turn::Yours;
+        if state.waiting > 0 {
+            self.changed.notify_one();
+        }
     }
 }
 
@@ -330,8 +348,7 @@ fn make_one(
 impl Drop for ChangesUnderWay<'_> {
     fn drop(&mut self) {
         for change in &self.batch {
-            let unanswered = !matches!(*change.outcome.state(), Turn::Done(_));
-            if unanswered {
+            if !change.outcome.is_finished() {
                 change.outcome.finish(Err(panicked()));
             }
         }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::http::{HeaderValue, Method, Request};
-use ureq::unversioned::resolver::DefaultResolver;
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
@@ -135,7 +134,7 @@ pub(super) struct Upstream {
     breaker: Breaker,
     in_flight: InFlight,
     contact: Mutex<Contact>,
-    contacted: Condvar,
+    probed: Condvar,
 }
 
 /// When the server was last heard of.
@@ -179,12 +178,10 @@ impl Upstream {
                 format!("unix://{}", path.display()),
             ),
             Address::Http(base) => {
-                let tls = match base.starts_with("https://") {
-                    true => Some(tls::client_config(&settings.tls)?),
-                    false => None,
-                };
+                let is_tls = base.starts_with("https://");
+                let tls = is_tls.then(|| tls::client_config(&settings.tls)).transpose()?;
                 let connector = TcpConnector::new(tls);
-                let agent = ureq::Agent::with_parts(config, connector, DefaultResolver::default());
+                let agent = ureq::Agent::with_parts(config, connector, NoResolver);
                 (agent, base.clone(), base.clone())
             }
         };
@@ -200,7 +197,7 @@ impl Upstream {
             breaker: Breaker::default(),
             in_flight: InFlight::new(settings.max_in_flight),
             contact: Mutex::default(),
-            contacted: Condvar::new(),
+            probed: Condvar::new(),
         })
     }
 
@@ -408,8 +405,6 @@ impl Upstream {
         let mut contact = self.contact();
         contact.at = Some(now);
         contact.failure = failure.cloned();
-        drop(contact);
-        self.contacted.notify_all();
     }
 
     /// Whether the server works, as far as is known within a moment: what was heard of it
@@ -431,7 +426,7 @@ impl Upstream {
                 contact.probing = false;
             }
             contact = self
-                .contacted
+                .probed
                 .wait_timeout_while(contact, MOMENT, |contact| contact.probing)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
@@ -459,8 +454,9 @@ impl Upstream {
             let outcome = if failure.is_none() { Outcome::Worked } else { Outcome::Failed };
             ticket.tell(outcome, now);
         }
-        self.contact().probing = false;
         self.note_contact(now, failure.as_ref());
+        self.contact().probing = false;
+        self.probed.notify_all();
     }
 }
 
@@ -500,36 +496,51 @@ fn errors_in(body: &[u8], ask: &Ask<'_>) -> String {
     if repeats { "(not shown, for it repeats part of the request)".to_owned() } else { text }
 }
 
-/// How many requests are under way.
+/// How many requests may be under way.
 #[derive(Debug)]
 struct InFlight {
-    free: Mutex<usize>,
+    places: Mutex<Places>,
     left: Condvar,
+}
+
+#[derive(Debug)]
+struct Places {
+    free: usize,
+    waiting: usize,
 }
 
 struct Place<'a>(&'a InFlight);
 
 impl InFlight {
-    fn new(places: usize) -> Self {
-        Self { free: Mutex::new(places), left: Condvar::new() }
+    fn new(free: usize) -> Self {
+        Self { places: Mutex::new(Places { free, waiting: 0 }), left: Condvar::new() }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for a place, until the deadline.
     fn enter(&self, deadline: Duration) -> Option<Place<'_>> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        while *free == 0 {
+        let mut places = self.places();
+        while places.free == 0 {
             let time = deadline.checked_sub(clock::now())?;
-            free = self.left.wait_timeout(free, time).unwrap_or_else(PoisonError::into_inner).0;
+            places.waiting += 1;
+            places = self.left.wait_timeout(places, time).unwrap_or_else(PoisonError::into_inner).0;
+            places.waiting -= 1;
         }
-        *free -= 1;
+        places.free -= 1;
         Some(Place(self))
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.0.left.notify_one();
+        let mut places = self.0.places();
+        places.free += 1;
+        if places.waiting > 0 {
+            self.0.left.notify_one();
+        }
     }
 }
 

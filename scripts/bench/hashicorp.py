@@ -1,0 +1,208 @@
+"""The hashicorp section: the same values, asked for straight from the server, through
+OpenBao's or Vault's own proxy, and through the service."""
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import urllib.parse
+
+KEY = "key"
+VALUE = "sk-proj-0123456789abcdefghij"
+NAMESPACES = 16
+
+
+class Server:
+    """A Vault or OpenBao, and a token that may do all."""
+
+    def __init__(self, address, token, name):
+        self.address, self.token, self.name = address, token, name
+        self.netloc = urllib.parse.urlsplit(address).netloc
+
+    def ask(self, method, path, body=None):
+        connection = http.client.HTTPConnection(self.netloc, timeout=30)
+        try:
+            headers = {"X-Vault-Request": "true"}
+            if self.token:
+                headers["X-Vault-Token"] = self.token
+            connection.request(method, f"/v1/{path}", body and json.dumps(body), headers)
+            response = connection.getresponse()
+            text = response.read()
+            if response.status >= 400:
+                raise OSError(f"{method} {path}: {response.status}")
+            return json.loads(text) if text else {}
+        finally:
+            connection.close()
+
+    def headers(self):
+        return {"BENCH_LOAD_HEADERS": f"X-Vault-Request: true\nX-Vault-Token: {self.token}"}
+
+
+def program():
+    return shutil.which("bao") or shutil.which("vault")
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def server(directory, running, wait_for):
+    """The one that VAULT_ADDR names, or one of our own with file storage and an audit file."""
+    if os.environ.get("VAULT_ADDR", "").startswith("http://") and os.environ.get("VAULT_TOKEN"):
+        named = Server(os.environ["VAULT_ADDR"], os.environ["VAULT_TOKEN"], "")
+        named.name = f"the server at VAULT_ADDR, version {named.ask('GET', 'sys/health')['version']}"
+        yield named
+        return
+    directory.mkdir(mode=0o700)
+    port, cluster = free_port(), free_port()
+    # As in production, each request is written to an audit file. OpenBao takes that from its
+    # configuration, Vault through its API.
+    audit_file = directory / "audit.log"
+    is_bao = pathlib.Path(program()).name == "bao"
+    audit = f'''audit "file" "file" {{
+  options {{ file_path = "{audit_file}" }}
+}}''' if is_bao else ""
+    (directory / "config.hcl").write_text(f"""
+storage "file" {{ path = "{directory}/storage" }}
+listener "tcp" {{
+  address     = "127.0.0.1:{port}"
+  tls_disable = true
+}}
+api_addr      = "http://127.0.0.1:{port}"
+cluster_addr  = "http://127.0.0.1:{cluster}"
+ui            = false
+disable_mlock = true
+log_level     = "warn"
+{audit}
+""")
+    log = directory / "server.log"
+    command = [program(), "server", f"-config={directory}/config.hcl"]
+    environment = dict(os.environ, HOME=str(directory))
+    with running(command, log, env=environment) as process:
+        ours = Server(f"http://127.0.0.1:{port}", None, "")
+
+        def answers(path):
+            try:
+                ours.ask("GET", path)
+                return True
+            except (OSError, http.client.HTTPException):
+                return False
+
+        wait_for(lambda: answers("sys/seal-status"), "the Vault server", process, log)
+        keys = ours.ask("PUT", "sys/init", {"secret_shares": 1, "secret_threshold": 1})
+        ours.ask("PUT", "sys/unseal", {"key": keys["keys_base64"][0]})
+        ours.token = keys["root_token"]
+        wait_for(lambda: answers("sys/health"), "the unsealed Vault server", process, log)
+        if not is_bao:
+            ours.ask("PUT", "sys/audit/file",
+                     {"type": "file", "options": {"file_path": str(audit_file)}})
+        ours.ask("POST", "sys/mounts/secret", {"type": "kv", "options": {"version": "2"}})
+        wait_for(lambda: answers("secret/config"), "the KV engine", process, log)
+        version = subprocess.run([program(), "version"], capture_output=True, text=True, check=True)
+        ours.name = f"{version.stdout.split(',')[0].strip()}, file storage, audit file"
+        yield ours
+
+
+@contextlib.contextmanager
+def proxy(directory, upstream, running, wait_for):
+    """`bao proxy` or `vault proxy` on a Unix socket, adding the token; None without one."""
+    if program() is None:
+        yield None
+        return
+    directory.mkdir(mode=0o700)
+    path = directory / "proxy.sock"
+    token = directory / "token"
+    token.touch(mode=0o600)
+    token.write_text(upstream.token)
+    (directory / "config.hcl").write_text(f"""
+vault {{ address = "{upstream.address}" }}
+auto_auth {{
+  method "token_file" {{ config = {{ token_file_path = "{token}" }} }}
+}}
+api_proxy {{ use_auto_auth_token = true }}
+listener "unix" {{
+  address     = "{path}"
+  tls_disable = true
+}}
+""")
+    log = directory / "proxy.log"
+    command = [program(), "proxy", f"-config={directory}/config.hcl"]
+    environment = dict(os.environ, HOME=str(directory))
+    for variable in [name for name in environment if name.startswith(("VAULT_", "BAO_"))]:
+        del environment[variable]
+    with running(command, log, env=environment) as process:
+
+        def answers():
+            connection = http.client.HTTPConnection("localhost", timeout=5)
+            connection.sock = socket.socket(socket.AF_UNIX)
+            try:
+                connection.sock.connect(str(path))
+                connection.request("GET", "/v1/secret/data/intentframe/bench0")
+                return connection.getresponse().status == 200
+            except (OSError, http.client.HTTPException):
+                return False
+            finally:
+                connection.close()
+
+        wait_for(answers, "the proxy", process, log)
+        yield path
+
+
+def measure(bench, running, wait_for):
+    if program() is None and not os.environ.get("VAULT_ADDR"):
+        bench.note("SKIPPED hashicorp: no bao or vault on the PATH, and no VAULT_ADDR")
+        return
+    with contextlib.ExitStack() as stack:
+        vault = stack.enter_context(
+            server(bench.directory / "vault-server", running, wait_for))
+        environment = dict(os.environ, VAULT_ADDR=vault.address, VAULT_TOKEN=vault.token)
+        service, _ = stack.enter_context(bench.service("hashicorp", "hashicorp", environment))
+        for number in range(NAMESPACES):
+            bench.drive(service, f"/v1/credentials/bench{number}/{KEY}", method="PUT",
+                        body=json.dumps({"value": VALUE}), requests=1)
+        broker = stack.enter_context(
+            proxy(bench.directory / "vault-proxy", vault, running, wait_for))
+        bench.note(f"hashicorp: measured on {vault.name}")
+        measure_get(bench, vault, broker, service)
+        measure_put(bench, vault, service)
+        for number in range(NAMESPACES):
+            vault.ask("DELETE", f"secret/metadata/intentframe/bench{number}")
+
+
+def measure_get(bench, vault, broker, service):
+    # How many connections, over how many namespaces, and how many times the direct rate.
+    kinds = [(1, 1, 0.8), (16, 1, 4), (64, 1, 4), (16, NAMESPACES, 0.9)]
+    for connections, namespaces, target in kinds:
+        options = {"connections": connections, "keys": namespaces}
+        direct_path = "/v1/secret/data/intentframe/bench{n}"
+        ours, direct, brokered = [], [], []
+        for _ in bench.rounds():
+            ours.append(bench.drive(service, f"/v1/credentials/bench{{n}}/{KEY}", **options)["rate"])
+            direct.append(bench.drive(vault.netloc, direct_path, tcp=True,
+                                      environment=vault.headers(), **options)["rate"])
+            if broker:
+                brokered.append(bench.drive(broker, direct_path, **options)["rate"])
+        spread = f" over {namespaces} namespaces" if namespaces > 1 else ""
+        name = f"Vault GET, {connections} connection{'s' if connections > 1 else ''}{spread}"
+        bench.compare(f"{name}, against straight", ours, direct, target=target)
+        if brokered:
+            bench.compare(f"{name}, against its proxy", ours, brokered)
+
+
+def measure_put(bench, vault, service):
+    ours, direct = [], []
+    for _ in bench.rounds():
+        ours.append(bench.drive(service, "/v1/credentials/bench0/put{n}", 16, method="PUT",
+                                body=json.dumps({"value": VALUE}), keys=16)["rate"])
+        body = json.dumps({"data": {"put{n}": VALUE}})
+        direct.append(bench.drive(vault.netloc, "/v1/secret/data/intentframe/bench0", 16, tcp=True,
+                                  environment=vault.headers(), method="PATCH", body=body, keys=16,
+                                  content_type="application/merge-patch+json")["rate"])
+    bench.compare("Vault PUT, 16 connections, against straight PATCHes", ours, direct, target=3)

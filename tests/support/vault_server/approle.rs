@@ -17,6 +17,12 @@ const LOCKOUT_THRESHOLD: u32 = 5;
 /// ... for so long, and forgets them after the same time.
 const LOCKOUT: Duration = Duration::from_mins(15);
 
+/// `OpenBao` takes expired secret ids until it tidies up, once a minute.
+const TIDIED_WITHIN: Duration = Duration::from_mins(1);
+
+const TIDYING: &str = "Tidy operation successfully started. Any information from the operation \
+                       will be printed to OpenBao's server logs.";
+
 /// One mount of the auth method.
 #[derive(Default)]
 pub struct AppRoles {
@@ -60,8 +66,8 @@ pub struct Renewal {
 }
 
 impl SecretId {
-    fn is_expired(&self, now: SystemTime) -> bool {
-        !self.ttl.is_zero() && self.created + self.ttl < now
+    fn expired_before(&self, time: SystemTime) -> bool {
+        !self.ttl.is_zero() && self.created + self.ttl < time
     }
 }
 
@@ -197,13 +203,27 @@ impl AppRoles {
         }
     }
 
+    fn tidy(&mut self, before: SystemTime) {
+        for role in self.roles.values_mut() {
+            role.secret_ids.retain(|_, secret_id| !secret_id.expired_before(before));
+        }
+    }
+
     /// All but the login, which needs the tokens too.
     pub fn handle(&mut self, request: &Request, path: &str) -> Outcome {
+        self.tidy(request.now - TIDIED_WITHIN);
         let (data, operation) = (&request.data, request.operation);
         let update = matches!(operation, Operation::Create | Operation::Update);
         let parts: Vec<&str> = path.split('/').collect();
         let name = parts.get(1).map(|name| name.to_lowercase()).unwrap_or_default();
         match (&parts[..], operation) {
+            (["tidy", "secret-id"], _) if update => {
+                self.tidy(request.now);
+                Ok(Some(
+                    Answer { warnings: vec![TIDYING.to_owned()], ..Answer::default() }
+                        .with_status(202),
+                ))
+            }
             (["role", ""], Operation::List) => {
                 Ok(Some(Answer::keys(self.roles.keys().cloned().collect())))
             }
@@ -299,6 +319,7 @@ impl AppRoles {
 
     /// Checks the credentials and counts the use; the role's name and what the token gets.
     fn admit(&mut self, data: &Object, now: SystemTime) -> Result<(String, Object), Refusal> {
+        self.tidy(now - TIDIED_WITHIN);
         let role_id = text(data, "role_id").trim().to_owned();
         if role_id.is_empty() {
             // Already the look for a lock-out trips over this.
@@ -316,7 +337,6 @@ impl AppRoles {
             if given.is_empty() {
                 return Err(Refusal::bad_request("missing secret_id"));
             }
-            role.secret_ids.retain(|_, secret_id| !secret_id.is_expired(now));
             let Some(secret_id) = role.secret_ids.get_mut(given) else {
                 self.note_failure(&role_id, now);
                 return Err(invalid());

@@ -43,7 +43,8 @@ struct Secret {
 }
 
 struct Version {
-    data: Object,
+    /// `None` when it was written as null.
+    data: Option<Object>,
     created: SystemTime,
     deletion: Option<SystemTime>,
     destroyed: bool,
@@ -51,7 +52,7 @@ struct Version {
 
 impl Version {
     fn is_gone(&self, now: SystemTime) -> bool {
-        self.destroyed || self.deletion.is_some_and(|at| at < now)
+        self.destroyed || self.deletion.is_some_and(|at| at <= now)
     }
 
     fn delete(&mut self, now: SystemTime) {
@@ -88,7 +89,7 @@ impl Secret {
         }
     }
 
-    fn add(&mut self, data: Object, config: &Config, now: SystemTime) -> Answer {
+    fn add(&mut self, data: Option<Object>, config: &Config, now: SystemTime) -> Answer {
         let deletion = self.deletion_of_a_new_version(config, now);
         self.current += 1;
         let version = Version { data, created: now, deletion, destroyed: false };
@@ -186,7 +187,7 @@ impl Kv {
             (Some(("destroy", key)), Create | Update) => {
                 self.each_version(key, data, "no version number provided", |version| {
                     version.destroyed = true;
-                    version.data = Object::new();
+                    version.data = None;
                 })
             }
             (None, Read) if path == "config" => Ok(Some(self.read_config())),
@@ -234,7 +235,7 @@ impl Kv {
         let fields = fields_of(data)?;
         let secret = self.secrets.get(key);
         self.config.check_cas(data, secret)?;
-        let fields = object(through_a_float(&Value::Object(fields)));
+        let fields = fields.map(|fields| object(through_a_float(&Value::Object(fields))));
         let secret = self.secrets.entry(key.to_owned()).or_insert_with(|| Secret::new(now));
         Ok(Some(secret.add(fields, &self.config, now)))
     }
@@ -252,10 +253,17 @@ impl Kv {
             let data = Some(version.describe(secret.current, secret.custom_metadata.as_ref()));
             return Ok(Some(Answer { data, ..Answer::default() }.with_status(404)));
         }
-        let mut merged = Value::Object(version.data.clone());
-        merge(&mut merged, &through_a_float(&Value::Object(change)));
+        let Some(fields) = &version.data else {
+            return Err(Refusal::wrapped(500, "resource does not exist"));
+        };
+        // Null instead of fields makes a version that has none.
+        let merged = change.map(|change| {
+            let mut merged = Value::Object(fields.clone());
+            merge(&mut merged, &through_a_float(&Value::Object(change)));
+            object(merged)
+        });
         let secret = self.secrets.get_mut(key).expect("it was there a moment ago");
-        Ok(Some(secret.add(object(merged), &self.config, now)))
+        Ok(Some(secret.add(merged, &self.config, now)))
     }
 
     fn delete_latest(&mut self, key: &str, now: SystemTime) -> Option<Answer> {
@@ -436,11 +444,11 @@ fn duration(value: &Value) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
-fn fields_of(data: &Object) -> Result<Object, Refusal> {
+fn fields_of(data: &Object) -> Result<Option<Object>, Refusal> {
     match data.get("data") {
         None => Err(Refusal::bad_request("no data provided")),
-        Some(Value::Null) => Ok(Object::new()),
-        Some(Value::Object(fields)) => Ok(fields.clone()),
+        Some(Value::Null) => Ok(None),
+        Some(Value::Object(fields)) => Ok(Some(fields.clone())),
         Some(other) => {
             let kind = match other {
                 Value::String(_) => "string",
@@ -456,10 +464,10 @@ fn fields_of(data: &Object) -> Result<Object, Refusal> {
     }
 }
 
-/// RFC 7396.
+/// RFC 7396, but for objects in arrays: those lose their nulls as well.
 fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(changes) = patch else {
-        *target = patch.clone();
+        *target = pruned(patch);
         return;
     };
     if !target.is_object() {
@@ -472,6 +480,18 @@ fn merge(target: &mut Value, patch: &Value) {
         } else {
             merge(fields.entry(name.clone()).or_insert(Value::Null), change);
         }
+    }
+}
+
+fn pruned(value: &Value) -> Value {
+    match value {
+        Value::Object(_) => {
+            let mut target = Value::Null;
+            merge(&mut target, value);
+            target
+        }
+        Value::Array(items) => Value::Array(items.iter().map(pruned).collect()),
+        other => other.clone(),
     }
 }
 

@@ -429,6 +429,25 @@ fn what_another_service_stores_survives_a_deletion_by_destroy() {
     assert_eq!(target.read("last"), Some(json!({ "b": "another service's" })));
 }
 
+/// The versions are destroyed as well when the answer to the step before was lost.
+#[test]
+fn a_deletion_by_destroy_is_finished_after_a_broken_connection() {
+    for (method, path) in [("POST", "secret/data/"), ("PUT", "secret/destroy/")] {
+        let target = Target::ours();
+        let place = Place::new();
+        let service = target.setup(&place, &target.token_for(POLICY_WITH_DESTROY)).start();
+        stored(&service, "last", "a", "1");
+        stored(&service, "last", "a", "2");
+        let broken = target.server().fault(Fault::Reset(When::After)).on(method, path).next(1);
+        removed(&service, "last", "a");
+        assert_eq!(broken.hits(), 1);
+        let versions = target.metadata("last").expect("it stays")["versions"].clone();
+        for version in ["1", "2"] {
+            assert_eq!(versions[version]["destroyed"], true, "{method} {version}: {versions}");
+        }
+    }
+}
+
 #[test]
 fn a_policy_that_allows_neither_is_named_and_nothing_changes() {
     on_each_server(|target| {

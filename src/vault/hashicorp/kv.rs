@@ -397,9 +397,16 @@ impl Kv {
         let reply =
             self.ask(&Method::POST, &self.path("data", namespace), Payload::Json(&empty))?;
         if is_conflict(&reply) {
-            return Ok(false);
+            // It may have been this very request, sent again because its answer was lost.
+            let now = self.read(namespace)?;
+            let is_emptied =
+                now.version() == version + 1 && now.fields().is_some_and(BTreeMap::is_empty);
+            if !is_emptied {
+                return Ok(false);
+            }
+        } else {
+            self.done(&reply, "update", namespace)?;
         }
-        self.done(&reply, "update", namespace)?;
         let reply = self.ask(&Method::PUT, &destroy, Payload::Json(&body))?;
         if !reply.is_success() {
             log::warn!(

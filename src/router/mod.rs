@@ -101,6 +101,12 @@ impl Router {
         }
     }
 
+    /// Whether reading a value may wait for something outside this process.
+    #[must_use]
+    pub fn reads_may_block(&self) -> bool {
+        self.service.reads_may_block()
+    }
+
     /// Carries the call out.
     #[must_use]
     pub fn answer(&self, call: &Call, body: &[u8]) -> Answer {

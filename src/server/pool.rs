@@ -14,7 +14,7 @@ use crate::router::{Answer, Call, Router};
 use super::Limits;
 use super::connection::{Connection, Progress, Stream};
 use super::permits::{BackendLane, CorePermits};
-use super::poller::{Event, Poller};
+use super::poller::{BATCH, Event, Poller};
 use super::response::{self, Dates};
 use super::table::{Millis, NEVER, Slot, Table};
 
@@ -26,6 +26,8 @@ pub(super) struct Pool {
     poller: Poller,
     table: Table,
     permits: CorePermits,
+    /// Events that a worker takes at a time.
+    batch: usize,
     lane: BackendLane,
     started: Instant,
     draining: AtomicBool,
@@ -63,11 +65,16 @@ pub(super) struct Agenda {
 impl Pool {
     pub(super) fn new(router: Router, workers: usize, limits: Limits) -> io::Result<Self> {
         let cores = thread::available_parallelism().map_or(1, usize::from).min(workers - 1);
+        // Where nearly every request waits for a backend, a core is hardly ever short, and
+        // an event that a worker takes with another one only waits for that.
+        let (computing, batch) =
+            if router.reads_may_block() { (workers, 1) } else { (cores, BATCH) };
         Ok(Self {
             router,
             poller: Poller::new()?,
             table: Table::new(limits.connections),
-            permits: CorePermits::new(cores),
+            permits: CorePermits::new(computing),
+            batch,
             lane: BackendLane::new(workers - cores),
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -136,7 +143,9 @@ impl Pool {
                 Some(Event::End) => return,
                 None => {
                     let ready = &mut buffers.agenda.ready;
-                    if let Err(error) = self.permits.while_polling(|| self.poller.wait(ready)) {
+                    if let Err(error) =
+                        self.permits.while_polling(|| self.poller.wait(ready, self.batch))
+                    {
                         log::error!("the poller failed, and this worker ends: {error}");
                         return;
                     }

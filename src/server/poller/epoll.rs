@@ -44,13 +44,17 @@ impl Poller {
         Ok(epoll::modify(&self.epoll, source, EventData::new_u64(token), interest)?)
     }
 
-    /// Waits for events, and adds them to `ready`.
-    pub(in crate::server) fn wait(&self, ready: &mut VecDeque<Event>) -> io::Result<()> {
+    /// Waits for events, and adds up to `most` of them to `ready`, or [`BATCH`].
+    pub(in crate::server) fn wait(
+        &self,
+        ready: &mut VecDeque<Event>,
+        most: usize,
+    ) -> io::Result<()> {
         const NONE: epoll::Event =
             epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(END) };
         let mut events = [NONE; BATCH];
         let count = loop {
-            match epoll::wait(&self.epoll, &mut events, None) {
+            match epoll::wait(&self.epoll, &mut events[..most.min(BATCH)], None) {
                 Err(rustix::io::Errno::INTR) => {}
                 result => break result?,
             }

@@ -47,13 +47,17 @@ impl Poller {
         self.change(socket_event(&source, EventFilter::EVFILT_WRITE, action, token))
     }
 
-    /// Waits for events, and adds them to `ready`.
-    pub(in crate::server) fn wait(&self, ready: &mut VecDeque<Event>) -> io::Result<()> {
+    /// Waits for events, and adds up to `most` of them to `ready`, or [`BATCH`].
+    pub(in crate::server) fn wait(
+        &self,
+        ready: &mut VecDeque<Event>,
+        most: usize,
+    ) -> io::Result<()> {
         let none =
             KEvent::new(END, EventFilter::EVFILT_USER, EvFlags::empty(), FilterFlag::empty(), 0, 0);
         let mut events = [none; BATCH];
         let count = loop {
-            match self.kqueue.kevent(&[], &mut events, None) {
+            match self.kqueue.kevent(&[], &mut events[..most.min(BATCH)], None) {
                 Err(Errno::EINTR) => {}
                 result => break result?,
             }

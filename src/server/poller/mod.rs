@@ -14,9 +14,9 @@ pub(super) use epoll::Poller;
 #[cfg(target_os = "macos")]
 pub(super) use kqueue::Poller;
 
-/// How many events a worker takes at a time, at most. What it has taken waits for it, so
-/// it is few; before it waits for a backend, it passes the rest on.
-const BATCH: usize = 8;
+/// How many events a worker may take at a time, at most. What it has taken waits for it,
+/// so it is few; before it waits for a backend, it passes the rest on.
+pub(super) const BATCH: usize = 8;
 
 /// What a worker is woken for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

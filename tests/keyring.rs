@@ -4,7 +4,7 @@
 //! and an unlocked keyring of its own, gone afterwards.
 #![cfg(target_os = "linux")]
 
-#[path = "vault_contract/contract.rs"]
+#[path = "support/contract.rs"]
 mod contract;
 mod support;
 

@@ -532,13 +532,18 @@ impl Connection {
     /// with unread input leaves behind.
     fn receive(&mut self) -> io::Result<usize> {
         let mut buffer = [0; 16 * 1024];
-        match self.stream.read(&mut buffer) {
-            Ok(count) => {
-                self.received.extend_from_slice(&buffer[..count]);
-                Ok(count)
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(count) => {
+                    self.received.extend_from_slice(&buffer[..count]);
+                    return Ok(count);
+                }
+                // A socket with a timeout is interrupted when the process is stopped and
+                // goes on (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(0),
+                Err(error) => return Err(error),
             }
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(0),
-            Err(error) => Err(error),
         }
     }
 }

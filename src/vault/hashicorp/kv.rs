@@ -156,6 +156,7 @@ impl Kv {
             let ask = Ask::new(method.clone(), path, token);
             self.upstream.send(&match body {
                 Payload::None => ask,
+                Payload::NoneNow => ask.only_now(),
                 Payload::Json(body) => ask.json(body),
                 Payload::MergePatch(body) => ask.merge_patch(body),
             })
@@ -284,13 +285,28 @@ impl Kv {
         habits: &mut Habits,
     ) -> Result<bool, KvError> {
         let mut conflicts = Conflicts::default();
+        let deadline = clock::now() + self.upstream.timeout();
+        let mut retries = self.upstream.max_retries();
+        let mut tried = false;
         loop {
             let found = self.read(namespace)?;
             let Some(fields) = found.fields().filter(|fields| fields.contains_key(key)) else {
-                return Ok(false);
+                return Ok(tried);
             };
             let removed = if fields.len() == 1 {
-                self.remove_secret(namespace, &found)?
+                match self.remove_secret(namespace, &found) {
+                    // There may be a second field by the time of another attempt, so that
+                    // takes another look.
+                    Err(KvError::Unavailable(error))
+                        if retries > 0 && clock::now() + error.retry_after < deadline =>
+                    {
+                        thread::sleep(error.retry_after);
+                        retries -= 1;
+                        tried = true;
+                        continue;
+                    }
+                    removed => removed?,
+                }
             } else {
                 self.remove_field(namespace, key, &found, habits)?
             };
@@ -347,7 +363,7 @@ impl Kv {
     /// Removes the secret as it was found. `false` when another writer came before.
     fn remove_secret(&self, namespace: &Namespace, found: &Found) -> Result<bool, KvError> {
         let metadata = self.path("metadata", namespace);
-        let reply = self.ask(&Method::DELETE, &metadata, Payload::None)?;
+        let reply = self.ask(&Method::DELETE, &metadata, Payload::NoneNow)?;
         match reply.status {
             _ if reply.is_success() => Ok(true),
             403 => self.destroy(namespace, found.version(), &reply),
@@ -381,9 +397,16 @@ impl Kv {
         let reply =
             self.ask(&Method::POST, &self.path("data", namespace), Payload::Json(&empty))?;
         if is_conflict(&reply) {
-            return Ok(false);
+            // It may have been this very request, sent again because its answer was lost.
+            let now = self.read(namespace)?;
+            let is_emptied =
+                now.version() == version + 1 && now.fields().is_some_and(BTreeMap::is_empty);
+            if !is_emptied {
+                return Ok(false);
+            }
+        } else {
+            self.done(&reply, "update", namespace)?;
         }
-        self.done(&reply, "update", namespace)?;
         let reply = self.ask(&Method::PUT, &destroy, Payload::Json(&body))?;
         if !reply.is_success() {
             log::warn!(
@@ -475,6 +498,8 @@ impl Kv {
 #[derive(Clone, Copy)]
 enum Payload<'a> {
     None,
+    /// None, for a request that is not to be repeated.
+    NoneNow,
     Json(&'a [u8]),
     MergePatch(&'a [u8]),
 }

@@ -24,6 +24,7 @@ mod upstream;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::environment::Environment;
 use crate::error::{Field, VaultError};
@@ -193,6 +194,6 @@ fn unavailable(error: &Unavailable) -> VaultError {
     VaultError::BackendUnavailable {
         backend: "hashicorp".to_owned(),
         reason: error.reason.clone(),
-        retry_after: error.retry_after,
+        retry_after: error.retry_after.max(Duration::from_secs(1)),
     }
 }

@@ -38,14 +38,22 @@ pub(super) struct Ask<'a> {
     path: &'a str,
     token: Option<&'a Secret>,
     body: Option<(&'static str, &'a [u8])>,
-    /// Sending it twice would not be the same as sending it once.
-    only_once: bool,
+    repeat: Repeat,
+}
+
+/// When a request may be sent again that met a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Always,
+    /// When it has not had an effect: twice would not be the same as once.
+    IfUnsent,
+    Never,
 }
 
 impl<'a> Ask<'a> {
     /// A request without a body. The path is the one after `/v1/`.
     pub(super) fn new(method: Method, path: &'a str, token: Option<&'a Secret>) -> Self {
-        Self { method, path, token, body: None, only_once: false }
+        Self { method, path, token, body: None, repeat: Repeat::Always }
     }
 
     pub(super) fn json(self, body: &'a [u8]) -> Self {
@@ -56,8 +64,14 @@ impl<'a> Ask<'a> {
         Self { body: Some(("application/merge-patch+json", body)), ..self }
     }
 
+    /// The same, for a request of which two would not be the same as one.
     pub(super) fn only_once(self) -> Self {
-        Self { only_once: true, ..self }
+        Self { repeat: Repeat::IfUnsent, ..self }
+    }
+
+    /// The same, for a request that is right at this moment only.
+    pub(super) fn only_now(self) -> Self {
+        Self { repeat: Repeat::Never, ..self }
     }
 }
 
@@ -192,6 +206,11 @@ impl Upstream {
         self.timeout
     }
 
+    /// How often one request may be repeated.
+    pub(super) fn max_retries(&self) -> u32 {
+        self.max_retries
+    }
+
     /// Sends a request until it is answered, the retries are used up, or the time is.
     ///
     /// # Errors
@@ -230,11 +249,16 @@ impl Upstream {
             ticket.tell(outcome, now);
             self.note_contact(now, (outcome == Outcome::Failed).then_some(&reason));
             let wait = retry_after.unwrap_or_else(|| jitter::around(pause));
-            let may_repeat = retries > 0 && (unsent || !ask.only_once);
+            let may_repeat = retries > 0
+                && match ask.repeat {
+                    Repeat::Always => true,
+                    Repeat::IfUnsent => unsent,
+                    Repeat::Never => false,
+                };
             if !may_repeat || now + wait >= deadline {
                 return Err(Unavailable {
                     reason: format!("Vault at {}: {reason}", self.name),
-                    retry_after: wait.max(Duration::from_secs(1)),
+                    retry_after: wait,
                 });
             }
             thread::sleep(wait);

@@ -247,11 +247,17 @@ impl Connection {
 
     fn receive(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16 * 1024];
-        match self.stream.read(&mut buffer)? {
-            0 => Err(ErrorKind::UnexpectedEof.into()),
-            count => {
-                self.received.extend_from_slice(&buffer[..count]);
-                Ok(())
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    self.received.extend_from_slice(&buffer[..count]);
+                    return Ok(());
+                }
+                // A socket with a timeout is interrupted when the process is stopped and
+                // goes on (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }

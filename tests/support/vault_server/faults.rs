@@ -309,7 +309,11 @@ impl Active {
         let mut progress = self.0.progress.lock().expect("nothing panics while it is held");
         while !condition(&progress) {
             let left = end.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "not within {DEADLINE:?}: {what}");
+            if left.is_zero() {
+                // Not while the lock is held: others would trip over it.
+                drop(progress);
+                panic!("not within {DEADLINE:?}: {what}");
+            }
             let wait = self.0.changed.wait_timeout(progress, left);
             progress = wait.expect("nothing panics while it is held").0;
         }

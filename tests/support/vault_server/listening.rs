@@ -131,6 +131,9 @@ impl Write for Stream {
 pub struct Listening {
     shared: Arc<Shared>,
     port: u16,
+    /// Bound and never listened on: nobody else can get the port, and where no other socket
+    /// listens, connections are refused.
+    _reserved: OwnedFd,
     socket: Option<PathBuf>,
     phase: Mutex<Phase>,
 }
@@ -138,16 +141,15 @@ pub struct Listening {
 enum Phase {
     /// The threads that accept.
     Running(Vec<JoinHandle<()>>),
-    /// A bound socket that nobody listens on: connections are refused, and nobody else can
-    /// get the port.
-    Stopped(OwnedFd),
+    Stopped,
 }
 
 impl Listening {
     pub fn start(shared: Arc<Shared>, socket: Option<PathBuf>) -> Self {
-        let bound = bind(0).expect("a port is free");
-        let port = port_of(&bound);
-        let listening = Self { shared, port, socket, phase: Mutex::new(Phase::Stopped(bound)) };
+        let reserved = bind(0).expect("a port is free");
+        let port = port_of(&reserved);
+        let phase = Mutex::new(Phase::Stopped);
+        let listening = Self { shared, port, _reserved: reserved, socket, phase };
         listening.restart();
         listening
     }
@@ -172,8 +174,8 @@ impl Listening {
 
     pub fn restart(&self) {
         let mut phase = self.phase.lock().expect("nothing panics while it is held");
-        let Phase::Stopped(bound) = &*phase else { return };
-        let tcp = bound.try_clone().expect("a descriptor is free");
+        let Phase::Stopped = &*phase else { return };
+        let tcp = bind(self.port).expect("the port is reserved");
         net::listen(&tcp, 1024).expect("a bound socket can listen");
         let life = self.shared.life.fetch_add(1, Ordering::SeqCst) + 1;
         let tcp = TcpListener::from(tcp);
@@ -214,8 +216,7 @@ impl Listening {
             thread.join().expect("accepting does not panic");
         }
         self.close_connections();
-        let bound = bind(self.port).expect("nobody takes a port so soon");
-        *phase = Phase::Stopped(bound);
+        *phase = Phase::Stopped;
     }
 }
 

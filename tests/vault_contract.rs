@@ -1,6 +1,7 @@
 //! The contract of `CredentialVault` on the backends that need nothing around them. The
 //! others run it in their own tests.
 
+#[path = "support/contract.rs"]
 mod contract;
 
 use contract::contract;

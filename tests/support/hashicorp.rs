@@ -1,0 +1,433 @@
+//! What the tests of the hashicorp backend share: the servers that they run on, what an
+//! operator sets up there, and the service in front of one.
+
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
+#[path = "vault_server/mod.rs"]
+pub mod vault_server;
+
+use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use intentframe_credentials::vault::{HashiCorpOptions, HashiCorpVault};
+use intentframe_credentials::{CredentialRef, CredentialVault, Secret, VaultError};
+use serde_json::{Value, json};
+
+use super::support::{Connection, Place, Response, Service, Setup, delete, eventually, get, put};
+use vault_server::client::{Ask, Client};
+use vault_server::{AppRole, Builder, VaultServer};
+
+/// What the README's policy grants.
+pub const POLICY: &str = r#"
+    path "MOUNT/data/intentframe/*" { capabilities = ["create", "update", "patch", "read", "delete"] }
+    path "MOUNT/metadata/intentframe/*" { capabilities = ["read", "list", "delete"] }"#;
+
+/// The same for a service that may not `PATCH`.
+pub const POLICY_WITHOUT_PATCH: &str = r#"
+    path "MOUNT/data/intentframe/*" { capabilities = ["create", "update", "read", "delete"] }
+    path "MOUNT/metadata/intentframe/*" { capabilities = ["read", "list", "delete"] }"#;
+
+/// One that lets old versions be destroyed, and no metadata be deleted.
+pub const POLICY_WITH_DESTROY: &str = r#"
+    path "MOUNT/data/intentframe/*" { capabilities = ["create", "update", "patch", "read", "delete"] }
+    path "MOUNT/metadata/intentframe/*" { capabilities = ["read", "list"] }
+    path "MOUNT/destroy/intentframe/*" { capabilities = ["update"] }"#;
+
+/// How a secret may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// By `PATCH`.
+    Patch,
+    /// By `PATCH` with check-and-set, which the mount wants.
+    CasRequired,
+    /// As a whole, for want of the capability `patch`.
+    NoPatch,
+}
+
+pub const MODES: [Mode; 3] = [Mode::Patch, Mode::CasRequired, Mode::NoPatch];
+
+/// A server to run a test on, with a KV v2 mount that is the test's own.
+pub struct Target {
+    ours: Option<VaultServer>,
+    operator: Client,
+    pub mount: String,
+    tag: String,
+    /// What the operator has made on a real server, as paths to delete.
+    made: Mutex<Vec<String>>,
+}
+
+/// Runs `test` on the test server, and on a real one as well when `VAULT_ADDR` and
+/// `VAULT_TOKEN` (of root) name one.
+pub fn on_each_server(test: impl Fn(&Target)) {
+    eprintln!("on the test server");
+    test(&Target::ours());
+    if let Some(real) = Target::real() {
+        eprintln!("on the server at VAULT_ADDR");
+        test(&real);
+    }
+}
+
+impl Target {
+    pub fn ours() -> Self {
+        Self::of(VaultServer::builder())
+    }
+
+    /// A test server of one's own making.
+    pub fn of(builder: Builder) -> Self {
+        let server = builder.start();
+        Self {
+            operator: server.client(),
+            ours: Some(server),
+            mount: "secret".to_owned(),
+            tag: String::new(),
+            made: Mutex::default(),
+        }
+    }
+
+    fn real() -> Option<Self> {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let operator = Client::new(&variable("VAULT_ADDR")?, &variable("VAULT_TOKEN")?);
+        let tag = format!("ift-{:016x}-", RandomState::new().hash_one(0));
+        let target =
+            Self { ours: None, operator, mount: format!("{tag}kv"), tag, made: Mutex::default() };
+        target.mount_kv(&target.mount, 2);
+        let (status, answer) =
+            target.operate("POST", "sys/auth/approle", Some(&json!({"type": "approle"})));
+        assert!(status < 300 || answer.to_string().contains("already in use"), "{answer}");
+        Some(target)
+    }
+
+    /// The test server, with its faults and its journal.
+    pub fn server(&self) -> &VaultServer {
+        self.ours.as_ref().expect("the test runs on the test server only")
+    }
+
+    /// The same, where the test has something more to say about it.
+    pub fn test_server(&self) -> Option<&VaultServer> {
+        self.ours.as_ref()
+    }
+
+    pub fn address(&self) -> String {
+        self.operator.address.0.clone()
+    }
+
+    pub fn root_token(&self) -> &str {
+        self.operator.token.as_deref().expect("an operator has one")
+    }
+
+    // What an operator does. On the test server it is not in the journal, and meets no fault.
+
+    pub fn operate(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        if let Some(server) = &self.ours {
+            return server.as_root(method, path, body);
+        }
+        let ask = Ask::new(method, path);
+        let got = self.operator.ask(&match body {
+            Some(body) if method == "PATCH" => ask.merge_patch(body),
+            Some(body) => ask.json(body),
+            None => ask,
+        });
+        (got.status, got.json())
+    }
+
+    /// The same; the test fails unless it succeeds.
+    #[track_caller]
+    pub fn done(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let (status, answer) = self.operate(method, path, body);
+        assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
+        answer
+    }
+
+    /// A name that is nobody else's on the server.
+    pub fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.tag)
+    }
+
+    fn made(&self, path: String) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+    }
+
+    /// Mounts a KV engine, and waits until it has set itself up.
+    #[track_caller]
+    pub fn mount_kv(&self, path: &str, version: u8) {
+        let options = json!({ "type": "kv", "options": { "version": version.to_string() } });
+        self.done("POST", &format!("sys/mounts/{path}"), Some(&options));
+        self.made(format!("sys/mounts/{path}"));
+        let probe = if version == 2 { format!("{path}/config") } else { format!("{path}/none") };
+        eventually("the mount is there", || {
+            (self.operate("GET", &probe, None).0 != 400).then_some(())
+        });
+    }
+
+    /// Writes a policy, in which `MOUNT` is the mount, and says how it is called.
+    #[track_caller]
+    pub fn policy(&self, name: &str, hcl: &str) -> String {
+        let name = self.name(name);
+        let path = format!("sys/policies/acl/{name}");
+        self.done("POST", &path, Some(&json!({ "policy": hcl.replace("MOUNT", &self.mount) })));
+        self.made(path);
+        name
+    }
+
+    /// A new token, with the fields of `auth/token/create-orphan`.
+    #[track_caller]
+    pub fn token(&self, fields: &Value) -> String {
+        let answer = self.done("POST", "auth/token/create-orphan", Some(fields));
+        answer["auth"]["client_token"].as_str().expect("a token").to_owned()
+    }
+
+    /// A token that may do what the policy grants.
+    #[track_caller]
+    pub fn token_for(&self, policy: &str) -> String {
+        let name = self.policy(&format!("p{:016x}", RandomState::new().hash_one(0)), policy);
+        self.token(&json!({ "policies": [name], "ttl": "1h" }))
+    }
+
+    /// A token with which secrets are written in that way; sets the mount up for it.
+    #[track_caller]
+    pub fn token_of_mode(&self, mode: Mode) -> String {
+        if mode == Mode::CasRequired {
+            let config = json!({ "cas_required": true });
+            self.done("POST", &format!("{}/config", self.mount), Some(&config));
+        }
+        self.token_for(if mode == Mode::NoPatch { POLICY_WITHOUT_PATCH } else { POLICY })
+    }
+
+    /// A role of `AppRole`, with these fields beside the usual policy, and a secret ID.
+    #[track_caller]
+    pub fn approle(&self, name: &str, mut fields: Value) -> AppRole {
+        if fields.get("token_policies").is_none() {
+            fields["token_policies"] = json!([self.policy(&format!("{name}-policy"), POLICY)]);
+        }
+        let path = format!("auth/approle/role/{}", self.name(name));
+        self.done("POST", &path, Some(&fields));
+        self.made(path.clone());
+        let role_id = self.done("GET", &format!("{path}/role-id"), None);
+        AppRole {
+            role_id: role_id["data"]["role_id"].as_str().expect("a role id").to_owned(),
+            secret_id: self.secret_id(name),
+        }
+    }
+
+    #[track_caller]
+    pub fn secret_id(&self, role: &str) -> String {
+        let path = format!("auth/approle/role/{}/secret-id", self.name(role));
+        let answer = self.done("POST", &path, Some(&json!({})));
+        answer["data"]["secret_id"].as_str().expect("a secret id").to_owned()
+    }
+
+    #[track_caller]
+    pub fn revoke(&self, token: &str) {
+        self.done("POST", "auth/token/revoke", Some(&json!({ "token": token })));
+    }
+
+    /// The path of the namespace's secret: `what` is `data`, `metadata` and the like.
+    pub fn path(&self, what: &str, namespace: &str) -> String {
+        format!("{}/{what}/intentframe/{namespace}", self.mount)
+    }
+
+    /// The fields of the namespace's secret; `None` when there is none to read.
+    #[track_caller]
+    pub fn read(&self, namespace: &str) -> Option<Value> {
+        let (status, answer) = self.operate("GET", &self.path("data", namespace), None);
+        assert!(matches!(status, 200 | 404), "{status} {answer}");
+        (status == 200).then(|| answer["data"]["data"].clone())
+    }
+
+    /// Replaces the namespace's secret, as somebody else would.
+    #[track_caller]
+    pub fn write(&self, namespace: &str, fields: &Value) {
+        let path = self.path("data", namespace);
+        let version = self.operate("GET", &self.path("metadata", namespace), None).1;
+        let version = version["data"]["current_version"].as_u64().unwrap_or(0);
+        self.done("POST", &path, Some(&json!({ "data": fields, "options": { "cas": version } })));
+    }
+
+    /// Changes some fields of the namespace's secret, as another service would.
+    #[track_caller]
+    pub fn patch(&self, namespace: &str, fields: &Value) {
+        self.done("PATCH", &self.path("data", namespace), Some(&json!({ "data": fields })));
+    }
+
+    /// The metadata of the namespace's secret, if it has any.
+    #[track_caller]
+    pub fn metadata(&self, namespace: &str) -> Option<Value> {
+        let (status, answer) = self.operate("GET", &self.path("metadata", namespace), None);
+        assert!(matches!(status, 200 | 404), "{status} {answer}");
+        (status == 200).then(|| answer["data"].clone())
+    }
+
+    /// The namespaces that have a secret, deleted or not.
+    #[track_caller]
+    pub fn namespaces(&self) -> Vec<Value> {
+        let answer = self.operate("LIST", &format!("{}/metadata/intentframe", self.mount), None).1;
+        answer["data"]["keys"].as_array().cloned().unwrap_or_default()
+    }
+
+    // The service over it.
+
+    /// The service, as it is started without anything to log in with.
+    pub fn bare_setup(&self, place: &Place) -> Setup {
+        place
+            .setup_with("hashicorp")
+            .env("VAULT_ADDR", &self.address())
+            .env("VAULT_KV_MOUNT", &self.mount)
+    }
+
+    pub fn setup(&self, place: &Place, token: &str) -> Setup {
+        self.bare_setup(place).env("VAULT_TOKEN", token)
+    }
+
+    pub fn setup_with_role(&self, place: &Place, role: &AppRole) -> Setup {
+        self.bare_setup(place)
+            .env("VAULT_ROLE_ID", &role.role_id)
+            .env("VAULT_SECRET_ID", &role.secret_id)
+    }
+
+    /// The backend by itself, with these variables beside the address and the mount.
+    pub fn vault(&self, variables: &[(&str, &str)]) -> HashiCorpVault {
+        let (address, own) = (self.address(), [("VAULT_KV_MOUNT", &*self.mount)]);
+        let own = own.into_iter().chain([("VAULT_ADDR", &*address)]);
+        let environment = own.chain(variables.iter().copied());
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        HashiCorpVault::new(HashiCorpOptions::default(), &environment.collect())
+            .expect("the settings are good")
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.ours.is_none() {
+            for path in made {
+                let status = self.operate("DELETE", &path, None).0;
+                if !(200..300).contains(&status) {
+                    eprintln!("left on the server: {path} ({status})");
+                }
+            }
+        }
+    }
+}
+
+// Requests to the service.
+
+/// The credential's path.
+pub fn at(namespace: &str, key: &str) -> String {
+    format!("/v1/credentials/{namespace}/{key}")
+}
+
+pub fn store(service: &Service, namespace: &str, key: &str, value: &str) -> Response {
+    service.put(&at(namespace, key), &json!({ "value": value }))
+}
+
+/// Stores a value, which has to work.
+#[track_caller]
+pub fn stored(service: &Service, namespace: &str, key: &str, value: &str) {
+    let answer = store(service, namespace, key, value);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+pub fn fetch(service: &Service, namespace: &str, key: &str) -> Response {
+    service.get(&at(namespace, key))
+}
+
+pub fn remove(service: &Service, namespace: &str, key: &str) -> Response {
+    service.connect().exchange(&delete(&at(namespace, key)))
+}
+
+/// Deletes a value, which has to work.
+#[track_caller]
+pub fn removed(service: &Service, namespace: &str, key: &str) {
+    let answer = remove(service, namespace, key);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+/// Sends a request whose answer is read later.
+#[must_use]
+pub fn begin(service: &Service, request: &[u8]) -> Connection {
+    let mut connection = service.connect();
+    connection.send(request);
+    connection
+}
+
+#[must_use]
+pub fn begin_store(service: &Service, namespace: &str, key: &str, value: &str) -> Connection {
+    begin(service, &put(&at(namespace, key), &json!({ "value": value })))
+}
+
+#[must_use]
+pub fn begin_fetch(service: &Service, namespace: &str, key: &str) -> Connection {
+    begin(service, &get(&at(namespace, key)))
+}
+
+#[must_use]
+pub fn begin_remove(service: &Service, namespace: &str, key: &str) -> Connection {
+    begin(service, &delete(&at(namespace, key)))
+}
+
+/// `/health`, which has to be 200.
+#[track_caller]
+pub fn health(service: &Service) -> Value {
+    let answer = service.get("/health");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()
+}
+
+/// Waits until every thread of the service sleeps and none has run for a while: all that
+/// it was sent is as far as it gets.
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub fn wait_until_quiet(service: &Service) {
+    let directory = format!("/proc/{}/task", service.id());
+    let (mut before, mut same) = (None, 0);
+    super::support::wait_until("the service is quiet", || {
+        let now = all_asleep(Path::new(&directory));
+        same = if now.is_some() && now == before { same + 1 } else { 0 };
+        before = now;
+        same == 10
+    });
+}
+
+/// How often the threads have been switched to, each with its id, if all of them sleep.
+#[cfg(target_os = "linux")]
+fn all_asleep(directory: &Path) -> Option<Vec<(String, String)>> {
+    let mut threads = Vec::new();
+    for thread in fs::read_dir(directory).expect("the process is there") {
+        // A thread may end meanwhile.
+        let thread = thread.ok()?;
+        let status = fs::read_to_string(thread.path().join("status")).ok()?;
+        let line = |name| status.lines().find_map(|line: &str| line.strip_prefix(name));
+        if !line("State:")?.trim().starts_with('S') {
+            return None;
+        }
+        let switches = line("voluntary_ctxt_switches:")?.trim().to_owned();
+        threads.push((thread.file_name().into_string().ok()?, switches));
+    }
+    Some(threads)
+}
+
+// Calls of the backend by itself.
+
+pub fn credential(namespace: &str, key: &str) -> CredentialRef {
+    CredentialRef::parse(namespace, key).expect("valid names")
+}
+
+pub fn vault_get(
+    vault: &HashiCorpVault,
+    namespace: &str,
+    key: &str,
+) -> Result<Option<String>, VaultError> {
+    let value = vault.get(&credential(namespace, key))?;
+    Ok(value.map(|value| value.expose().to_owned()))
+}
+
+pub fn vault_store(
+    vault: &HashiCorpVault,
+    namespace: &str,
+    key: &str,
+    value: &str,
+) -> Result<(), VaultError> {
+    vault.store(&credential(namespace, key), &Secret::new(value.to_owned()))
+}

@@ -168,6 +168,11 @@ impl Kv {
         }
         match self.auth.rejected(&token)? {
             Refused::TokenIsGood => Ok(reply),
+            // The moment for it has passed with the login.
+            Refused::TokenReplaced(_) if matches!(body, Payload::NoneNow) => {
+                let reason = "the token was replaced meanwhile".to_owned();
+                Err(Unavailable { reason, retry_after: Duration::ZERO }.into())
+            }
             Refused::TokenReplaced(token) => Ok(send(Some(token.value()))?),
         }
     }

@@ -171,13 +171,8 @@ fn of_two_items_the_newest_counts_and_both_are_deleted() {
 
 /// The process that answers for the session's keyring.
 fn daemon() -> String {
-    let output = Command::new("dbus-send")
-        .args(["--session", "--print-reply=literal", "--dest=org.freedesktop.DBus", "/"])
-        .args(["org.freedesktop.DBus.GetConnectionUnixProcessID", "string:org.freedesktop.secrets"])
-        .output()
-        .expect("dbus-send comes with the bus");
-    let reply = String::from_utf8(output.stdout).expect("UTF-8");
-    reply.split_whitespace().last().expect("a process id").to_owned()
+    let owner = "string:org.freedesktop.secrets";
+    bus(&["org.freedesktop.DBus.GetConnectionUnixProcessID", owner])
 }
 
 fn signal(signal: &str, pid: &str) {
@@ -202,6 +197,22 @@ fn start_daemon() {
         .expect("starts");
     daemon.stdin.take().expect("is piped").write_all(PASSWORD).expect("reads");
     assert!(daemon.wait().expect("goes into the background").success());
+    // It is in the background before it is on the bus, which meanwhile would start another,
+    // with a locked keyring, for whoever asks.
+    support::wait_until("the daemon is on the bus", || {
+        bus(&["org.freedesktop.DBus.NameHasOwner", "string:org.freedesktop.secrets"]) == "true"
+    });
+}
+
+/// The last word of what the bus itself answers.
+fn bus(call: &[&str]) -> String {
+    let output = Command::new("dbus-send")
+        .args(["--session", "--print-reply=literal", "--dest=org.freedesktop.DBus", "/"])
+        .args(call)
+        .output()
+        .expect("dbus-send comes with the bus");
+    let reply = String::from_utf8(output.stdout).expect("UTF-8");
+    reply.split_whitespace().last().unwrap_or_default().to_owned()
 }
 
 #[test]

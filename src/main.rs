@@ -1,11 +1,20 @@
 //! `credential-vault`: the service, and the commands that ask it.
 
+use std::alloc::System;
+
+use zeroizing_alloc::ZeroAlloc;
+
 #[cfg(unix)]
 mod cli;
 #[cfg(unix)]
 mod dev;
 #[cfg(unix)]
 mod logging;
+
+/// Wipes all memory when it is freed: values and tokens also pass through buffers of
+/// libraries (JSON, TLS, HTTP headers, the bus), which do not wipe theirs.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 #[cfg(unix)]
 fn main() -> std::process::ExitCode {

@@ -44,6 +44,13 @@ use upstream::{Unavailable, Upstream};
 ///
 /// Nothing is connected before the first call. A thread of its own, started by that call,
 /// keeps the token alive.
+///
+/// # Logging
+///
+/// At level TRACE the HTTP library beneath prints every byte that it sends and receives,
+/// tokens and values included, under the target `ureq_proto::util`. The binary's logger
+/// never lets that through; a program that embeds this must keep the targets `ureq` and
+/// `ureq_proto` at INFO or above.
 pub struct HashiCorpVault(Arc<Parts>);
 
 struct Parts {

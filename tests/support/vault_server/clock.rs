@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
+use super::values::truncated_to_seconds;
+
 /// Runs with the real time until a test says otherwise.
 #[derive(Default)]
 pub struct Clock(Mutex<Reading>);
@@ -24,9 +26,11 @@ impl Clock {
         self.0.lock().expect("nothing panics while it is held").ahead += by;
     }
 
-    /// Stops the clock: only [`Clock::advance`] moves it from now on.
+    /// Stops the clock at the next whole second, so that no TTL is rounded: only
+    /// [`Clock::advance`] moves it from now on.
     pub fn stop(&self) {
         let mut reading = self.0.lock().expect("nothing panics while it is held");
-        reading.stopped_at.get_or_insert_with(SystemTime::now);
+        let second = Duration::from_secs(1);
+        reading.stopped_at.get_or_insert_with(|| truncated_to_seconds(SystemTime::now()) + second);
     }
 }

@@ -16,7 +16,10 @@ pub enum Received {
         call: Call,
         keeps_alive: bool,
     },
-    Unusable(Reply),
+    Unusable {
+        reply: Reply,
+        keeps_alive: bool,
+    },
     /// The same, and the rest of the connection cannot be understood.
     Hopeless(Reply),
 }
@@ -73,7 +76,7 @@ impl<S: Read + Write> Reader<S> {
         call.body = if chunked { self.chunks()? } else { self.take(length)? };
         Ok(Some(match aim(&target, &mut call) {
             Ok(()) => Received::Call { call, keeps_alive },
-            Err(reply) => Received::Unusable(reply),
+            Err(reply) => Received::Unusable { reply, keeps_alive },
         }))
     }
 

@@ -277,8 +277,9 @@ fn serve(shared: &Shared, life: u64, number: u64, stream: &Stream) -> bool {
                 drop(writing.write_all(&written(&reply, false, true)));
                 return false;
             }
-            Received::Unusable(reply) => {
-                if writing.write_all(&written(&reply, false, false)).is_err() {
+            Received::Unusable { reply, keeps_alive } => {
+                let written = writing.write_all(&written(&reply, false, !keeps_alive));
+                if written.is_err() || !keeps_alive {
                     return false;
                 }
                 continue;

@@ -370,6 +370,12 @@ impl VaultServer {
         });
     }
 
+    /// Waits until what came fits.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, condition: impl Fn(&[Entry]) -> bool) {
+        self.shared.journal.wait_until(what, condition);
+    }
+
     /// How many connections have been accepted.
     pub fn connections(&self) -> u64 {
         self.listening.accepted()

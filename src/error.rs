@@ -2,9 +2,9 @@
 //! request body.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::metadata::MetadataError;
 use crate::model::CredentialRef;
 
 /// What can go wrong between a request and the store that keeps the value.
@@ -64,6 +64,25 @@ pub enum VaultError {
     /// The metadata database failed.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
+}
+
+/// What can go wrong with the metadata database.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    /// The file is not one that this service may use; it was not touched.
+    #[error("{} cannot be used: {reason}", path.display())]
+    Unusable {
+        /// The database file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A statement failed: the disk is full, the file is locked, a row is unreadable.
+    #[error("the metadata database failed: {0}")]
+    Failed(String),
+    /// The store has been closed.
+    #[error("the metadata database is closed")]
+    Closed,
 }
 
 /// The input that a [`VaultError::ValidationFailed`] is about.

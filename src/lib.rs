@@ -22,6 +22,15 @@
 //!   the binary's `serve` and `dev` do no more.
 //! - `client` asks a running vault from another process.
 //!
+//! # Features
+//!
+//! By default all of it is built. With `default-features = false`, a program depends on
+//! what it uses: `client` (the blocking client; no database, no keyring, no TLS), `server`
+//! (the service, to embed), and the backends `keyring` and `hashicorp`. The backend `env` is
+//! always there.
+//!
+//! # A first look
+//!
 //! Everything is synchronous. The environment is read once, by the caller, into an
 //! [`Environment`]; no module looks at it by itself.
 //!
@@ -41,24 +50,26 @@
 //! # }
 //! ```
 
-#[cfg(unix)]
+#[cfg(all(unix, feature = "client"))]
 pub mod client;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "server"))]
 pub mod daemon;
 pub mod environment;
 pub mod error;
+#[cfg(feature = "server")]
 pub mod metadata;
 pub mod model;
 pub mod paths;
 pub mod peer;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "server"))]
 pub mod router;
 pub mod secret;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "server"))]
 pub mod server;
+#[cfg(feature = "server")]
 pub mod service;
 pub mod time;
-#[cfg(unix)]
+#[cfg(all(unix, any(feature = "client", feature = "hashicorp")))]
 mod transport;
 pub mod vault;
 

@@ -4,15 +4,24 @@
 #[path = "support/fake.rs"]
 mod fake;
 
-use std::os::unix::net::UnixListener;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use fake::{Fake, Reply, json, no_body};
-use intentframe_credentials::client::{ClientError, VaultClient};
+use intentframe_credentials::client::{ClientError, ClientOptions, VaultClient};
 use intentframe_credentials::{CredentialRef, Namespace, Secret, StoreRequest};
+use rustix::net::RecvFlags;
 
 fn at(namespace: &str, key: &str) -> CredentialRef {
     CredentialRef::parse(namespace, key).expect("valid")
+}
+
+fn impatient(socket: &Path) -> VaultClient {
+    let timeout = Duration::from_millis(200);
+    VaultClient::with_options(socket, &ClientOptions { timeout, ..ClientOptions::default() })
 }
 
 #[test]
@@ -141,6 +150,131 @@ fn a_kept_connection_that_is_gone_is_replaced() {
     }
 }
 
+/// What a server of the next test does with the connections it gets, one after the other.
+#[derive(Clone, Copy)]
+enum Script {
+    /// Answers every request.
+    Answer,
+    /// Answers one request, and ends the connection with the next one unread.
+    LeaveUnread,
+    /// Answers one request, reads the next one, and ends the connection.
+    SwallowSecond,
+    /// Reads the first request, and ends the connection.
+    SwallowFirst,
+}
+
+/// A server whose connections go by `scripts`. Gives its socket, and says on the channel
+/// what was read by it, request by request.
+fn scripted(scripts: Vec<Script>) -> (tempfile::TempDir, PathBuf, mpsc::Receiver<String>) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let socket = dir.path().join("vault.sock");
+    let listener = UnixListener::bind(&socket).expect("binds");
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for script in scripts {
+            let (stream, _) = listener.accept().expect("accepts");
+            let read = || {
+                let request = read_request(&stream);
+                if let Some(request) = &request {
+                    let _ = tell.send(request.clone());
+                }
+                request.is_some()
+            };
+            let answer = || {
+                let body = r#"{"value":"v"}"#;
+                let length = body.len();
+                write!(&stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}")
+                    .expect("writes");
+            };
+            match script {
+                Script::Answer => {
+                    while read() {
+                        answer();
+                    }
+                }
+                Script::LeaveUnread => {
+                    read();
+                    answer();
+                    let peeked = rustix::net::recv(&stream, &mut [0; 1], RecvFlags::PEEK);
+                    assert_eq!(peeked.expect("the next request comes").0, 1);
+                }
+                Script::SwallowSecond => {
+                    read();
+                    answer();
+                    read();
+                }
+                Script::SwallowFirst => {
+                    read();
+                }
+            }
+        }
+    });
+    (dir, socket, told)
+}
+
+/// A whole request, head and body; `None` at the end of the connection.
+fn read_request(mut stream: &UnixStream) -> Option<String> {
+    let mut request = String::new();
+    loop {
+        let mut some = [0; 4096];
+        let count = stream.read(&mut some).expect("reads");
+        if count == 0 {
+            return None;
+        }
+        request.push_str(std::str::from_utf8(&some[..count]).expect("ASCII"));
+        let Some((head, body)) = request.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.parse().expect("a length"))
+        });
+        if body.len() >= length.unwrap_or(0_usize) {
+            return Some(request);
+        }
+    }
+}
+
+/// A store that the server may have carried out is never sent again; one that it certainly
+/// has not read is, and so is any read.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_store_is_sent_again_only_when_it_was_not_taken() {
+    let get = |client: &VaultClient| client.get(&at("n", "k")).map(|value| value.is_some());
+    let put = |client: &VaultClient| {
+        client.store(&at("n", "k"), &StoreRequest::new(Secret::new("sk-canary".into())))
+    };
+    let lines = |told: mpsc::Receiver<String>| -> Vec<String> {
+        told.try_iter().map(|request| request.split(' ').next().unwrap_or("").to_owned()).collect()
+    };
+
+    let (_dir, socket, told) = scripted(vec![Script::LeaveUnread, Script::Answer]);
+    let client = VaultClient::new(socket);
+    assert!(get(&client).expect("gets"));
+    put(&client).expect("is sent again, for it was not read");
+    assert_eq!(lines(told), ["GET", "PUT"]);
+
+    let (_dir, socket, told) = scripted(vec![Script::SwallowSecond, Script::Answer]);
+    let client = VaultClient::new(socket);
+    assert!(get(&client).expect("gets"));
+    let error = put(&client).expect_err("it was read, and nobody knows what came of it");
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error:?}");
+    assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+    assert!(get(&client).expect("gets, over a new connection"));
+    assert_eq!(lines(told), ["GET", "PUT", "GET"], "the store went once");
+
+    let (_dir, socket, told) = scripted(vec![Script::SwallowSecond, Script::Answer]);
+    let client = VaultClient::new(socket);
+    assert!(get(&client).expect("gets"));
+    assert!(get(&client).expect("a read is sent again"));
+    assert_eq!(lines(told), ["GET", "GET", "GET"]);
+
+    // On a connection that never worked, nothing is sent a second time.
+    let (_dir, socket, told) = scripted(vec![Script::SwallowFirst, Script::Answer]);
+    let client = VaultClient::new(socket);
+    let error = get(&client).expect_err("no answer");
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error:?}");
+    assert_eq!(lines(told), ["GET"]);
+}
+
 #[test]
 fn a_service_that_is_not_there_is_named() {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -162,7 +296,7 @@ fn a_service_that_is_not_there_is_named() {
 #[test]
 fn a_service_that_is_silent_is_given_up_on() {
     let fake = Fake::new(|_| Reply::Silence);
-    let client = VaultClient::with_timeout(&fake.socket, Duration::from_millis(200));
+    let client = impatient(&fake.socket);
     let error = client.health().expect_err("no answer");
     assert!(matches!(error, ClientError::TimedOut { .. }), "{error:?}");
 }
@@ -189,7 +323,7 @@ fn a_listener_whose_queue_is_full_is_given_up_on() {
             Err(error) => break assert_eq!(error, rustix::io::Errno::AGAIN),
         }
     }
-    let client = VaultClient::with_timeout(&socket, Duration::from_millis(200));
+    let client = impatient(&socket);
     let started = Instant::now();
     let error = client.health().expect_err("no room");
     assert!(matches!(error, ClientError::TimedOut { .. }), "{error:?}");

@@ -449,4 +449,19 @@ fn root_is_served_by_another_users_service() {
     open_to_everyone(&place);
     assert_eq!(status_for(SOMEBODY_ELSE, &service, "GET", KEY), "403");
     assert_eq!(status_for(SOMEBODY_ELSE, &service, "GET", "/health"), "200");
+
+    // And root's client sends nothing to a service of somebody else's, unless it is told to.
+    let vault = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_credential-vault"));
+        command.env("INTENTFRAME_VAULT_SOCKET", &service.socket).args(arguments);
+        let output = command.output().expect("runs");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, stdout, stderr) = vault(&["get", "lifecycle/key"]);
+    assert_eq!((code, stdout.as_str()), (Some(4), ""), "{stderr}");
+    assert!(stderr.contains(&format!("uid {SOMEBODY}")) && stderr.contains("--server-uid"));
+    let somebody = SOMEBODY.to_string();
+    let (code, stdout, stderr) = vault(&["--server-uid", &somebody, "get", "lifecycle/key"]);
+    assert_eq!((code, stdout.as_str()), (Some(0), "v"), "{stderr}");
 }

@@ -32,6 +32,11 @@ pub struct Arguments {
     #[argh(option, arg_name = "path")]
     pub socket: Option<PathBuf>,
 
+    /// whom the service may run as, besides this user and root (a number); a command sends
+    /// nothing to anybody else's
+    #[argh(option, arg_name = "uid")]
+    pub server_uid: Option<u32>,
+
     /// print the version
     #[argh(switch)]
     pub version: bool,

@@ -79,6 +79,13 @@ impl From<ClientError> for Failure {
             ClientError::TimedOut { .. } => {
                 (UNREACHABLE, "`credential-vault health` tells whether it answers at all")
             }
+            ClientError::OutcomeUnknown { .. } => {
+                (UNREACHABLE, "`credential-vault list` shows what is stored, and since when")
+            }
+            ClientError::ForeignServer { .. } => (
+                REFUSED,
+                "if that is the vault's own user, say so: credential-vault --server-uid UID ...",
+            ),
             ClientError::Refused { status: 403, .. } => {
                 (REFUSED, "run the command as the user that the vault serves")
             }

@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use intentframe_credentials::client::VaultClient;
-use intentframe_credentials::{CredentialRef, Environment, paths};
+use intentframe_credentials::client::{ClientOptions, VaultClient};
+use intentframe_credentials::{CredentialRef, Environment};
 use log::LevelFilter;
 
 use args::{Arguments, Command, Parsed};
@@ -40,7 +40,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Vec<OsString>, environment: &Environment) -> Result<(), Failure> {
-    let Arguments { socket, command, .. } = match args::parse(arguments)? {
+    let Arguments { socket, server_uid, command, .. } = match args::parse(arguments)? {
         Parsed::Run(arguments) => arguments,
         Parsed::Print(text) => return Output::stdout().text(&text),
     };
@@ -51,10 +51,9 @@ fn run(arguments: Vec<OsString>, environment: &Environment) -> Result<(), Failur
     logging(environment, level)?;
     // A `--socket` after the command wins over one before it.
     let client = |after: Option<PathBuf>| -> Result<VaultClient, Failure> {
-        let path =
-            paths::socket(after.as_ref().or(socket.as_ref()).map(|path| &**path), environment)
-                .map_err(Failure::usage)?;
-        Ok(VaultClient::with_timeout(path, TIMEOUT))
+        let path = after.as_deref().or(socket.as_deref());
+        let options = ClientOptions { timeout: TIMEOUT, server_uid };
+        VaultClient::from_environment(path, environment, &options).map_err(Failure::usage)
     };
     match command {
         None => Err(Failure::usage("no command given; `credential-vault --help` lists them")),

@@ -1,9 +1,11 @@
 //! The commands that change something: store, delete; and where a value comes from.
 
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
 
 use intentframe_credentials::client::VaultClient;
 use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest};
+use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use zeroize::Zeroizing;
 
 use super::args::{Store, VALUE_ADVICE};
@@ -50,6 +52,7 @@ pub fn delete(client: &VaultClient, at: &CredentialRef) -> Result<(), Failure> {
 fn value_for(at: &CredentialRef, keep_newline: bool) -> Result<Secret, Failure> {
     let stdin = io::stdin();
     let value = if stdin.is_terminal() {
+        let _unechoed = Unechoed::terminal();
         rpassword::prompt_password(format!("Value for {at} (it is not shown): "))
             .map(Secret::new)
             .map_err(|error| Failure::other(format!("no value was entered: {error}")))?
@@ -60,6 +63,32 @@ fn value_for(at: &CredentialRef, keep_newline: bool) -> Result<Secret, Failure> 
         return Err(too_long());
     }
     Ok(value)
+}
+
+/// The terminal without echo, for as long as this lives. rpassword turns it off only after
+/// it has asked, which shows what a script, or a paste, answers in that moment.
+struct Unechoed {
+    terminal: File,
+    before: Termios,
+}
+
+impl Unechoed {
+    /// `None` where there is no terminal to set up.
+    fn terminal() -> Option<Self> {
+        let terminal = File::options().read(true).write(true).open("/dev/tty").ok()?;
+        let before = termios::tcgetattr(&terminal).ok()?;
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        termios::tcsetattr(&terminal, OptionalActions::Now, &quiet).ok()?;
+        Some(Self { terminal, before })
+    }
+}
+
+impl Drop for Unechoed {
+    fn drop(&mut self) {
+        // A terminal that has gone needs no echo.
+        let _ = termios::tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+    }
 }
 
 fn too_long() -> Failure {

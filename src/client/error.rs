@@ -27,6 +27,31 @@ pub enum ClientError {
         after: Duration,
     },
 
+    /// The connection ended after a store or a delete had been sent and before it was
+    /// answered: it may have been carried out, and it may not.
+    #[error(
+        "the vault at {} ended the connection without an answer; whether it did what it was \
+         asked is not known: look, and ask again",
+        socket.display()
+    )]
+    OutcomeUnknown {
+        /// The socket it listened on.
+        socket: PathBuf,
+    },
+
+    /// Somebody else's process listens on the socket; nothing was sent to it.
+    #[error(
+        "the socket {} is served by uid {uid}, which is neither this user nor root; nothing was \
+         sent to it",
+        socket.display()
+    )]
+    ForeignServer {
+        /// The socket.
+        socket: PathBuf,
+        /// Whom the process runs as that listens there.
+        uid: u32,
+    },
+
     /// The service says that this may not be (a status of 4xx).
     #[error("the vault refused: {detail} (HTTP {status})")]
     Refused {

@@ -14,14 +14,17 @@ use serde::{Deserialize, Serialize};
 use ureq::http::{Method, Request};
 use zeroize::Zeroizing;
 
+use crate::environment::Environment;
 use crate::model::{
     CredentialRef, DeliveryMode, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest,
 };
+use crate::paths::{self, PathError};
 use crate::secret::Secret;
-use crate::transport::{NoResolver, NotConnected, UnixConnector};
+use crate::transport::{
+    ForeignServer, NoResolver, NotConnected, Owners, Unanswered, UnixConnector,
+};
 
-/// How long an answer may take, unless
-/// [`with_timeout`](VaultClient::with_timeout) says otherwise.
+/// How long an answer may take, unless [`ClientOptions::timeout`] says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest answer that is read: about 300,000 summaries.
@@ -33,8 +36,13 @@ const MAX_DETAIL_BYTES: usize = 64 * 1024;
 /// A blocking client of the service, over its Unix socket.
 ///
 /// It connects when it is first asked, keeps connections alive, and may be shared
-/// between threads. All requests are idempotent, so one that finds its kept connection
-/// gone is sent again on a fresh one.
+/// between threads. Before anything is sent, the kernel is asked whom the server runs as:
+/// it has to be this process's user, root, or [`ClientOptions::server_uid`].
+///
+/// A request whose kept connection turns out to be closed, before any byte of an answer, is
+/// sent once more on a fresh one. A store or a delete only when the server certainly had not
+/// read it: one that was carried out after all, and then repeated, could undo what somebody
+/// else has stored meanwhile. It is [`ClientError::OutcomeUnknown`] instead.
 ///
 /// ```no_run
 /// use intentframe_credentials::CredentialRef;
@@ -60,6 +68,21 @@ pub struct VaultClient {
     agent: ureq::Agent,
 }
 
+/// How a [`VaultClient`] asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// How long one request may take as a whole; [`DEFAULT_TIMEOUT`].
+    pub timeout: Duration,
+    /// Whom the service may run as, besides root and the user of this process.
+    pub server_uid: Option<u32>,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self { timeout: DEFAULT_TIMEOUT, server_uid: None }
+    }
+}
+
 /// The answer to `GET /health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
@@ -78,16 +101,31 @@ impl VaultClient {
     /// A client of the service that listens on `socket`. Does not connect yet.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self::with_timeout(socket, DEFAULT_TIMEOUT)
+        Self::with_options(socket, &ClientOptions::default())
     }
 
-    /// The same, with another bound on how long one request may take as a whole.
+    /// A client of the service on `socket`, else on that of `INTENTFRAME_VAULT_SOCKET` in
+    /// `environment`, else on the default one.
+    ///
+    /// # Errors
+    ///
+    /// [`PathError`], when a `~` in the path leads nowhere.
+    pub fn from_environment(
+        socket: Option<&Path>,
+        environment: &Environment,
+        options: &ClientOptions,
+    ) -> Result<Self, PathError> {
+        Ok(Self::with_options(paths::socket(socket, environment)?, options))
+    }
+
+    /// A client of the service that listens on `socket`, which asks as `options` say.
     #[must_use]
-    pub fn with_timeout(socket: impl Into<PathBuf>, timeout: Duration) -> Self {
+    pub fn with_options(socket: impl Into<PathBuf>, options: &ClientOptions) -> Self {
         /// The service keeps an idle connection for 75 s.
         const MAX_IDLE: Duration = Duration::from_mins(1);
 
         let socket = socket.into();
+        let &ClientOptions { timeout, server_uid } = options;
         let config = ureq::Agent::config_builder()
             // ureq takes a proxy from HTTP_PROXY unless told that there is none.
             .proxy(None)
@@ -98,7 +136,10 @@ impl VaultClient {
             .max_idle_age(MAX_IDLE)
             .user_agent(concat!("credential-vault/", env!("CARGO_PKG_VERSION")))
             .build();
-        let agent = ureq::Agent::with_parts(config, UnixConnector::new(socket.clone()), NoResolver);
+        let ours = rustix::process::geteuid().as_raw();
+        let owners = Owners { ours, trusted: server_uid };
+        let connector = UnixConnector::with_owners(socket.clone(), owners);
+        let agent = ureq::Agent::with_parts(config, connector, NoResolver);
         Self { socket, timeout, agent }
     }
 
@@ -158,8 +199,8 @@ impl VaultClient {
     ///
     /// # Errors
     ///
-    /// [`ClientError`]; after [`ClientError::TimedOut`] it may have been stored all the
-    /// same.
+    /// [`ClientError`]; after [`ClientError::TimedOut`] and [`ClientError::OutcomeUnknown`]
+    /// it may have been stored all the same.
     pub fn store(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), ClientError> {
         let answer = self.ask(&Method::PUT, &path_of(at), Some(&store_body(request)))?;
         self.expect_success(&answer)
@@ -169,8 +210,8 @@ impl VaultClient {
     ///
     /// # Errors
     ///
-    /// [`ClientError`]; after [`ClientError::TimedOut`] it may have been deleted all the
-    /// same.
+    /// [`ClientError`]; after [`ClientError::TimedOut`] and [`ClientError::OutcomeUnknown`]
+    /// it may have been deleted all the same.
     pub fn delete(&self, at: &CredentialRef) -> Result<(), ClientError> {
         let answer = self.ask(&Method::DELETE, &path_of(at), None)?;
         self.expect_success(&answer)
@@ -249,14 +290,21 @@ impl VaultClient {
         ClientError::Protocol { socket: self.socket.clone(), reason }
     }
 
-    /// Sends a request and reads the answer, once more on a fresh connection when the
-    /// first one turns out to be gone (RFC 9110, 9.2.2: all our methods are idempotent).
+    /// Sends a request and reads the answer; once more on a fresh connection when a kept
+    /// one turns out to be closed, and to do so again is safe (RFC 9110, 9.2.1 and 9.2.2).
     fn ask(&self, method: &Method, path: &str, body: Option<&[u8]>) -> Result<Answer, ClientError> {
-        let asked = match self.ask_once(method, path, body) {
-            Err(ureq::Error::Io(error)) if is_gone(&error) => self.ask_once(method, path, body),
-            asked => asked,
-        };
-        asked.map_err(|error| self.explain(error))
+        let only_reads = method.is_safe();
+        let may_repeat = |gone: &Unanswered| gone.was_kept && (only_reads || gone.was_not_taken);
+        let mut asked = self.ask_once(method, path, body);
+        if asked.as_ref().is_err_and(|error| unanswered(error).is_some_and(may_repeat)) {
+            asked = self.ask_once(method, path, body);
+        }
+        asked.map_err(|error| match unanswered(&error) {
+            Some(gone) if !only_reads && !gone.was_not_taken => {
+                ClientError::OutcomeUnknown { socket: self.socket.clone() }
+            }
+            _ => self.explain(error),
+        })
     }
 
     fn ask_once(
@@ -298,7 +346,10 @@ impl VaultClient {
                 Ok(refused) => {
                     ClientError::Unreachable { socket, reason: why_not_connected(&refused.0) }
                 }
-                Err(other) => self.protocol(other.to_string()),
+                Err(other) => match other.downcast::<ForeignServer>() {
+                    Ok(foreign) => ClientError::ForeignServer { socket, uid: foreign.uid },
+                    Err(other) => self.protocol(other.to_string()),
+                },
             },
             ureq::Error::Timeout(_) => ClientError::TimedOut { socket, after: self.timeout },
             ureq::Error::Io(error) if is_gone(&error) => ClientError::Unreachable {
@@ -317,6 +368,14 @@ impl VaultClient {
             }
             error => self.protocol(error.to_string()),
         }
+    }
+}
+
+/// How the connection broke, if it did before any byte of the answer.
+fn unanswered(error: &ureq::Error) -> Option<&Unanswered> {
+    match error {
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        _ => None,
     }
 }
 

@@ -19,12 +19,14 @@ mod touches;
 mod writer;
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+pub use crate::error::MetadataError;
 
 use crate::model::{CredentialRecord, CredentialRef, Namespace, StoreRequest};
 use crate::time::Timestamp;
@@ -32,25 +34,6 @@ use crate::time::Timestamp;
 use self::reader::Readers;
 use self::touches::Touches;
 use self::writer::{Change, Message, NewRow, Operation, Writer};
-
-/// What can go wrong with the metadata database.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MetadataError {
-    /// The file is not one that this service may use; it was not touched.
-    #[error("{} cannot be used: {reason}", path.display())]
-    Unusable {
-        /// The database file.
-        path: PathBuf,
-        /// Why, and what to do.
-        reason: String,
-    },
-    /// A statement failed: the disk is full, the file is locked, a row is unreadable.
-    #[error("the metadata database failed: {0}")]
-    Failed(String),
-    /// The store has been closed.
-    #[error("the metadata database is closed")]
-    Closed,
-}
 
 /// Which records [`MetadataStore::for_each`] visits.
 #[derive(Debug, Clone, Copy)]

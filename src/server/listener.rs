@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketType};
 
 use super::connection::Stream;
-use super::{Endpoint, StartError, peer_credentials};
-use crate::peer::Peer;
+use super::{Endpoint, StartError};
+use crate::peer::{Peer, Process};
 
 /// Connections that wait to be accepted, at most; the kernel may allow fewer.
 const BACKLOG: i32 = 1024;
@@ -42,7 +42,7 @@ impl Listener {
         match self {
             Self::Unix(socket) => {
                 let stream = accept_non_blocking(&socket.listener)?;
-                let process = peer_credentials::of(&stream)?;
+                let process = Process::across(&stream)?;
                 Ok((Stream::Unix(stream), Peer::Process(process)))
             }
             Self::Tcp(listener) => {

@@ -9,7 +9,6 @@ mod accept;
 mod connection;
 mod head;
 mod listener;
-mod peer_credentials;
 mod permits;
 mod poller;
 mod pool;

@@ -3,10 +3,17 @@
 
 mod buffers;
 mod stream;
+#[cfg(feature = "hashicorp")]
 mod tcp;
+#[cfg(feature = "hashicorp")]
 pub(crate) mod tls;
 mod unix;
 
 pub(crate) use stream::NotConnected;
+#[cfg(feature = "client")]
+pub(crate) use stream::Unanswered;
+#[cfg(feature = "hashicorp")]
 pub(crate) use tcp::TcpConnector;
+#[cfg(feature = "client")]
+pub(crate) use unix::{ForeignServer, Owners};
 pub(crate) use unix::{NoResolver, UnixConnector};

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -19,8 +18,23 @@ use super::buffers::WipedBuffers;
 #[error(transparent)]
 pub(crate) struct NotConnected(pub(crate) io::Error);
 
+/// What an I/O error carries when the connection broke before any byte of the answer:
+/// whether the request may be sent again.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub(crate) struct Unanswered {
+    /// The connection had carried an answer before, so that the server is one that works.
+    pub(crate) was_kept: bool,
+    /// The server has certainly not read the whole request.
+    pub(crate) was_not_taken: bool,
+    source: io::Error,
+}
+
 /// Something that carries bytes, and gives up on time.
 pub(crate) trait Stream: Read + Write + Send + Sync + 'static {
+    /// Whether a reset tells that the server had not read all that was sent to it.
+    const RESET_MEANS_UNREAD: bool;
+
     /// The socket beneath.
     fn socket(&self) -> impl AsFd;
 
@@ -29,17 +43,10 @@ pub(crate) trait Stream: Read + Write + Send + Sync + 'static {
 }
 
 impl Stream for UnixStream {
-    fn socket(&self) -> impl AsFd {
-        self
-    }
+    // A Unix socket that is closed after all was read ends the other side's reading; with
+    // something unread, it resets it (unix_release_sock in Linux's af_unix.c).
+    const RESET_MEANS_UNREAD: bool = cfg!(target_os = "linux");
 
-    fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.set_read_timeout(timeout)?;
-        self.set_write_timeout(timeout)
-    }
-}
-
-impl Stream for TcpStream {
     fn socket(&self) -> impl AsFd {
         self
     }
@@ -56,11 +63,27 @@ pub(crate) struct StreamTransport<S> {
     buffers: WipedBuffers,
     /// What the socket was last told to wait; at first it waits for ever.
     timeout: Option<Duration>,
+    /// An answer has come on it before the request that is under way.
+    was_kept: bool,
+    /// Something has come since the last of the request went.
+    is_answered: bool,
 }
 
 impl<S: Stream> StreamTransport<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream, buffers: WipedBuffers::default(), timeout: None }
+        Self {
+            stream,
+            buffers: WipedBuffers::default(),
+            timeout: None,
+            was_kept: false,
+            is_answered: false,
+        }
+    }
+
+    fn unanswered(&self, was_not_taken: bool, source: io::Error) -> Error {
+        let kind = source.kind();
+        let unanswered = Unanswered { was_kept: self.was_kept, was_not_taken, source };
+        Error::Io(io::Error::new(kind, unanswered))
     }
 
     /// Has the socket wait no longer than this, or hardly: telling it takes two system
@@ -94,10 +117,17 @@ impl<S: Stream> Transport for StreamTransport<S> {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let timeout = timeout.for_write();
         self.set_timeout(timeout)?;
+        self.was_kept |= std::mem::take(&mut self.is_answered);
         let output = self.buffers.output_up_to(amount);
         let sent = self.stream.write_all(output).and_then(|()| self.stream.flush());
         self.buffers.wipe_output(amount);
-        sent.map_err(|error| timeout_or_io(error, timeout))
+        sent.map_err(|error| {
+            if timed_out(&error) {
+                Error::Timeout(timeout.reason)
+            } else {
+                self.unanswered(true, error)
+            }
+        })
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
@@ -106,9 +136,19 @@ impl<S: Stream> Transport for StreamTransport<S> {
         let amount = loop {
             match self.stream.read(self.buffers.input_append_buf()) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => break read.map_err(|error| timeout_or_io(error, timeout))?,
+                Err(error) if timed_out(&error) => return Err(Error::Timeout(timeout.reason)),
+                Err(error) if self.is_answered => return Err(Error::Io(error)),
+                Err(error) => {
+                    let is_reset = error.kind() == io::ErrorKind::ConnectionReset;
+                    return Err(self.unanswered(S::RESET_MEANS_UNREAD && is_reset, error));
+                }
+                Ok(0) if !self.is_answered => {
+                    return Err(self.unanswered(false, io::ErrorKind::UnexpectedEof.into()));
+                }
+                Ok(amount) => break amount,
             }
         };
+        self.is_answered = true;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }
@@ -125,9 +165,6 @@ impl<S: Stream> Transport for StreamTransport<S> {
     }
 }
 
-fn timeout_or_io(error: io::Error, timeout: NextTimeout) -> Error {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout(timeout.reason),
-        _ => Error::Io(error),
-    }
+fn timed_out(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }

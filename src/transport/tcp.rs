@@ -125,11 +125,14 @@ impl Write for MaybeTls {
 }
 
 impl Stream for MaybeTls {
+    const RESET_MEANS_UNREAD: bool = false;
+
     fn socket(&self) -> impl AsFd {
         self.tcp()
     }
 
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.tcp().set_timeout(timeout)
+        self.tcp().set_read_timeout(timeout)?;
+        self.tcp().set_write_timeout(timeout)
     }
 }

@@ -12,16 +12,53 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
 use super::stream::{NotConnected, StreamTransport};
+use crate::peer::Process;
 
 /// Opens the one socket, whatever the URI says.
 #[derive(Debug)]
 pub(crate) struct UnixConnector {
     socket: PathBuf,
+    owners: Option<Owners>,
+}
+
+/// Whom a server may run as.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owners {
+    /// This process's own user.
+    pub(crate) ours: u32,
+    /// A further one that the caller trusts.
+    pub(crate) trusted: Option<u32>,
+}
+
+/// What a connector's error carries when the server runs as somebody else. Nothing has been
+/// sent to it.
+#[derive(Debug, thiserror::Error)]
+#[error("the server runs as uid {uid}")]
+pub(crate) struct ForeignServer {
+    /// Whom it runs as, by the kernel's word.
+    pub(crate) uid: u32,
 }
 
 impl UnixConnector {
+    #[cfg(feature = "hashicorp")]
     pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self { socket, owners: None }
+    }
+
+    /// Talks to no server but one that root or one of `owners` runs.
+    #[cfg(feature = "client")]
+    pub(crate) fn with_owners(socket: PathBuf, owners: Owners) -> Self {
+        Self { socket, owners: Some(owners) }
+    }
+
+    fn check(&self, stream: &UnixStream) -> Result<(), Error> {
+        const ROOT: u32 = 0;
+        let Some(Owners { ours, trusted }) = self.owners else { return Ok(()) };
+        let Process { uid, .. } = Process::across(stream)?;
+        if uid == ours || uid == ROOT || Some(uid) == trusted {
+            return Ok(());
+        }
+        Err(Error::Other(Box::new(ForeignServer { uid })))
     }
 }
 
@@ -35,7 +72,10 @@ impl Connector<()> for UnixConnector {
     ) -> Result<Option<StreamTransport<UnixStream>>, Error> {
         let timeout = details.timeout.not_zero().map(|timeout| *timeout);
         match open(&self.socket, timeout) {
-            Ok(stream) => Ok(Some(StreamTransport::new(stream))),
+            Ok(stream) => {
+                self.check(&stream)?;
+                Ok(Some(StreamTransport::new(stream)))
+            }
             Err(error) => Err(Error::Other(Box::new(NotConnected(error)))),
         }
     }

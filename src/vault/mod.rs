@@ -2,15 +2,17 @@
 //! registry that names them.
 
 mod env;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "hashicorp"))]
 mod hashicorp;
+#[cfg(feature = "keyring")]
 mod keyring;
 mod registry;
 mod status;
 
 pub use env::EnvVault;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "hashicorp"))]
 pub use hashicorp::{HashiCorpOptions, HashiCorpVault};
+#[cfg(feature = "keyring")]
 pub use keyring::KeyringVault;
 pub use registry::{
     BackendFactory, BackendOptions, create_vault, register_backend, registered_backends,

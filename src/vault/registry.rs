@@ -7,8 +7,10 @@ use std::time::Duration;
 use crate::environment::Environment;
 use crate::error::{Field, VaultError};
 
-use super::{CredentialVault, EnvVault, KeyringVault};
-#[cfg(unix)]
+#[cfg(feature = "keyring")]
+use super::KeyringVault;
+use super::{CredentialVault, EnvVault};
+#[cfg(all(unix, feature = "hashicorp"))]
 use super::{HashiCorpOptions, HashiCorpVault};
 
 /// What a backend may be made from. Read once, at the edge of the process; a backend
@@ -37,11 +39,12 @@ fn registry() -> &'static RwLock<BTreeMap<String, BackendFactory>> {
     REGISTRY.get_or_init(|| {
         let built_in: &[(&str, BackendFactory)] = &[
             ("env", |options| Ok(Arc::new(EnvVault::new(options.environment.clone())))),
-            #[cfg(unix)]
+            #[cfg(all(unix, feature = "hashicorp"))]
             ("hashicorp", |options| {
                 let unset = HashiCorpOptions::default();
                 Ok(Arc::new(HashiCorpVault::new(unset, &options.environment)?))
             }),
+            #[cfg(feature = "keyring")]
             ("keyring", |options| Ok(Arc::new(KeyringVault::new(options.keyring_timeout)))),
         ];
         RwLock::new(built_in.iter().map(|&(name, make)| (name.to_owned(), make)).collect())

@@ -24,7 +24,8 @@ pub const DEFAULT_WORKERS: usize = 32;
 pub struct Settings {
     /// Where to listen.
     pub endpoint: Endpoint,
-    /// The directory of the metadata database; made if it is missing.
+    /// The directory of the metadata database; made if it is missing. A backend that keeps
+    /// the metadata itself leaves it alone.
     pub data_dir: PathBuf,
     /// The registered name of the backend.
     pub backend: String,
@@ -119,9 +120,15 @@ impl Daemon {
         // The socket is taken before the database: of two that start at once for one
         // socket, the second touches no file of the first.
         let listener = Server::bind(&settings.endpoint)?;
-        let metadata =
-            MetadataStore::open(&settings.data_dir.join(DATABASE)).map_err(VaultError::Metadata)?;
-        let service = Arc::new(VaultService::new(vault, metadata));
+        let service = match VaultService::over_catalogue(vault) {
+            Ok(service) => service,
+            Err(vault) => {
+                let database = settings.data_dir.join(DATABASE);
+                let metadata = MetadataStore::open(&database).map_err(VaultError::Metadata)?;
+                VaultService::new(vault, metadata)
+            }
+        };
+        let service = Arc::new(service);
         if settings.forget_metadata_without_value {
             service.forget_metadata_without_value()?;
         }

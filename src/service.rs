@@ -7,27 +7,51 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::error::VaultError;
 use crate::metadata::{Filter, MetadataError, MetadataStore};
-use crate::model::{CredentialRecord, CredentialRef, StoreRequest};
+use crate::model::{
+    CredentialRecord, CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest,
+};
 use crate::secret::Secret;
 use crate::time::Timestamp;
 use crate::vault::{BackendStatus, CredentialVault, JoinedRead, Wake};
 
-/// One vault: a backend for the values, a database for the metadata.
+/// One vault: a backend for the values, a database for the metadata, unless the backend
+/// keeps that as well.
 ///
 /// The order of writes, and how a failure is undone, is told at [`CredentialVault`]. All
 /// methods may be called from many threads; stores and deletes of one credential wait
 /// for each other, so that its value and its metadata are always of the same store.
 pub struct VaultService {
     vault: Arc<dyn CredentialVault>,
-    metadata: MetadataStore,
+    metadata: Metadata,
     changing: ChangeLocks,
+}
+
+/// Who keeps what is known of credentials.
+enum Metadata {
+    Ours(MetadataStore),
+    /// The backend, in its [catalogue](CredentialVault::catalogue).
+    Backends,
 }
 
 impl VaultService {
     /// Puts a backend and a database together.
     #[must_use]
     pub fn new(vault: Arc<dyn CredentialVault>, metadata: MetadataStore) -> Self {
-        Self { vault, metadata, changing: ChangeLocks::default() }
+        Self { vault, metadata: Metadata::Ours(metadata), changing: ChangeLocks::default() }
+    }
+
+    /// A service over a backend that keeps the metadata itself.
+    ///
+    /// # Errors
+    ///
+    /// Gives the backend back when it has no [catalogue](CredentialVault::catalogue).
+    pub fn over_catalogue(
+        vault: Arc<dyn CredentialVault>,
+    ) -> Result<Self, Arc<dyn CredentialVault>> {
+        if vault.catalogue().is_none() {
+            return Err(vault);
+        }
+        Ok(Self { vault, metadata: Metadata::Backends, changing: ChangeLocks::default() })
     }
 
     /// The value, whose use is noted in `last_used_at`.
@@ -60,7 +84,9 @@ impl VaultService {
 
     fn used(&self, at: &CredentialRef, value: Option<Secret>) -> Result<Secret, VaultError> {
         let value = value.ok_or_else(|| VaultError::NotFound(at.clone()))?;
-        self.metadata.touch(at, Timestamp::now());
+        if let Metadata::Ours(metadata) = &self.metadata {
+            metadata.touch(at, Timestamp::now());
+        }
         Ok(value)
     }
 
@@ -80,9 +106,12 @@ impl VaultService {
     ///
     /// What the database or the backend says; then neither has changed.
     pub fn store(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {
+        let Metadata::Ours(metadata) = &self.metadata else {
+            return self.vault.store_request(at, request);
+        };
         let _alone = self.changing.lock(at);
-        let before = self.metadata.put(at, request)?;
-        self.vault.store(at, &request.value).inspect_err(|error| self.undo(at, before, error))
+        let before = metadata.put(at, request)?;
+        self.vault.store_request(at, request).inspect_err(|error| undo(metadata, at, before, error))
     }
 
     /// Deletes value and metadata. Says whether there was a value.
@@ -91,42 +120,72 @@ impl VaultService {
     ///
     /// What the database or the backend says; then neither has changed.
     pub fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
+        let Metadata::Ours(metadata) = &self.metadata else { return self.vault.delete(at) };
         let _alone = self.changing.lock(at);
-        let before = self.metadata.remove(at)?;
-        self.vault.delete(at).inspect_err(|error| self.undo(at, before, error))
+        let before = metadata.remove(at)?;
+        self.vault.delete(at).inspect_err(|error| undo(metadata, at, before, error))
     }
 
-    /// Puts the row back as it was before a change that the backend refused. Should the
-    /// database not take that now, the metadata store does it later.
-    fn undo(&self, at: &CredentialRef, before: Option<CredentialRecord>, cause: &VaultError) {
-        if let Err(error) = self.metadata.restore(at, before) {
-            log::error!("{cause}; and its metadata is not put back yet: {error}");
+    /// Visits all credentials, or those of one namespace, in the order of namespace and key.
+    ///
+    /// # Errors
+    ///
+    /// What the database says, or the backend's catalogue.
+    pub fn summaries(
+        &self,
+        namespace: Option<&Namespace>,
+        visit: &mut dyn FnMut(MaskedSummary),
+    ) -> Result<(), VaultError> {
+        match &self.metadata {
+            Metadata::Ours(metadata) => {
+                let filter = namespace.map_or(Filter::All, Filter::Namespace);
+                visit_all(metadata, filter, &mut |record| visit(record.into()))?;
+            }
+            Metadata::Backends => {
+                if let Some(catalogue) = self.vault.catalogue() {
+                    catalogue.summaries(namespace)?.into_iter().for_each(visit);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits the credentials that are delivered as environment variables.
+    ///
+    /// # Errors
+    ///
+    /// What the database says, or the backend's catalogue.
+    pub fn runtime_env(&self, visit: &mut dyn FnMut(RuntimeEnvEntry)) -> Result<(), VaultError> {
+        match &self.metadata {
+            Metadata::Ours(metadata) => {
+                visit_all(metadata, Filter::RuntimeEnv, &mut |record| visit(record.into()))?;
+            }
+            Metadata::Backends => {
+                if let Some(catalogue) = self.vault.catalogue() {
+                    catalogue.runtime_env()?.into_iter().for_each(visit);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How many credentials there are, by the database; `None` where the backend keeps the
+    /// metadata, whose [status](Self::backend_status) says it.
+    ///
+    /// # Errors
+    ///
+    /// What the database says.
+    pub fn count(&self) -> Result<Option<u64>, VaultError> {
+        match &self.metadata {
+            Metadata::Ours(metadata) => Ok(Some(metadata.count()?)),
+            Metadata::Backends => Ok(None),
         }
     }
 
-    /// Visits records in the order of namespace and key.
-    ///
-    /// # Errors
-    ///
-    /// What the database says.
-    pub fn for_each(
-        &self,
-        filter: Filter<'_>,
-        visit: &mut dyn FnMut(CredentialRecord),
-    ) -> Result<(), VaultError> {
-        Ok(self.metadata.for_each(filter, &mut |record| {
-            visit(record);
-            ControlFlow::Continue(())
-        })?)
-    }
-
-    /// How many credentials there are.
-    ///
-    /// # Errors
-    ///
-    /// What the database says.
-    pub fn count(&self) -> Result<u64, VaultError> {
-        Ok(self.metadata.count()?)
+    /// Whether listings and the status may wait for something outside this process.
+    #[must_use]
+    pub fn listings_may_block(&self) -> bool {
+        matches!(self.metadata, Metadata::Backends) && self.vault.may_block()
     }
 
     /// Removes the metadata of credentials that the backend has no value for; says how
@@ -136,13 +195,14 @@ impl VaultService {
     ///
     /// What the database or the backend says.
     pub fn forget_metadata_without_value(&self) -> Result<usize, VaultError> {
+        let Metadata::Ours(metadata) = &self.metadata else { return Ok(0) };
         let mut all = Vec::new();
-        self.for_each(Filter::All, &mut |record| all.push(record.at))?;
+        visit_all(metadata, Filter::All, &mut |record| all.push(record.at))?;
         let mut forgotten = 0;
         for at in all {
             let _alone = self.changing.lock(&at);
             if !self.vault.has(&at)? {
-                self.metadata.remove(&at)?;
+                metadata.remove(&at)?;
                 forgotten += 1;
             }
         }
@@ -174,8 +234,35 @@ impl VaultService {
     /// When what was still to be written could not be.
     pub fn close(&self) -> Result<(), MetadataError> {
         self.vault.close();
-        self.metadata.close()
+        match &self.metadata {
+            Metadata::Ours(metadata) => metadata.close(),
+            Metadata::Backends => Ok(()),
+        }
     }
+}
+
+/// Puts the row back as it was before a change that the backend refused. Should the database
+/// not take that now, the metadata store does it later.
+fn undo(
+    metadata: &MetadataStore,
+    at: &CredentialRef,
+    before: Option<CredentialRecord>,
+    cause: &VaultError,
+) {
+    if let Err(error) = metadata.restore(at, before) {
+        log::error!("{cause}; and its metadata is not put back yet: {error}");
+    }
+}
+
+fn visit_all(
+    metadata: &MetadataStore,
+    filter: Filter<'_>,
+    visit: &mut dyn FnMut(CredentialRecord),
+) -> Result<(), MetadataError> {
+    metadata.for_each(filter, &mut |record| {
+        visit(record);
+        ControlFlow::Continue(())
+    })
 }
 
 impl fmt::Debug for VaultService {

@@ -72,7 +72,8 @@ pub struct Serve {
     #[argh(option, arg_name = "path")]
     pub data_dir: Option<PathBuf>,
 
-    /// where values are kept: keyring (the default), hashicorp or env; IF_VAULT_BACKEND
+    /// where values are kept: keyring (the default), hashicorp, service
+    /// (another one, at IF_VAULT_UPSTREAM_SOCKET) or env; IF_VAULT_BACKEND
     #[argh(option, arg_name = "name")]
     pub backend: Option<String>,
 

@@ -29,7 +29,8 @@ pub fn run(args: &Serve, environment: &Environment) -> Result<(), Failure> {
     let data_dir =
         paths::data_dir(args.data_dir.as_deref(), environment).map_err(Failure::usage)?;
     let backend = args.backend.as_deref().or_else(|| environment.setting(BACKEND_VARIABLE));
-    let options = BackendOptions::new(environment.clone());
+    let mut options = BackendOptions::new(environment.clone());
+    options.own_socket = Some(socket.clone());
     let endpoint = Endpoint::Unix(socket);
     let mut settings =
         Settings::new(endpoint, data_dir, backend.unwrap_or(DEFAULT_BACKEND), options);

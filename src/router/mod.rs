@@ -11,8 +11,7 @@ use std::sync::Arc;
 use tiny_http::Method;
 
 use crate::error::VaultError;
-use crate::metadata::Filter;
-use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry};
+use crate::model::{CredentialRef, Namespace};
 use crate::peer::Peer;
 use crate::service::VaultService;
 use crate::vault::{BackendStatus, JoinedRead, RenewalStatus, Wake};
@@ -93,11 +92,10 @@ impl Router {
         match call.0 {
             CallKind::Put(_) | CallKind::Delete(_) => true,
             CallKind::Get(_) | CallKind::Head(_) => self.service.reads_may_block(),
-            CallKind::Health
-            | CallKind::List(_)
-            | CallKind::ListNothing
-            | CallKind::RuntimeEnv
-            | CallKind::DeleteNothing => false,
+            CallKind::Health | CallKind::List(_) | CallKind::RuntimeEnv => {
+                self.service.listings_may_block()
+            }
+            CallKind::ListNothing | CallKind::DeleteNothing => false,
         }
     }
 
@@ -140,8 +138,7 @@ impl Router {
     fn carry_out(&self, call: &CallKind, body: &[u8]) -> Result<Answer, VaultError> {
         Ok(match call {
             CallKind::Health => self.health()?,
-            CallKind::List(None) => self.list(Filter::All)?,
-            CallKind::List(Some(namespace)) => self.list(Filter::Namespace(namespace))?,
+            CallKind::List(namespace) => self.list(namespace.as_ref())?,
             CallKind::ListNothing => Answer::json(200, b"[]".to_vec()),
             CallKind::RuntimeEnv => self.runtime_env()?,
             CallKind::Get(at) => answer::value(&self.service.get(at)?),
@@ -168,6 +165,8 @@ impl Router {
             backend: &'a str,
             credential_count: u64,
             #[serde(skip_serializing_if = "Option::is_none")]
+            upstream: Option<String>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             renewal: Option<Renewal>,
         }
         #[derive(serde::Serialize)]
@@ -176,11 +175,13 @@ impl Router {
             ttl_seconds: Option<u64>,
             last_error: Option<String>,
         }
-        let BackendStatus { works, renewal } = self.service.backend_status();
+        let BackendStatus { works, renewal, upstream, credential_count } =
+            self.service.backend_status();
         Ok(Answer::json_of(&Health {
             status: if works { "ok" } else { "degraded" },
             backend: self.service.backend(),
-            credential_count: self.service.count()?,
+            credential_count: self.service.count()?.or(credential_count).unwrap_or(0),
+            upstream: upstream.map(|socket| socket.display().to_string()),
             renewal: renewal.map(|RenewalStatus { state, ttl, last_error }| Renewal {
                 state: state.as_str(),
                 ttl_seconds: ttl.map(|ttl| ttl.as_secs()),
@@ -189,17 +190,15 @@ impl Router {
         }))
     }
 
-    fn list(&self, filter: Filter<'_>) -> Result<Answer, VaultError> {
+    fn list(&self, namespace: Option<&Namespace>) -> Result<Answer, VaultError> {
         let mut list = answer::JsonList::default();
-        self.service.for_each(filter, &mut |record| list.push(&MaskedSummary::from(record)))?;
+        self.service.summaries(namespace, &mut |summary| list.push(&summary))?;
         Ok(list.into_answer())
     }
 
     fn runtime_env(&self) -> Result<Answer, VaultError> {
         let mut list = answer::JsonList::default();
-        self.service.for_each(Filter::RuntimeEnv, &mut |record| {
-            list.push(&RuntimeEnvEntry::from(record));
-        })?;
+        self.service.runtime_env(&mut |entry| list.push(&entry))?;
         Ok(list.into_answer())
     }
 }

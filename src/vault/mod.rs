@@ -7,6 +7,8 @@ mod hashicorp;
 #[cfg(feature = "keyring")]
 mod keyring;
 mod registry;
+#[cfg(all(unix, feature = "client"))]
+mod service;
 mod status;
 
 pub use env::EnvVault;
@@ -17,12 +19,14 @@ pub use keyring::KeyringVault;
 pub use registry::{
     BackendFactory, BackendOptions, create_vault, register_backend, registered_backends,
 };
+#[cfg(all(unix, feature = "client"))]
+pub use service::{ServiceVault, UPSTREAM_UID_VARIABLE, UPSTREAM_VARIABLE};
 pub use status::{BackendStatus, RenewalState, RenewalStatus};
 
 use std::fmt;
 
 use crate::error::VaultError;
-use crate::model::{CredentialRef, Namespace};
+use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
 use crate::secret::Secret;
 
 /// How somebody who waits without a thread is told to go on.
@@ -46,7 +50,25 @@ pub trait JoinedRead: fmt::Debug + Send {
     fn finish(self: Box<Self>) -> Result<Option<Secret>, VaultError>;
 }
 
-/// A store of values. It knows nothing of metadata; the
+/// The metadata of a store that keeps it itself, such as another service. What the wire
+/// says of credentials then comes from here, and nothing is written to a database of our own.
+pub trait Catalogue {
+    /// All credentials, or those of one namespace, in the order of namespace and key.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`].
+    fn summaries(&self, namespace: Option<&Namespace>) -> Result<Vec<MaskedSummary>, VaultError>;
+
+    /// Those delivered as environment variables.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`].
+    fn runtime_env(&self) -> Result<Vec<RuntimeEnvEntry>, VaultError>;
+}
+
+/// A store of values. But for one that has a [`Catalogue`] it knows nothing of metadata; the
 /// [service](crate::service::VaultService) keeps the two consistent:
 ///
 /// - **store**: the metadata row is committed first, then [`store`](Self::store) is
@@ -97,6 +119,16 @@ pub trait CredentialVault: Send + Sync {
     /// [`VaultError::BackendUnavailable`], or [`VaultError::StoreFailed`].
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError>;
 
+    /// Stores the value with what is to be known of it. A store that keeps values alone, as
+    /// most do, stores the value.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`store`](Self::store), and [`VaultError::ValidationFailed`].
+    fn store_request(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {
+        self.store(at, &request.value)
+    }
+
     /// Deletes the credential, and says whether there was one.
     ///
     /// # Errors
@@ -132,6 +164,11 @@ pub trait CredentialVault: Send + Sync {
     /// How the store is, for `/health`; within a moment, whatever state it is in.
     fn status(&self) -> BackendStatus {
         BackendStatus::default()
+    }
+
+    /// The metadata, when this store keeps it.
+    fn catalogue(&self) -> Option<&dyn Catalogue> {
+        None
     }
 
     /// Lets go of connections and threads. Calls after it give

@@ -1,6 +1,7 @@
 //! The names that `--backend` knows, and what each one makes.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use crate::error::{Field, VaultError};
 
 #[cfg(feature = "keyring")]
 use super::KeyringVault;
+#[cfg(all(unix, feature = "client"))]
+use super::ServiceVault;
 use super::{CredentialVault, EnvVault};
 #[cfg(all(unix, feature = "hashicorp"))]
 use super::{HashiCorpOptions, HashiCorpVault};
@@ -21,13 +24,16 @@ pub struct BackendOptions {
     pub environment: Environment,
     /// How long one call to the operating system's keyring may take.
     pub keyring_timeout: Duration,
+    /// The socket that the process listens on itself, to which a backend that forwards must
+    /// not lead back.
+    pub own_socket: Option<PathBuf>,
 }
 
 impl BackendOptions {
     /// The defaults, over `environment`: 30 s for a keyring call.
     #[must_use]
     pub fn new(environment: Environment) -> Self {
-        Self { environment, keyring_timeout: Duration::from_secs(30) }
+        Self { environment, keyring_timeout: Duration::from_secs(30), own_socket: None }
     }
 }
 
@@ -46,6 +52,8 @@ fn registry() -> &'static RwLock<BTreeMap<String, BackendFactory>> {
             }),
             #[cfg(feature = "keyring")]
             ("keyring", |options| Ok(Arc::new(KeyringVault::new(options.keyring_timeout)))),
+            #[cfg(all(unix, feature = "client"))]
+            ("service", |options| Ok(Arc::new(ServiceVault::from_options(options)?))),
         ];
         RwLock::new(built_in.iter().map(|&(name, make)| (name.to_owned(), make)).collect())
     })

@@ -1,5 +1,6 @@
 //! How a backend is, for `/health`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How a backend is.
@@ -9,12 +10,17 @@ pub struct BackendStatus {
     pub works: bool,
     /// How the token is that it needs, if it needs one that has to be kept alive.
     pub renewal: Option<RenewalStatus>,
+    /// The socket of the service that it forwards to, if it does.
+    pub upstream: Option<PathBuf>,
+    /// How many credentials there are, when it has a [catalogue](super::Catalogue); 0 when
+    /// it does not answer.
+    pub credential_count: Option<u64>,
 }
 
 impl Default for BackendStatus {
     /// A backend that works, as far as it knows, and needs no token.
     fn default() -> Self {
-        Self { works: true, renewal: None }
+        Self { works: true, renewal: None, upstream: None, credential_count: None }
     }
 }
 

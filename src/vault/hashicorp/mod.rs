@@ -182,7 +182,7 @@ impl CredentialVault for HashiCorpVault {
     fn status(&self) -> BackendStatus {
         let renewal = self.0.kv.auth().status();
         let works = self.0.upstream.works() && !renewal.is_in_trouble();
-        BackendStatus { works, renewal: Some(renewal) }
+        BackendStatus { works, renewal: Some(renewal), ..BackendStatus::default() }
     }
 
     fn close(&self) {

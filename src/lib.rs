@@ -20,6 +20,7 @@
 //!   behind [`create_vault`] and [`register_backend`].
 //! - `daemon` wires it all: settings in, a running vault out. A host program starts there;
 //!   the binary's `serve` and `dev` do no more.
+//! - [`redact`] keeps values out of streams, log lines and documents.
 //! - `client` asks a running vault from another process.
 //!
 //! # Features
@@ -61,6 +62,8 @@ pub mod metadata;
 pub mod model;
 pub mod paths;
 pub mod peer;
+#[cfg(feature = "redact")]
+pub mod redact;
 #[cfg(all(unix, feature = "server"))]
 pub mod router;
 pub mod secret;

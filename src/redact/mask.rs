@@ -1,0 +1,365 @@
+//! [`Masker`]: values and their encoded forms, replaced in a stream.
+
+use std::fmt;
+use std::mem;
+use std::sync::Arc;
+
+use zeroize::{Zeroize, Zeroizing};
+
+use super::REDACTED_VALUE;
+use super::finder::{Attempt, Finder, Outcome};
+use crate::Secret;
+
+/// Replaces values, and their encoded forms, in a stream of bytes by `[REDACTED]`.
+///
+/// What is found does not depend on how the stream is cut into pieces. The forms are the
+/// value itself, base64 (both alphabets, also as a part of something longer), hex, and what
+/// escaping for URLs and JSON strings makes of it; base64 and hex also over line breaks.
+/// Where found ones overlap, one `[REDACTED]` stands for all of them.
+///
+/// Bytes that may be the beginning of a form are held back until it is certain: no more of
+/// them than the longest form has, and some KiB. Everything else goes on at once.
+///
+/// ```
+/// use intentframe_credentials::Secret;
+/// use intentframe_credentials::redact::Masker;
+///
+/// let token = Secret::new("sk-made-up-1".to_owned());
+/// let mut masker = Masker::new([&token]);
+/// let mut output = Vec::new();
+/// masker.mask(b"token: sk-made", &mut output);
+/// assert_eq!(output, b"token: ");
+/// masker.mask(b"-up-1, in base64 c2stbWFkZS11cC0x.", &mut output);
+/// masker.finish(&mut output);
+/// assert_eq!(output, b"token: [REDACTED], in base64 [REDACTED].");
+/// ```
+pub struct Masker {
+    finder: Arc<Finder>,
+    /// The bytes from the first place on that is not decided.
+    held: Zeroizing<Vec<u8>>,
+    front: Front,
+}
+
+/// With what is held, no more of the input is joined than this at a time, unless more is
+/// held.
+const JOINED: usize = 4096;
+
+impl Masker {
+    /// Empty values are passed over.
+    #[must_use]
+    pub fn new<'a>(values: impl IntoIterator<Item = &'a Secret>) -> Self {
+        Self::with(Arc::new(Finder::new(values)))
+    }
+
+    /// For another stream, with the same values.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::with(Arc::clone(&self.finder))
+    }
+
+    pub(super) fn with(finder: Arc<Finder>) -> Self {
+        Self { finder, held: Zeroizing::default(), front: Front::default() }
+    }
+
+    /// Takes the next bytes of the stream, and appends to `output` what is certain of it.
+    pub fn mask(&mut self, input: &[u8], output: &mut Vec<u8>) {
+        let mut rest = input;
+        while !self.held.is_empty() && !rest.is_empty() {
+            let before = self.held.len();
+            let joined = rest.len().min(before.max(JOINED));
+            append(&mut self.held, &rest[..joined]);
+            let decided = self.front.advance(&self.finder, &self.held, false, output);
+            let into_input = decided.checked_sub(before);
+            rest = &rest[into_input.unwrap_or(joined)..];
+            let decided = if into_input.is_some() { self.held.len() } else { decided };
+            remove_front(&mut self.held, decided);
+        }
+        if !rest.is_empty() {
+            let decided = self.front.advance(&self.finder, rest, false, output);
+            append(&mut self.held, &rest[decided..]);
+        }
+    }
+
+    /// The stream has ended: appends what was held back. Another one may follow.
+    pub fn finish(&mut self, output: &mut Vec<u8>) {
+        self.front.advance(&self.finder, &self.held, true, output);
+        let held = self.held.len();
+        remove_front(&mut self.held, held);
+        self.front = Front::default();
+    }
+}
+
+impl fmt::Debug for Masker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Masker").field("finder", &self.finder).finish_non_exhaustive()
+    }
+}
+
+/// How far it has been decided what becomes of the stream.
+#[derive(Default)]
+struct Front {
+    /// What may begin at the first undecided place, and the longest that does.
+    attempts: Vec<Attempt>,
+    longest: usize,
+    /// How many bytes from there on are known to belong to a value.
+    covered: usize,
+}
+
+impl Front {
+    /// Decides as much of `text` as can be, which begins at the first undecided place;
+    /// how much that is. With `ended`, nothing follows it.
+    fn advance(
+        &mut self,
+        finder: &Finder,
+        text: &[u8],
+        ended: bool,
+        output: &mut Vec<u8>,
+    ) -> usize {
+        // All before it has been written, or belongs to a value.
+        let mut written = self.covered;
+        let mut place = 0;
+        loop {
+            if self.attempts.is_empty() {
+                place = finder.next(text, place);
+                finder.attempts(&text[place..], &mut self.attempts);
+            }
+            let rest = &text[place..];
+            let longest = &mut self.longest;
+            self.attempts.retain_mut(|attempt| match finder.go_on(attempt, rest) {
+                Outcome::Open => true,
+                Outcome::Differs => false,
+                Outcome::Found(length) => {
+                    *longest = length.max(*longest);
+                    false
+                }
+            });
+            if place == text.len() || (!self.attempts.is_empty() && !ended) {
+                break;
+            }
+            self.attempts.clear();
+            let found = mem::take(&mut self.longest);
+            if found > 0 {
+                if place >= written {
+                    output.extend_from_slice(&text[written..place]);
+                    output.extend_from_slice(REDACTED_VALUE.as_bytes());
+                }
+                written = written.max(place + found);
+            }
+            place += 1;
+        }
+        if let Some(plain) = text.get(written..place) {
+            output.extend_from_slice(plain);
+        }
+        self.covered = written.saturating_sub(place);
+        place
+    }
+}
+
+/// Appends without leaving a copy of the old bytes behind.
+fn append(held: &mut Zeroizing<Vec<u8>>, bytes: &[u8]) {
+    let size = held.len() + bytes.len();
+    if size > held.capacity() {
+        let mut larger = Zeroizing::new(Vec::with_capacity(size.next_power_of_two()));
+        larger.extend_from_slice(held);
+        *held = larger;
+    }
+    held.extend_from_slice(bytes);
+}
+
+fn remove_front(held: &mut Zeroizing<Vec<u8>>, size: usize) {
+    let left = move_to_front(held, size);
+    held.truncate(left);
+}
+
+/// Moves what follows the first `size` bytes to the front, and wipes the rest; how much
+/// was moved.
+fn move_to_front(bytes: &mut [u8], size: usize) -> usize {
+    bytes.copy_within(size.., 0);
+    let left = bytes.len() - size;
+    bytes[left..].zeroize();
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use super::super::forms::{self, Form};
+    use super::*;
+
+    /// What is expected, from the definition: every place is tried with every form.
+    fn by_definition(values: &[Secret], text: &[u8]) -> Vec<u8> {
+        let forms: Vec<Form> = values.iter().flat_map(|value| forms::of(value.expose())).collect();
+        let mut regions: Vec<Range<usize>> = Vec::new();
+        for place in 0..text.len() {
+            let lengths = forms.iter().filter_map(|form| length_of(form, &text[place..]));
+            let Some(length) = lengths.max() else { continue };
+            match regions.last_mut() {
+                Some(region) if place < region.end => region.end = region.end.max(place + length),
+                _ => regions.push(place..place + length),
+            }
+        }
+        let mut masked = Vec::new();
+        let mut from = 0;
+        for region in regions {
+            masked.extend_from_slice(&text[from..region.start]);
+            masked.extend_from_slice(REDACTED_VALUE.as_bytes());
+            from = region.end;
+        }
+        masked.extend_from_slice(&text[from..]);
+        masked
+    }
+
+    fn length_of(form: &Form, text: &[u8]) -> Option<usize> {
+        let mut rest = text;
+        for (index, &character) in form.text.iter().enumerate() {
+            if form.wraps && index > 0 {
+                let after = rest.strip_prefix(b"\n").or_else(|| rest.strip_prefix(b"\r\n"));
+                rest = after.unwrap_or(rest);
+            }
+            rest = rest.strip_prefix(&[character])?;
+        }
+        Some(text.len() - rest.len())
+    }
+
+    /// Numbers that are the same in every run (splitmix64).
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut bits = self.0;
+            bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            usize::try_from((bits ^ (bits >> 31)) % bound as u64).expect("it is below a usize")
+        }
+
+        fn text(&mut self, alphabet: &[char], length: usize) -> String {
+            (0..length).map(|_| alphabet[self.below(alphabet.len())]).collect()
+        }
+    }
+
+    /// `text` in pieces; what has come out when the last is in and the end is told.
+    fn masked<'t>(values: &[Secret], pieces: impl IntoIterator<Item = &'t [u8]>) -> Vec<u8> {
+        let mut masker = Masker::new(values);
+        let mut output = Vec::new();
+        for piece in pieces {
+            masker.mask(piece, &mut output);
+        }
+        masker.finish(&mut output);
+        assert!(masker.held.is_empty());
+        output
+    }
+
+    fn in_pieces<'t>(numbers: &mut Numbers, mut text: &'t [u8], longest: usize) -> Vec<&'t [u8]> {
+        let mut pieces = Vec::new();
+        while !text.is_empty() {
+            let (piece, rest) = text.split_at((1 + numbers.below(longest)).min(text.len()));
+            pieces.push(piece);
+            text = rest;
+        }
+        pieces
+    }
+
+    /// Text of forms, whole and cut short, with line breaks in them, and of other things.
+    fn text_of(numbers: &mut Numbers, values: &[Secret], alphabet: &[char]) -> Vec<u8> {
+        let mut text = Vec::new();
+        for _ in 0..numbers.below(12) {
+            let value = values[numbers.below(values.len())].expose();
+            let forms = forms::of(value);
+            let Some(form) = forms.get(numbers.below(forms.len().max(1))) else { continue };
+            let end = match numbers.below(3) {
+                0 => numbers.below(form.text.len() + 1),
+                _ => form.text.len(),
+            };
+            let width = 1 + numbers.below(40);
+            for (index, &byte) in form.text[..end].iter().enumerate() {
+                if index % width == width - 1 {
+                    text.extend_from_slice([&b"\n"[..], b"\r\n", b"\r", b""][numbers.below(4)]);
+                }
+                text.push(byte);
+            }
+            let other = numbers.below(4);
+            text.extend_from_slice(numbers.text(alphabet, other).as_bytes());
+        }
+        text
+    }
+
+    #[test]
+    fn the_definition_is_met_however_the_stream_is_cut() {
+        // Few letters, so that forms overlap, repeat and begin alike; then those that
+        // escapes and alphabets care about.
+        let alphabets: [&[char]; 3] = [
+            &['a', 'b'],
+            &['a', '/', '"', '+', ' ', '\n', 'é', '\u{1f511}', '<'],
+            &['s', 'k', '-', '0', '1', '\r', '\n', 'Y', 'Q', '='],
+        ];
+        let mut found = 0;
+        for seed in 0..300 {
+            let mut numbers = Numbers(seed);
+            let alphabet = alphabets[numbers.below(alphabets.len())];
+            let values: Vec<Secret> = (0..=numbers.below(4))
+                .map(|_| {
+                    let length = numbers.below(14);
+                    Secret::new(numbers.text(alphabet, length))
+                })
+                .collect();
+            let text = text_of(&mut numbers, &values, alphabet);
+            let expected = by_definition(&values, &text);
+            found += usize::from(expected != text);
+            let shown = String::from_utf8_lossy(&text).into_owned();
+            assert_eq!(masked(&values, [&text[..]]), expected, "seed {seed}: {shown:?}");
+            assert_eq!(masked(&values, text.chunks(1)), expected, "seed {seed}, by bytes");
+            for longest in [3, 20] {
+                let pieces = in_pieces(&mut numbers, &text, longest);
+                assert_eq!(masked(&values, pieces), expected, "seed {seed}, pieces {longest}");
+            }
+        }
+        assert!(found > 200, "only {found} texts had something to find");
+    }
+
+    #[test]
+    fn what_is_joined_in_large_pieces_meets_the_definition_as_well() {
+        for seed in 0..4 {
+            let mut numbers = Numbers(seed);
+            // Longer than what is joined at a time, and periodic but for its end.
+            let length = 9_000 + numbers.below(3_000);
+            let values = [
+                Secret::new("ab".repeat(length / 2) + "c"),
+                Secret::new(numbers.text(&['a', 'b'], 40)),
+            ];
+            let mut text = "ab".repeat(numbers.below(3_000)).into_bytes();
+            text.extend_from_slice(values[0].expose().as_bytes());
+            text.extend_from_slice("ab".repeat(numbers.below(3_000)).as_bytes());
+            text.extend_from_slice(values[1].expose().as_bytes());
+            let expected = masked(&values, [&text[..]]);
+            assert!(expected.len() < text.len() - length);
+            for longest in [100, 5_000, 20_000] {
+                let pieces = in_pieces(&mut numbers, &text, longest);
+                assert_eq!(masked(&values, pieces), expected, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_bounded_by_the_longest_form() {
+        let values = [Secret::new("ab".repeat(500) + "c")];
+        let longest = forms::of(values[0].expose()).iter().map(|form| form.text.len()).max();
+        let bound = longest.expect("there are forms") * 3 + 2 * JOINED;
+        let mut masker = Masker::new(&values);
+        let mut output = Vec::new();
+        for piece in "ab".repeat(200_000).as_bytes().chunks(997) {
+            masker.mask(piece, &mut output);
+            assert!(masker.held.len() <= bound && masker.held.capacity() <= 2 * bound);
+        }
+        masker.finish(&mut output);
+        assert_eq!(output, "ab".repeat(200_000).as_bytes());
+    }
+
+    #[test]
+    fn what_was_held_is_wiped() {
+        let mut held = *b"sk-made-up-value";
+        assert_eq!(move_to_front(&mut held, 11), 5);
+        assert_eq!(&held, b"value\0\0\0\0\0\0\0\0\0\0\0");
+    }
+}

@@ -2,6 +2,8 @@
 
 use zeroize::Zeroizing;
 
+use super::escape::{Digits, LOWER, UPPER, hex, json_styles, scratch};
+
 /// One way in which a value may be written.
 pub(super) struct Form {
     pub(super) text: Zeroizing<Vec<u8>>,
@@ -100,16 +102,11 @@ impl Forms {
     }
 }
 
-/// Room for `capacity` bytes: growing beyond it would leave a copy that is not wiped.
-fn scratch(capacity: usize) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(Vec::with_capacity(capacity))
-}
-
 fn exactly(text: &[u8]) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(text.to_vec())
 }
 
-// ---------------------------------------------------------------- base64 (RFC 4648), hex
+// ---------------------------------------------------------------- base64 (RFC 4648)
 
 const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -123,14 +120,6 @@ fn base64(bytes: &[u8], alphabet: &[u8; 64], text: &mut Vec<u8>) {
             text.push(alphabet[(bits >> (18 - 6 * place) & 0x3f) as usize]);
         }
     }
-}
-
-type Digits = &'static [u8; 16];
-const LOWER: Digits = b"0123456789abcdef";
-const UPPER: Digits = b"0123456789ABCDEF";
-
-fn hex(byte: u8, digits: Digits) -> [u8; 2] {
-    [digits[usize::from(byte >> 4)], digits[usize::from(byte & 0xf)]]
 }
 
 // ---------------------------------------------------------------- URL escapes (RFC 3986)
@@ -173,100 +162,6 @@ impl UrlStyle {
         }
         text
     }
-}
-
-// ---------------------------------------------------------------- JSON strings (RFC 8259)
-
-/// How a writer of JSON strings goes beyond what it must escape.
-#[derive(Clone, Copy)]
-struct JsonStyle {
-    digits: Digits,
-    /// `\u` escapes for what is not ASCII.
-    ascii: bool,
-    /// A `\u` escape for DEL.
-    delete: bool,
-    /// `/` as `\/`.
-    slash: bool,
-    /// `\u` escapes for these, and for the line separators where there are any.
-    also: &'static [u8],
-}
-
-const PLAIN_JSON: JsonStyle =
-    JsonStyle { digits: LOWER, ascii: false, delete: false, slash: false, also: b"" };
-
-/// What is safe within HTML (Go's default).
-const HTML: &[u8] = b"<>&";
-
-fn json_styles() -> impl Iterator<Item = JsonStyle> {
-    let common = [LOWER, UPPER].into_iter().flat_map(|digits| {
-        [false, true].into_iter().flat_map(move |ascii| {
-            [false, true].into_iter().flat_map(move |slash| {
-                [b"", HTML].into_iter().map(move |also| JsonStyle {
-                    digits,
-                    ascii,
-                    delete: ascii,
-                    slash,
-                    also,
-                })
-            })
-        })
-    });
-    common.chain([
-        // jq; then PHP, which leaves DEL alone.
-        JsonStyle { delete: true, ..PLAIN_JSON },
-        JsonStyle { ascii: true, slash: true, ..PLAIN_JSON },
-        // Gson, and .NET, which has no short form for a quotation mark.
-        JsonStyle { also: b"<>&='", ..PLAIN_JSON },
-        JsonStyle { digits: UPPER, ascii: true, delete: true, also: b"<>&'\"+`", ..PLAIN_JSON },
-    ])
-}
-
-impl JsonStyle {
-    /// Without the quotation marks around it.
-    fn escape(&self, value: &str) -> Zeroizing<Vec<u8>> {
-        let mut text = scratch(value.len() * 6);
-        for character in value.chars() {
-            let short = match character {
-                character if is_among(self.also, character) => None,
-                '"' | '\\' => Some(character),
-                '/' if self.slash => Some('/'),
-                '\u{8}' => Some('b'),
-                '\u{c}' => Some('f'),
-                '\n' => Some('n'),
-                '\r' => Some('r'),
-                '\t' => Some('t'),
-                _ => None,
-            };
-            if let Some(short) = short {
-                text.push(b'\\');
-                text.extend_from_slice(short.encode_utf8(&mut [0; 4]).as_bytes());
-            } else if self.escapes(character) {
-                for unit in character.encode_utf16(&mut [0; 2]) {
-                    let [high, low] = unit.to_be_bytes();
-                    text.extend_from_slice(b"\\u");
-                    text.extend_from_slice(&hex(high, self.digits));
-                    text.extend_from_slice(&hex(low, self.digits));
-                }
-            } else {
-                text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
-            }
-        }
-        text
-    }
-
-    fn escapes(&self, character: char) -> bool {
-        match character {
-            '\0'..='\u{1f}' => true,
-            '\u{7f}' => self.delete,
-            '\u{2028}' | '\u{2029}' => self.ascii || !self.also.is_empty(),
-            character if character.is_ascii() => is_among(self.also, character),
-            _ => self.ascii,
-        }
-    }
-}
-
-fn is_among(set: &[u8], character: char) -> bool {
-    u8::try_from(character).is_ok_and(|byte| set.contains(&byte))
 }
 
 #[cfg(test)]

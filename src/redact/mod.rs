@@ -1,10 +1,13 @@
 //! Keeping values out of what is written: streams, log lines and JSON documents.
 
+mod escape;
 mod finder;
 mod forms;
 mod mask;
+mod scrubber;
 
 pub use mask::Masker;
+pub use scrubber::{CredentialScrubber, SENSITIVE_KEYS};
 
 /// What stands where a value was.
 pub const REDACTED_VALUE: &str = "[REDACTED]";

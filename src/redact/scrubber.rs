@@ -1,0 +1,235 @@
+//! [`CredentialScrubber`]: JSON documents without the values of sensitive keys.
+
+use std::collections::HashSet;
+
+use serde_json::{Number, Value};
+use sha2::{Digest, Sha256};
+
+use super::REDACTED_VALUE;
+use super::escape;
+
+/// The keys whose values are taken for secrets, in any case.
+pub const SENSITIVE_KEYS: [&str; 19] = [
+    "password",
+    "secret",
+    "token",
+    "api_key",
+    "apikey",
+    "api_secret",
+    "credential",
+    "credentials",
+    "private_key",
+    "access_key",
+    "secret_key",
+    "auth",
+    "authorization",
+    "bearer",
+    "ssn",
+    "credit_card",
+    "card_number",
+    "refresh_token",
+    "app_password",
+];
+
+/// Takes the values of sensitive keys out of JSON documents.
+///
+/// ```
+/// use intentframe_credentials::redact::CredentialScrubber;
+/// use serde_json::json;
+///
+/// let scrubber = CredentialScrubber::default();
+/// let scrubbed = scrubber.scrub(&json!({"to": "a@b.c", "login": {"Password": "made-up"}}));
+/// assert_eq!(scrubbed, json!({"to": "a@b.c", "login": {"Password": "[REDACTED]"}}));
+/// ```
+#[derive(Debug, Clone)]
+pub struct CredentialScrubber {
+    /// In lower case.
+    sensitive_keys: HashSet<String>,
+    redacted_value: String,
+}
+
+impl Default for CredentialScrubber {
+    /// With [`SENSITIVE_KEYS`] and [`REDACTED_VALUE`].
+    fn default() -> Self {
+        Self::new(SENSITIVE_KEYS, REDACTED_VALUE)
+    }
+}
+
+impl CredentialScrubber {
+    /// With these keys, in any case, and this in the place of their values.
+    pub fn new<K: AsRef<str>>(
+        sensitive_keys: impl IntoIterator<Item = K>,
+        redacted_value: impl Into<String>,
+    ) -> Self {
+        let lower = |key: K| key.as_ref().to_lowercase();
+        Self {
+            sensitive_keys: sensitive_keys.into_iter().map(lower).collect(),
+            redacted_value: redacted_value.into(),
+        }
+    }
+
+    /// Whether a value of this name is taken for a secret.
+    #[must_use]
+    pub fn is_sensitive(&self, key: &str) -> bool {
+        self.sensitive_keys.contains(&key.to_lowercase())
+    }
+
+    /// A copy of the document in which the value of each sensitive key, whatever it is and
+    /// however deep, is replaced.
+    #[must_use]
+    pub fn scrub(&self, document: &Value) -> Value {
+        match document {
+            Value::Object(members) => members
+                .iter()
+                .map(|(key, value)| {
+                    let scrubbed = if self.is_sensitive(key) {
+                        Value::String(self.redacted_value.clone())
+                    } else {
+                        self.scrub(value)
+                    };
+                    (key.clone(), scrubbed)
+                })
+                .collect(),
+            Value::Array(items) => items.iter().map(|item| self.scrub(item)).collect(),
+            other => other.clone(),
+        }
+    }
+
+    /// The SHA-256 of the document's canonical JSON, in hex: members in the order of their
+    /// keys' code points, no blanks, and everything but ASCII as `\u` escapes.
+    ///
+    /// It equals Python's
+    /// `sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())`.
+    /// Numbers are those that [`Value`] holds: an integer beyond 64 bits has become a
+    /// float there, which Python's `json` does not make of it.
+    #[must_use]
+    pub fn hash_params(document: &Value) -> String {
+        let mut hash = Sha256::new();
+        hash_value(document, &mut hash);
+        let mut hex = String::with_capacity(64);
+        for byte in hash.finalize() {
+            hex.extend(escape::hex(byte, escape::LOWER).map(char::from));
+        }
+        hex
+    }
+}
+
+fn hash_value(value: &Value, hash: &mut Sha256) {
+    match value {
+        Value::Null => hash.update("null"),
+        Value::Bool(true) => hash.update("true"),
+        Value::Bool(false) => hash.update("false"),
+        Value::Number(number) => hash.update(python_number(number)),
+        Value::String(text) => hash_string(text, hash),
+        Value::Array(items) => {
+            hash.update("[");
+            for (index, item) in items.iter().enumerate() {
+                hash.update(if index > 0 { "," } else { "" });
+                hash_value(item, hash);
+            }
+            hash.update("]");
+        }
+        Value::Object(members) => {
+            // The order of UTF-8's bytes is that of the code points.
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_unstable_by_key(|(key, _)| key.as_str());
+            hash.update("{");
+            for (index, (key, value)) in members.into_iter().enumerate() {
+                hash.update(if index > 0 { "," } else { "" });
+                hash_string(key, hash);
+                hash.update(":");
+                hash_value(value, hash);
+            }
+            hash.update("}");
+        }
+    }
+}
+
+fn hash_string(text: &str, hash: &mut Sha256) {
+    hash.update("\"");
+    hash.update(escape::PYTHON.escape(text).as_slice());
+    hash.update("\"");
+}
+
+fn python_number(number: &Number) -> String {
+    let text = number.to_string();
+    if number.is_f64() { python_float(&text) } else { text }
+}
+
+/// Python's `repr` of a float in another notation, which has the fewest digits that name
+/// the float: with an exponent where that is below -4 or above 15.
+///
+/// The digits are those of `serde_json`. The standard library's are others where two
+/// numbers of as few digits are as near: 874638715002178.25 ends in .3 there, in .2 here.
+fn python_float(text: &str) -> String {
+    let (sign, text) = text.strip_prefix('-').map_or(("", text), |rest| ("-", rest));
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    // 0.digits * 10^point
+    let all = format!("{whole}{fraction}");
+    let digits = all.trim_start_matches('0');
+    let leading = all.len() - digits.len();
+    let digits = digits.trim_end_matches('0');
+    if digits.is_empty() {
+        return format!("{sign}0.0");
+    }
+    let places = |length: usize| i32::try_from(length).unwrap_or(i32::MAX);
+    let exponent: i32 = exponent.parse().unwrap_or_default();
+    let point = exponent + places(whole.len()) - places(leading);
+    match usize::try_from(point) {
+        Err(_) | Ok(0) if point > -4 => {
+            let zeros = "0".repeat(usize::try_from(-point).unwrap_or_default());
+            format!("{sign}0.{zeros}{digits}")
+        }
+        Ok(point @ 1..=16) => match digits.split_at_checked(point) {
+            Some((whole, "")) => format!("{sign}{whole}.0"),
+            Some((whole, fraction)) => format!("{sign}{whole}.{fraction}"),
+            None => format!("{sign}{digits}{}.0", "0".repeat(point - digits.len())),
+        },
+        _ => {
+            let (first, rest) = digits.split_at(1);
+            let dot = if rest.is_empty() { "" } else { "." };
+            // The exponent has at least two digits, after a sign.
+            format!("{sign}{first}{dot}{rest}e{:+03}", point - 1)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn floats_are_written_as_python_writes_them() {
+        for (float, text) in [
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (1.0, "1.0"),
+            (-2.5, "-2.5"),
+            (0.0001, "0.0001"),
+            (0.000_01, "1e-05"),
+            (1e-7, "1e-07"),
+            (-1.5e-10, "-1.5e-10"),
+            (1e15, "1000000000000000.0"),
+            (9_999_999_999_999_998.0, "9999999999999998.0"),
+            (1e16, "1e+16"),
+            (123_456_789_012_345_680.0, "1.2345678901234568e+17"),
+            (f64::MAX, "1.7976931348623157e+308"),
+            (5e-324, "5e-324"),
+            (874_638_715_002_178.2, "874638715002178.2"),
+        ] {
+            assert_eq!(python_number(&Number::from_f64(float).expect("it is finite")), text);
+        }
+    }
+
+    #[test]
+    fn keys_and_what_stands_for_values_can_be_replaced() {
+        let scrubber = CredentialScrubber::new(["PIN", "Größe"], "***");
+        assert_eq!(
+            scrubber.scrub(&json!({"pin": 1, "GRÖSSE": 2, "größe": 3, "GRÖßE": 4, "token": 5})),
+            json!({"pin": "***", "GRÖSSE": 2, "größe": "***", "GRÖßE": "***", "token": 5})
+        );
+    }
+}

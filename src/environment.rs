@@ -31,6 +31,11 @@ impl Environment {
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.var(name).map(Secret::expose).filter(|value| !value.is_empty())
     }
+
+    /// Every variable.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
 }
 
 impl FromIterator<(String, String)> for Environment {

@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use intentframe_credentials::daemon::Settings;
+use intentframe_credentials::redact::RegisteredSecrets;
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, Environment, mask_value, paths};
 
 use crate::dev::dotenv::{self, Dotenv};
 use crate::dev::seed::{self, Plan};
+use crate::logging::keep_out;
 
 use super::args::Dev;
 use super::failure::Failure;
@@ -22,7 +24,11 @@ const EXAMPLE_FILE: &str = ".env.example";
 const DEFAULT_PORT: u16 = 8765;
 
 /// Tells what is seeded, then serves until told to stop.
-pub fn run(args: &Dev, environment: &Environment) -> Result<(), Failure> {
+pub fn run(
+    args: &Dev,
+    environment: &Environment,
+    secrets: &RegisteredSecrets,
+) -> Result<(), Failure> {
     let endpoint = match (args.tcp, args.port) {
         (true, port) => Endpoint::LoopbackTcp(port.unwrap_or(DEFAULT_PORT)),
         (false, Some(_)) => return Err(Failure::usage("--port goes with --tcp")),
@@ -43,6 +49,9 @@ pub fn run(args: &Dev, environment: &Environment) -> Result<(), Failure> {
     let (opening, dotenv) =
         read_env_file(env_file.transpose().map_err(Failure::usage)?.as_deref())?;
     let plan = seed::plan(&dotenv.variables);
+    for (_, request) in &plan.seeds {
+        keep_out(&request.value, secrets);
+    }
     Output::stdout().text(&(opening + &report(&dotenv, &plan)))?;
 
     let options = BackendOptions::new(environment.clone());

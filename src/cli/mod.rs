@@ -16,8 +16,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use intentframe_credentials::client::{ClientOptions, VaultClient};
+use intentframe_credentials::redact::RegisteredSecrets;
 use intentframe_credentials::{CredentialRef, Environment};
 use log::LevelFilter;
+
+use crate::logging::{self, LoggingError};
 
 use args::{Arguments, Command, Parsed};
 use failure::Failure;
@@ -30,16 +33,22 @@ const TIMEOUT: Duration = Duration::from_secs(35);
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let environment = Environment::of_process();
-    let ended = run(std::env::args_os().skip(1).collect(), &environment);
+    let secrets = RegisteredSecrets::default();
+    logging::register_environment(&environment, &secrets);
+    let ended = run(std::env::args_os().skip(1).collect(), &environment, &secrets);
     let Err(failure) = ended else { return ExitCode::SUCCESS };
-    if let Some(message) = failure.message() {
+    if let Some(message) = failure.message().map(|message| secrets.redact(message)) {
         // With standard error gone there is nobody left to tell.
         let _ = writeln!(std::io::stderr(), "credential-vault: {message}");
     }
     failure.exit_code()
 }
 
-fn run(arguments: Vec<OsString>, environment: &Environment) -> Result<(), Failure> {
+fn run(
+    arguments: Vec<OsString>,
+    environment: &Environment,
+    secrets: &RegisteredSecrets,
+) -> Result<(), Failure> {
     let Arguments { socket, server_uid, command, .. } = match args::parse(arguments)? {
         Parsed::Run(arguments) => arguments,
         Parsed::Print(text) => return Output::stdout().text(&text),
@@ -48,7 +57,7 @@ fn run(arguments: Vec<OsString>, environment: &Environment) -> Result<(), Failur
         Some(Command::Serve(_) | Command::Dev(_)) => LevelFilter::Info,
         _ => LevelFilter::Warn,
     };
-    logging(environment, level)?;
+    start_logging(environment, level, secrets)?;
     // A `--socket` after the command wins over one before it.
     let client = |after: Option<PathBuf>| -> Result<VaultClient, Failure> {
         let path = after.as_deref().or(socket.as_deref());
@@ -63,7 +72,7 @@ fn run(arguments: Vec<OsString>, environment: &Environment) -> Result<(), Failur
         }
         Some(Command::Dev(mut dev)) => {
             dev.socket = dev.socket.or(socket);
-            dev::run(&dev, environment)
+            dev::run(&dev, environment, secrets)
         }
         Some(Command::Health(args)) => read::health(&client(args.socket)?, args.json),
         Some(Command::List(args)) => {
@@ -81,7 +90,7 @@ fn run(arguments: Vec<OsString>, environment: &Environment) -> Result<(), Failur
         }
         Some(Command::Store(mut args)) => {
             let client = client(args.socket.take())?;
-            write::store(&client, args)
+            write::store(&client, args, secrets)
         }
         Some(Command::Delete(args)) => {
             write::delete(&client(args.socket)?, &credential(&args.credential)?)
@@ -89,8 +98,15 @@ fn run(arguments: Vec<OsString>, environment: &Environment) -> Result<(), Failur
     }
 }
 
-fn logging(environment: &Environment, level: LevelFilter) -> Result<(), Failure> {
-    crate::logging::init(environment, level).map_err(|error| Failure::other(error.to_string()))
+fn start_logging(
+    environment: &Environment,
+    level: LevelFilter,
+    secrets: &RegisteredSecrets,
+) -> Result<(), Failure> {
+    logging::init(environment, level, secrets).map_err(|error| match error {
+        LoggingError::UnknownFormat => Failure::usage(error),
+        LoggingError::AlreadySet(_) => Failure::other(error),
+    })
 }
 
 /// Reads `NAMESPACE/KEY`. What was written is not repeated in the error: it may be a

@@ -4,9 +4,12 @@ use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
 
 use intentframe_credentials::client::VaultClient;
+use intentframe_credentials::redact::RegisteredSecrets;
 use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest};
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use zeroize::Zeroizing;
+
+use crate::logging::keep_out;
 
 use super::args::{Store, VALUE_ADVICE};
 use super::credential;
@@ -15,7 +18,11 @@ use super::failure::Failure;
 /// The longest value that the service takes.
 const MAX_VALUE_BYTES: usize = 256 * 1024;
 
-pub fn store(client: &VaultClient, args: Store) -> Result<(), Failure> {
+pub fn store(
+    client: &VaultClient,
+    args: Store,
+    secrets: &RegisteredSecrets,
+) -> Result<(), Failure> {
     if !args.more.is_empty() {
         return Err(Failure::usage(format!(
             "store takes one argument, NAMESPACE/KEY, and here are more\n  {VALUE_ADVICE}"
@@ -29,6 +36,7 @@ pub fn store(client: &VaultClient, args: Store) -> Result<(), Failure> {
         })?,
     };
     let value = value_for(&at, args.keep_newline)?;
+    keep_out(&value, secrets);
     if value.is_empty() && !args.allow_empty {
         return Err(Failure::usage(format!(
             "the value for {at} is empty, and nothing was stored\n  if it is meant to be, \

@@ -3,9 +3,11 @@
 mod escape;
 mod finder;
 mod forms;
+mod log;
 mod mask;
 mod scrubber;
 
+pub use log::{RedactingLogger, RegisteredSecrets, Registration, redact_credentials};
 pub use mask::Masker;
 pub use scrubber::{CredentialScrubber, SENSITIVE_KEYS};
 

@@ -1,0 +1,369 @@
+//! [`redact_credentials`]: a layer around a logger, past which no secret comes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use log::kv::{self, Key, Source, Value, VisitSource};
+use log::{Log, Metadata, Record};
+use zeroize::Zeroizing;
+
+use super::finder::Finder;
+use super::{CredentialScrubber, Masker, REDACTED_VALUE};
+use crate::Secret;
+
+/// Puts a layer around `logger` that scrubs what it is given.
+///
+/// The values of key-values with a sensitive name (see [`CredentialScrubber`]) become
+/// `[REDACTED]`, and so does every occurrence of a registered secret, in any of its encoded
+/// forms (see [`Masker`]), in messages and in key-values. What the logger does not take is
+/// not looked at.
+///
+/// ```
+/// use intentframe_credentials::Secret;
+/// use intentframe_credentials::redact::{RegisteredSecrets, redact_credentials};
+/// # struct YourLogger;
+/// # impl log::Log for YourLogger {
+/// #     fn enabled(&self, _: &log::Metadata<'_>) -> bool { true }
+/// #     fn log(&self, record: &log::Record<'_>) {
+/// #         assert_eq!(record.args().to_string(), "connecting with [REDACTED]");
+/// #     }
+/// #     fn flush(&self) {}
+/// # }
+///
+/// # fn main() -> Result<(), log::SetLoggerError> {
+/// let secrets = RegisteredSecrets::default();
+/// log::set_boxed_logger(Box::new(redact_credentials(YourLogger, &secrets)))?;
+/// log::set_max_level(log::LevelFilter::Info);
+///
+/// let token = Secret::new("sk-made-up-1".to_owned());
+/// let _registered = secrets.register(&token);
+/// log::info!("connecting with {}", token.expose()); // connecting with [REDACTED]
+/// # Ok(())
+/// # }
+/// ```
+pub fn redact_credentials<L: Log>(logger: L, secrets: &RegisteredSecrets) -> RedactingLogger<L> {
+    RedactingLogger { logger, secrets: secrets.clone(), scrubber: CredentialScrubber::default() }
+}
+
+/// The secrets that a [`RedactingLogger`] looks for. A clone is another handle to the same.
+#[derive(Clone, Default)]
+pub struct RegisteredSecrets(Arc<Mutex<Registry>>);
+
+#[derive(Default)]
+struct Registry {
+    secrets: HashMap<u64, Secret>,
+    next: u64,
+    /// Made anew by the first line after a change.
+    finder: Option<Arc<Finder>>,
+}
+
+impl RegisteredSecrets {
+    /// Has the secret looked for, for as long as what this gives lives.
+    pub fn register(&self, secret: &Secret) -> Registration {
+        let mut registry = self.registry();
+        let number = registry.next;
+        registry.next += 1;
+        registry.secrets.insert(number, secret.duplicate());
+        registry.finder = None;
+        Registration { secrets: self.clone(), number }
+    }
+
+    /// The text without registered secrets.
+    #[must_use]
+    pub fn redact(&self, text: String) -> String {
+        match self.finder() {
+            Some(finder) => redacted(&finder, &text).unwrap_or(text),
+            None => text,
+        }
+    }
+
+    /// What finds them, if there are any.
+    fn finder(&self) -> Option<Arc<Finder>> {
+        let mut registry = self.registry();
+        if registry.secrets.is_empty() {
+            return None;
+        }
+        let Registry { secrets, finder, .. } = &mut *registry;
+        Some(Arc::clone(finder.get_or_insert_with(|| Arc::new(Finder::new(secrets.values())))))
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for RegisteredSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegisteredSecrets({})", self.registry().secrets.len())
+    }
+}
+
+/// A secret's registration, which ends when this is dropped.
+#[derive(Debug)]
+#[must_use = "dropping it ends the registration"]
+pub struct Registration {
+    secrets: RegisteredSecrets,
+    number: u64,
+}
+
+impl Registration {
+    /// The secret is looked for until the process ends.
+    pub fn keep(self) {
+        mem::forget(self);
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut registry = self.secrets.registry();
+        registry.secrets.remove(&self.number);
+        registry.finder = None;
+    }
+}
+
+/// A logger behind a layer that scrubs; see [`redact_credentials`].
+#[derive(Debug)]
+pub struct RedactingLogger<L> {
+    logger: L,
+    secrets: RegisteredSecrets,
+    scrubber: CredentialScrubber,
+}
+
+impl<L> RedactingLogger<L> {
+    /// With other names of key-values that are sensitive.
+    #[must_use]
+    pub fn with_scrubber(self, scrubber: CredentialScrubber) -> Self {
+        Self { scrubber, ..self }
+    }
+}
+
+impl<L: Log> Log for RedactingLogger<L> {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.logger.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let finder = self.secrets.finder();
+        let redacted = |text: &str| finder.as_ref().and_then(|finder| redacted(finder, text));
+        let message = Zeroizing::new(record.args().to_string());
+        let replaced_message = redacted(&message);
+        let mut replaced =
+            Replacements { scrubber: &self.scrubber, redacted: &redacted, pairs: Vec::new() };
+        // A source that fails has shown what it has; the logger will meet the error too.
+        let _ = record.key_values().visit(&mut replaced);
+        let pairs = Replaced { source: record.key_values(), pairs: replaced.pairs };
+        self.logger.log(
+            &record
+                .to_builder()
+                .args(format_args!("{}", replaced_message.as_deref().unwrap_or(&message)))
+                .key_values(&pairs)
+                .build(),
+        );
+    }
+
+    fn flush(&self) {
+        self.logger.flush();
+    }
+}
+
+/// The text without what the finder finds; `None` if there is nothing of that in it.
+fn redacted(finder: &Arc<Finder>, text: &str) -> Option<String> {
+    let mut masker = Masker::with(Arc::clone(finder));
+    let mut output = Vec::with_capacity(text.len());
+    masker.mask(text.as_bytes(), &mut output);
+    masker.finish(&mut output);
+    if output == text.as_bytes() {
+        return None;
+    }
+    Some(String::from_utf8(output).expect("forms are whole characters, and so is the rest"))
+}
+
+/// What each key and value of a record is replaced by, if it is.
+struct Replacements<'a> {
+    scrubber: &'a CredentialScrubber,
+    redacted: &'a dyn Fn(&str) -> Option<String>,
+    pairs: Vec<(Option<String>, Option<String>)>,
+}
+
+impl<'kvs> VisitSource<'kvs> for Replacements<'_> {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        let replaced = if self.scrubber.is_sensitive(key.as_str()) {
+            Some(REDACTED_VALUE.to_owned())
+        } else {
+            (self.redacted)(&Zeroizing::new(value.to_string()))
+        };
+        self.pairs.push(((self.redacted)(key.as_str()), replaced));
+        Ok(())
+    }
+}
+
+/// A record's key-values, with replacements in the order in which they are visited.
+struct Replaced<'a> {
+    source: &'a dyn Source,
+    pairs: Vec<(Option<String>, Option<String>)>,
+}
+
+impl Source for Replaced<'_> {
+    fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
+        self.source.visit(&mut Replacing { pairs: self.pairs.iter(), visitor })
+    }
+
+    fn count(&self) -> usize {
+        self.source.count()
+    }
+}
+
+struct Replacing<'kvs, 'v> {
+    pairs: std::slice::Iter<'kvs, (Option<String>, Option<String>)>,
+    visitor: &'v mut dyn VisitSource<'kvs>,
+}
+
+impl<'kvs> VisitSource<'kvs> for Replacing<'kvs, '_> {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        // A source that has more to show the second time is not trusted with it.
+        let Some((new_key, new_value)) = self.pairs.next() else { return Ok(()) };
+        let key = new_key.as_deref().map_or(key, Key::from_str);
+        let value = new_value.as_deref().map_or(value, Value::from);
+        self.visitor.visit_pair(key, value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keeps what it is told, but for DEBUG and TRACE.
+    #[derive(Clone, Default)]
+    struct Heard(Arc<Mutex<Vec<String>>>);
+
+    impl Log for Heard {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.level() <= log::Level::Info
+        }
+
+        fn log(&self, record: &Record<'_>) {
+            struct Shown(String);
+            impl<'kvs> VisitSource<'kvs> for Shown {
+                fn visit_pair(
+                    &mut self,
+                    key: Key<'kvs>,
+                    value: Value<'kvs>,
+                ) -> Result<(), kv::Error> {
+                    let kind = if value.to_u64().is_some() { "number" } else { "text" };
+                    self.0.extend([" ", key.as_str(), "=", &value.to_string(), "(", kind, ")"]);
+                    Ok(())
+                }
+            }
+            let mut shown = Shown(record.args().to_string());
+            record.key_values().visit(&mut shown).expect("the test's sources do not fail");
+            self.0.lock().expect("nothing panics with it").push(shown.0);
+        }
+
+        fn flush(&self) {}
+    }
+
+    impl Heard {
+        fn last(&self) -> String {
+            self.0.lock().expect("nothing panics with it").last().expect("a line").clone()
+        }
+    }
+
+    fn logger() -> (RegisteredSecrets, RedactingLogger<Heard>, Heard) {
+        log::set_max_level(log::LevelFilter::Info);
+        let (secrets, heard) = (RegisteredSecrets::default(), Heard::default());
+        let logger = redact_credentials(heard.clone(), &secrets);
+        (secrets, logger, heard)
+    }
+
+    fn secret(value: &str) -> Secret {
+        Secret::new(value.to_owned())
+    }
+
+    #[test]
+    fn registered_secrets_are_replaced_in_messages_in_every_form() {
+        let (secrets, logger, heard) = logger();
+        let _registered = secrets.register(&secret("sk/made-up"));
+        for form in ["sk/made-up", "c2svbWFkZS11cA==", "736b2f6d6164652d7570", "sk%2Fmade-up"] {
+            log::info!(logger: logger, "token {form}.");
+            assert_eq!(heard.last(), "token [REDACTED].");
+        }
+        log::info!(logger: logger, "sk/made-up");
+        assert_eq!(heard.last(), "[REDACTED]");
+        log::info!(logger: logger, "nothing of it: sk/made");
+        assert_eq!(heard.last(), "nothing of it: sk/made");
+    }
+
+    #[test]
+    fn key_values_are_scrubbed_by_name_and_by_value_and_keep_their_kind() {
+        let (secrets, logger, heard) = logger();
+        let _registered = secrets.register(&secret("made-up-1"));
+        let url = "https://u:made-up-1@host";
+        log::info!(logger: logger, Password = "hunter2", tries = 3, url, token:% = 7; "log in");
+        assert_eq!(
+            heard.last(),
+            "log in Password=[REDACTED](text) tries=3(number) \
+             url=https://u:[REDACTED]@host(text) token=[REDACTED](text)"
+        );
+        log::info!(logger: logger, "made-up-1" = 1; "a key");
+        assert_eq!(heard.last(), "a key [REDACTED]=1(number)");
+    }
+
+    #[test]
+    fn names_can_be_replaced_and_work_without_registered_secrets() {
+        let (_, logger, heard) = logger();
+        let logger = logger.with_scrubber(CredentialScrubber::new(["pin"], REDACTED_VALUE));
+        log::info!(logger: logger, pin = 1234, password = "shown"; "{}", "text");
+        assert_eq!(heard.last(), "text pin=[REDACTED](text) password=shown(text)");
+    }
+
+    #[test]
+    fn a_registration_ends_with_its_guard_unless_it_is_kept() {
+        let (secrets, logger, heard) = logger();
+        let registration = secrets.register(&secret("made-up-1"));
+        let twice = secrets.register(&secret("made-up-1"));
+        secrets.register(&secret("made-up-2")).keep();
+        drop(registration);
+        log::info!(logger: logger, "made-up-1 made-up-2");
+        assert_eq!(heard.last(), "[REDACTED] [REDACTED]");
+        drop(twice);
+        log::info!(logger: logger, "made-up-1 made-up-2");
+        assert_eq!(heard.last(), "made-up-1 [REDACTED]");
+        assert_eq!(secrets.redact("made-up-2".to_owned()), "[REDACTED]");
+        assert_eq!(format!("{secrets:?}"), "RegisteredSecrets(1)");
+    }
+
+    #[test]
+    fn what_is_not_logged_is_not_even_formatted() {
+        struct Loud;
+        impl fmt::Display for Loud {
+            fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+                panic!("it was formatted");
+            }
+        }
+        let (secrets, logger, _) = logger();
+        let _registered = secrets.register(&secret("made-up-1"));
+        let metadata = Metadata::builder().level(log::Level::Debug).build();
+        logger.log(&Record::builder().metadata(metadata).args(format_args!("{Loud}")).build());
+    }
+
+    #[test]
+    fn a_message_may_log_while_it_is_formatted() {
+        struct Chatty<'l>(&'l RedactingLogger<Heard>);
+        impl fmt::Display for Chatty<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                log::info!(logger: self.0, "inner made-up-1");
+                f.write_str("outer made-up-1")
+            }
+        }
+        let (secrets, logger, heard) = logger();
+        let _registered = secrets.register(&secret("made-up-1"));
+        log::info!(logger: logger, "{}", Chatty(&logger));
+        let lines = heard.0.lock().expect("nothing panics with it").clone();
+        assert_eq!(lines, ["inner [REDACTED]", "outer [REDACTED]"]);
+    }
+}

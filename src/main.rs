@@ -9,6 +9,8 @@ mod cli;
 #[cfg(unix)]
 mod dev;
 #[cfg(unix)]
+mod hardening;
+#[cfg(unix)]
 mod logging;
 
 /// Wipes all memory when it is freed: values and tokens also pass through buffers of

@@ -20,6 +20,7 @@ use intentframe_credentials::redact::RegisteredSecrets;
 use intentframe_credentials::{CredentialRef, Environment};
 use log::LevelFilter;
 
+use crate::hardening;
 use crate::logging::{self, LoggingError};
 
 use args::{Arguments, Command, Parsed};
@@ -57,7 +58,12 @@ fn run(
         Some(Command::Serve(_) | Command::Dev(_)) => LevelFilter::Info,
         _ => LevelFilter::Warn,
     };
+    // Before a value gets here.
+    let hardened = hardening::harden();
     start_logging(environment, level, secrets)?;
+    if let Err(error) = hardened {
+        log::warn!("a core of this process could be written: {error}");
+    }
     // A `--socket` after the command wins over one before it.
     let client = |after: Option<PathBuf>| -> Result<VaultClient, Failure> {
         let path = after.as_deref().or(socket.as_deref());

@@ -62,7 +62,14 @@ pub enum Command {
 
 /// Run the service.
 #[derive(FromArgs)]
-#[argh(subcommand, name = "serve", help_triggers("-h", "--help"))]
+#[argh(
+    subcommand,
+    name = "serve",
+    help_triggers("-h", "--help"),
+    note = "Under a service manager: serves the socket of LISTEN_FDS, if it is passed one, and\n\
+            tells NOTIFY_SOCKET when it is ready and when it stops, and by WATCHDOG_USEC that\n\
+            it answers."
+)]
 pub struct Serve {
     /// where to listen; INTENTFRAME_VAULT_SOCKET
     #[argh(option, arg_name = "path")]
@@ -84,6 +91,10 @@ pub struct Serve {
     /// how many threads serve requests
     #[argh(option, arg_name = "count")]
     pub workers: Option<usize>,
+
+    /// write a line to this descriptor, and close it, once requests are served
+    #[argh(option, arg_name = "number")]
+    pub ready_fd: Option<i32>,
 }
 
 /// Run a service for development: values in memory, seeded from a `.env` file.

@@ -18,6 +18,7 @@ use super::args::Dev;
 use super::failure::Failure;
 use super::output::{Output, escaped, table};
 use super::serve::{serve_until_signal, workers};
+use super::supervised::Supervisor;
 
 const DEFAULT_FILE: &str = ".env";
 const EXAMPLE_FILE: &str = ".env.example";
@@ -59,7 +60,7 @@ pub fn run(
     settings.workers = workers;
     settings.seeds = plan.seeds;
     settings.forget_metadata_without_value = true;
-    serve_until_signal(&settings, false, |daemon| {
+    serve_until_signal(&settings, Supervisor::new(None)?, false, |daemon| {
         let address = daemon.server().tcp_address();
         Output::stdout().text(&curl_lines(&endpoint, address))
     })

@@ -7,6 +7,7 @@ mod failure;
 mod output;
 mod read;
 mod serve;
+mod supervised;
 mod write;
 
 use std::ffi::OsString;

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, bounded, unbounded};
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, Environment, VaultError, paths};
@@ -16,6 +16,7 @@ use signal_hook::iterator::Signals;
 
 use super::args::Serve;
 use super::failure::Failure;
+use super::supervised::{self, Supervisor};
 
 /// The setting that names the backend.
 const BACKEND_VARIABLE: &str = "IF_VAULT_BACKEND";
@@ -29,13 +30,17 @@ pub fn run(args: &Serve, environment: &Environment) -> Result<(), Failure> {
     let data_dir =
         paths::data_dir(args.data_dir.as_deref(), environment).map_err(Failure::usage)?;
     let backend = args.backend.as_deref().or_else(|| environment.setting(BACKEND_VARIABLE));
+    let endpoint = match supervised::inherited_socket(environment)? {
+        Some(listener) => Endpoint::Inherited(Arc::new(listener)),
+        None => Endpoint::Unix(socket),
+    };
+    let supervisor = Supervisor::new(args.ready_fd)?;
     let mut options = BackendOptions::new(environment.clone());
-    options.own_socket = Some(socket.clone());
-    let endpoint = Endpoint::Unix(socket);
+    options.own_socket = endpoint.socket();
     let mut settings =
         Settings::new(endpoint, data_dir, backend.unwrap_or(DEFAULT_BACKEND), options);
     settings.workers = workers(args.workers)?;
-    serve_until_signal(&settings, args.wait_for_backend, |_| Ok(()))
+    serve_until_signal(&settings, supervisor, args.wait_for_backend, |_| Ok(()))
 }
 
 /// How many workers; none at all cannot be.
@@ -51,6 +56,7 @@ pub fn workers(count: Option<usize>) -> Result<usize, Failure> {
 /// for.
 pub fn serve_until_signal(
     settings: &Settings,
+    mut supervisor: Supervisor,
     wait: bool,
     started: impl FnOnce(&Daemon) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
@@ -71,11 +77,16 @@ pub fn serve_until_signal(
     let Some(daemon) = start(settings, wait, &told)? else {
         return Ok(());
     };
+    let (_serving, ended) = bounded(0);
+    supervised::start_watchdog(settings.endpoint.socket(), ended)
+        .map_err(|error| Failure::other(format!("no thread for the watchdog: {error}")))?;
     log::info!("serving the {} backend at {}", settings.backend, settings.endpoint);
     started(&daemon)?;
+    supervisor.ready();
     if let Ok(signal) = told.recv() {
         log::info!("{}: finishing what runs; a second signal ends it at once", name_of(signal));
     }
+    Supervisor::stopping();
     daemon.stop();
     match daemon.join() {
         // Asked to stop, it has: requests that took too long are in the log.
@@ -115,6 +126,7 @@ fn start(settings: &Settings, wait: bool, told: &Receiver<i32>) -> Result<Option
             Ok(daemon) => return Ok(Some(daemon)),
             Err(DaemonError::Vault(error @ VaultError::BackendUnavailable { .. })) if wait => {
                 log::warn!("{error}; waiting for it");
+                Supervisor::waiting();
             }
             Err(error) => return Err(not_started(error)),
         }

@@ -2,13 +2,14 @@
 //! when the server is.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketType};
 
 use super::connection::Stream;
@@ -21,6 +22,7 @@ const BACKLOG: i32 = 1024;
 /// A listening socket. Dropping it closes it and removes its file.
 pub(super) enum Listener {
     Unix(UnixSocket),
+    Inherited(InheritedSocket),
     Tcp(TcpListener),
 }
 
@@ -28,6 +30,9 @@ impl Listener {
     pub(super) fn bind(endpoint: &Endpoint) -> Result<Self, StartError> {
         match endpoint {
             Endpoint::Unix(path) => UnixSocket::bind(path).map(Self::Unix),
+            Endpoint::Inherited(listener) => InheritedSocket::new(listener)
+                .map(Self::Inherited)
+                .map_err(|source| StartError::Io { endpoint: endpoint.to_string(), source }),
             Endpoint::LoopbackTcp(port) => {
                 let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, *port));
                 bound
@@ -40,10 +45,10 @@ impl Listener {
     /// Takes the next connection, non-blocking, with who made it.
     pub(super) fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
-            Self::Unix(socket) => {
-                let stream = accept_non_blocking(&socket.listener)?;
-                let process = Process::across(&stream)?;
-                Ok((Stream::Unix(stream), Peer::Process(process)))
+            Self::Unix(socket) => accept_unix(&socket.listener),
+            Self::Inherited(socket) => {
+                socket.wait()?;
+                accept_unix(&socket.listener)
             }
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept()?;
@@ -57,11 +62,14 @@ impl Listener {
     /// Makes a thread that blocks in [`accept`](Self::accept) return from it, with an
     /// error or a connection.
     pub(super) fn wake_acceptor(&self) {
-        // On Linux an accept(2) on a socket that is shut down fails at once.
-        if cfg!(target_os = "linux") && rustix::net::shutdown(self, Shutdown::Read).is_ok() {
-            return;
-        }
         let woken = match self {
+            Self::Inherited(socket) => socket.end_wait(),
+            // On Linux an accept(2) on a socket that is shut down fails at once.
+            _ if cfg!(target_os = "linux")
+                && rustix::net::shutdown(self, Shutdown::Read).is_ok() =>
+            {
+                return;
+            }
             Self::Unix(socket) => UnixStream::connect(&socket.path).map(drop),
             Self::Tcp(listener) => listener.local_addr().and_then(TcpStream::connect).map(drop),
         };
@@ -72,7 +80,7 @@ impl Listener {
 
     pub(super) fn tcp_address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::Inherited(_) => None,
             Self::Tcp(listener) => listener.local_addr().ok(),
         }
     }
@@ -82,6 +90,7 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Unix(socket) => socket.listener.as_fd(),
+            Self::Inherited(socket) => socket.listener.as_fd(),
             Self::Tcp(listener) => listener.as_fd(),
         }
     }
@@ -123,6 +132,37 @@ impl Drop for UnixSocket {
         if is_ours && let Err(error) = fs::remove_file(&self.path) {
             log::warn!("{} could not be removed: {error}", self.path.display());
         }
+    }
+}
+
+/// A listening socket of somebody else's, who goes on with it when the server has ended. So
+/// it is neither shut down nor connected to for the accept loop to end: no client is lost.
+pub(super) struct InheritedSocket {
+    listener: UnixListener,
+    /// Readable when nothing more is to be accepted.
+    end: PipeReader,
+    ending: PipeWriter,
+}
+
+impl InheritedSocket {
+    fn new(listener: &UnixListener) -> io::Result<Self> {
+        let listener = listener.try_clone()?;
+        // Somebody else may accept what was waited for.
+        listener.set_nonblocking(true)?;
+        let (end, ending) = io::pipe()?;
+        Ok(Self { listener, end, ending })
+    }
+
+    /// Waits for a connection, or for the end.
+    fn wait(&self) -> io::Result<()> {
+        let mut watched =
+            [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.end, PollFlags::IN)];
+        rustix::event::poll(&mut watched, None)?;
+        if watched[1].revents().is_empty() { Ok(()) } else { Err(ErrorKind::Interrupted.into()) }
+    }
+
+    fn end_wait(&self) -> io::Result<()> {
+        (&self.ending).write_all(&[0])
     }
 }
 
@@ -226,6 +266,17 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(UnixListener::from(socket))
+}
+
+/// Takes the next connection. When there is none after all, that is as good as an
+/// interruption.
+fn accept_unix(listener: &UnixListener) -> io::Result<(Stream, Peer)> {
+    let stream = accept_non_blocking(listener).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock => ErrorKind::Interrupted.into(),
+        _ => error,
+    })?;
+    let process = Process::across(&stream)?;
+    Ok((Stream::Unix(stream), Peer::Process(process)))
 }
 
 #[cfg(target_os = "linux")]

@@ -18,6 +18,7 @@ mod table;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -63,10 +64,13 @@ impl Default for Limits {
 }
 
 /// Where the server listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Endpoint {
     /// A Unix domain socket at this path.
     Unix(PathBuf),
+    /// A Unix domain socket that listens already, made by whoever started this process
+    /// (`sd_listen_fds(3)`), and left as it is in the end.
+    Inherited(Arc<UnixListener>),
     /// TCP on this port of the loopback address; 0 lets the system choose. Development
     /// only: TCP tells nothing of who connects.
     LoopbackTcp(u16),
@@ -212,17 +216,24 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Inherited(_) => match self.socket() {
+                Some(path) => write!(f, "{}", path.display()),
+                None => f.write_str("a socket without a path"),
+            },
             Self::LoopbackTcp(port) => write!(f, "127.0.0.1:{port}"),
         }
     }
 }
 
 impl Endpoint {
-    /// The socket's path, when it is one.
+    /// The socket's path, when it has one.
     #[must_use]
-    pub fn socket(&self) -> Option<&Path> {
+    pub fn socket(&self) -> Option<PathBuf> {
         match self {
-            Self::Unix(path) => Some(path),
+            Self::Unix(path) => Some(path.clone()),
+            Self::Inherited(listener) => {
+                listener.local_addr().ok()?.as_pathname().map(Path::to_owned)
+            }
             Self::LoopbackTcp(_) => None,
         }
     }

@@ -1,0 +1,264 @@
+//! The service under whoever started it: readiness, a watchdog, and a socket that is passed.
+
+mod support;
+
+use std::io::Read as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+use support::{DEADLINE, Place, wait_until};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_credential-vault");
+
+#[test]
+fn a_line_on_the_descriptor_says_that_requests_are_served() {
+    let place = Place::new();
+    let ready = place.root().join("ready");
+    let mut service = place
+        .setup()
+        .argument("--ready-fd")
+        .argument("7")
+        .after(&format!("exec 7>'{}'", ready.display()))
+        .spawn();
+    wait_until("it says that it is ready", || {
+        std::fs::read_to_string(&ready).is_ok_and(|said| said == "ready\n")
+    });
+    // No waiting here: the line is the promise.
+    service.assert_healthy();
+    service.signal(Signal::TERM);
+    assert!(service.wait().success());
+}
+
+/// A reader may wait for the end instead of the line, on a pipe and on a socket.
+#[test]
+fn the_descriptor_is_closed_once_it_has_been_written_to() {
+    for through in ["pipe", "socket"] {
+        let place = Place::new();
+        let socket = place.socket();
+        let mut starter = Command::new("python3")
+            .args(["-c", READER, through, PROGRAM])
+            .args(["serve", "--backend", "env", "--ready-fd", "50"])
+            .arg("--socket")
+            .arg(&socket)
+            .arg("--data-dir")
+            .arg(place.data_dir())
+            .env("HOME", place.root())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 is installed");
+        let mut said = [0; 32];
+        let count = starter.stdout.as_mut().expect("piped").read(&mut said).expect("reads");
+        assert_eq!(&said[..count], b"b'ready\\n' alive", "{through}");
+        drop(starter.stdin.take());
+        assert!(starter.wait().expect("ends").success());
+    }
+}
+
+/// Starts the program given with descriptor 50 to write to, reads that to its end, says what
+/// came and whether the program still runs, and ends it when standard input ends.
+const READER: &str = r"
+import os, signal, socket, subprocess, sys
+if sys.argv[1] == 'pipe':
+    reader, writer = os.pipe()
+else:
+    ours, theirs = socket.socketpair()
+    reader, writer = ours.detach(), theirs.detach()
+os.dup2(writer, 50, inheritable=True)
+child = subprocess.Popen(sys.argv[2:], close_fds=True, pass_fds=[50], stderr=subprocess.DEVNULL)
+try:
+    os.close(writer)
+    os.close(50)
+    said = b''
+    while more := os.read(reader, 100):
+        said += more
+    sys.stdout.write(f'{said!r} ' + ('alive' if child.poll() is None else 'dead'))
+    sys.stdout.flush()
+    sys.stdin.read()
+    child.send_signal(signal.SIGTERM)
+    sys.exit(child.wait())
+finally:
+    child.kill()
+";
+
+#[test]
+fn a_descriptor_that_is_not_there_is_refused() {
+    for number in ["9", "1", "-1"] {
+        let place = Place::new();
+        let mut service = place.setup().argument("--ready-fd").argument(number).spawn();
+        assert_eq!(service.wait().code(), Some(2), "{number}: {}", service.log());
+        assert!(service.log().contains("--ready-fd"), "{}", service.log());
+        assert!(!place.socket().exists(), "nothing was started");
+    }
+}
+
+/// What a service manager is told, message by message.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Manager {
+    fn new(place: &Place) -> Self {
+        let path = place.root().join("notify.sock");
+        let socket = UnixDatagram::bind(&path).expect("binds");
+        socket.set_read_timeout(Some(DEADLINE)).expect("sets a timeout");
+        Self { socket, path }
+    }
+
+    fn path(&self) -> &str {
+        self.path.to_str().expect("UTF-8")
+    }
+
+    #[track_caller]
+    fn wait_for(&self, line: &str) {
+        loop {
+            let mut message = [0; 1024];
+            let count = self.socket.recv(&mut message).expect("is told in time");
+            let message = std::str::from_utf8(&message[..count]).expect("UTF-8");
+            if message.lines().any(|it| it == line) {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_of_start_and_stop() {
+    let place = Place::new();
+    let manager = Manager::new(&place);
+    let mut service = place.setup().env("NOTIFY_SOCKET", manager.path()).spawn();
+    manager.wait_for("READY=1");
+    service.assert_healthy();
+    service.signal(Signal::TERM);
+    manager.wait_for("STOPPING=1");
+    assert!(service.wait().success());
+}
+
+#[test]
+fn a_watchdog_hears_that_the_service_answers() {
+    let place = Place::new();
+    let manager = Manager::new(&place);
+    let setup = place.setup().env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "300000");
+    let service = setup.spawn();
+    for _ in 0..5 {
+        manager.wait_for("WATCHDOG=1");
+    }
+    drop(service);
+
+    // A watchdog that is meant for another process is none of ours.
+    let other = Place::new();
+    let manager = Manager::new(&other);
+    let setup = other
+        .setup()
+        .env("NOTIFY_SOCKET", manager.path())
+        .env("WATCHDOG_USEC", "1000")
+        .env("WATCHDOG_PID", "1");
+    let mut service = setup.spawn();
+    manager.wait_for("READY=1");
+    service.signal(Signal::TERM);
+    let mut message = [0; 1024];
+    loop {
+        let count = manager.socket.recv(&mut message).expect("is told");
+        let message = String::from_utf8_lossy(&message[..count]).into_owned();
+        assert!(!message.contains("WATCHDOG=1"), "{message}");
+        if message.contains("STOPPING=1") {
+            break;
+        }
+    }
+    assert!(service.wait().success());
+}
+
+/// Plays the manager of a socket: starts the service on it twice, one after the other.
+const ACTIVATION: &str = r"
+import fcntl, json, os, signal, socket, stat, sys
+path, log, program, arguments = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[3:]
+
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+os.chmod(path, 0o600)
+listener.listen(16)
+before = os.stat(path)
+# Out of the way of the numbers that it is passed under.
+passed = fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, 100)
+
+def start(count=1, pid=None):
+    child = os.fork()
+    if child == 0:
+        error = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(error, 2)
+        for number in range(3, 3 + count):
+            os.dup2(passed, number, inheritable=True)
+        os.environ.update(LISTEN_FDS=str(count), LISTEN_PID=pid or str(os.getpid()))
+        os.execv(program, arguments)
+    return child
+
+def connect():
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(30)
+    client.connect(path)
+    client.sendall(b'GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n')
+    return client
+
+def answered(client):
+    answer = b''
+    while more := client.recv(4096):
+        answer += more
+    assert answer.startswith(b'HTTP/1.1 200 '), answer
+    return json.loads(answer.partition(b'\r\n\r\n')[2])
+
+def stop(child):
+    os.kill(child, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+# One that came before there was a service is served.
+early = connect()
+first = start()
+assert answered(early)['backend'] == 'EnvVault'
+assert answered(connect())['status'] == 'ok'
+assert stop(first) == 0
+after = os.stat(path)
+assert (before.st_ino, stat.S_IMODE(after.st_mode)) == (after.st_ino, 0o600), 'the socket was touched'
+
+# And one that comes between two services, by the second.
+between = connect()
+second = start()
+assert answered(between)['status'] == 'ok'
+assert stop(second) == 0
+
+# More than one socket is not what it can serve.
+two = start(count=2)
+assert os.waitstatus_to_exitcode(os.waitpid(two, 0)[1]) == 2
+print('done')
+";
+
+#[test]
+fn a_socket_that_is_passed_is_served_and_left_as_it_was() {
+    let place = Place::new();
+    let (socket, log) = (place.root().join("passed.sock"), place.root().join("log"));
+    let output = Command::new("python3")
+        .args(["-c", ACTIVATION])
+        .args([&socket, &log])
+        .arg(PROGRAM)
+        .args(["serve", "--backend", "env", "--data-dir"])
+        .arg(place.data_dir())
+        .env("HOME", place.root())
+        .output()
+        .expect("python3 is installed");
+    let log = std::fs::read_to_string(&log).unwrap_or_default();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "done\n", "{stderr}\n{log}");
+    assert!(log.contains("LISTEN_FDS passes 2 sockets"), "{log}");
+    assert!(!place.root().join(".intentframe").exists(), "the default socket was not made");
+}
+
+/// Descriptors that are meant for another process are not taken for a socket.
+#[test]
+fn a_socket_for_somebody_else_is_not_taken() {
+    let place = Place::new();
+    let service = place.setup().env("LISTEN_FDS", "1").env("LISTEN_PID", "1").start();
+    service.assert_healthy();
+    assert!(place.socket().exists());
+}

@@ -3,17 +3,19 @@
 
 #[path = "support/fake.rs"]
 mod fake;
+mod support;
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Barrier, mpsc};
 use std::time::{Duration, Instant};
 
 use fake::{Fake, Reply, json, no_body};
 use intentframe_credentials::client::{ClientError, ClientOptions, VaultClient};
 use intentframe_credentials::{CredentialRef, Namespace, Secret, StoreRequest};
 use rustix::net::RecvFlags;
+use support::Place;
 
 fn at(namespace: &str, key: &str) -> CredentialRef {
     CredentialRef::parse(namespace, key).expect("valid")
@@ -273,6 +275,34 @@ fn a_store_is_sent_again_only_when_it_was_not_taken() {
     let error = get(&client).expect_err("no answer");
     assert!(matches!(error, ClientError::Unreachable { .. }), "{error:?}");
     assert_eq!(lines(told), ["GET"]);
+}
+
+/// After the service was killed and started again, every connection that many threads have
+/// left is closed, and none of it shows.
+#[test]
+fn a_restart_of_the_service_does_not_show() {
+    let place = Place::new();
+    let mut service = place.start();
+    let client = VaultClient::new(place.socket());
+    client.store(&at("n", "k"), &StoreRequest::new(Secret::new("v".into()))).expect("stores");
+    for _ in 0..3 {
+        let together = Barrier::new(8);
+        std::thread::scope(|threads| {
+            for _ in 0..8 {
+                threads.spawn(|| {
+                    together.wait();
+                    for _ in 0..20 {
+                        client.get(&at("n", "k")).expect("gets");
+                    }
+                });
+            }
+        });
+        service.kill();
+        service = place.start();
+        // Which has forgotten its values, but is there for the first one who asks.
+        client.store(&at("n", "k"), &StoreRequest::new(Secret::new("v".into()))).expect("stores");
+        assert!(client.has(&at("n", "k")).expect("asks"));
+    }
 }
 
 #[test]

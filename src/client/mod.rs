@@ -21,7 +21,7 @@ use crate::model::{
 use crate::paths::{self, PathError};
 use crate::secret::Secret;
 use crate::transport::{
-    ForeignServer, NoResolver, NotConnected, Owners, Unanswered, UnixConnector,
+    Era, ForeignServer, NoResolver, NotConnected, Owners, Unanswered, UnixConnector,
 };
 
 /// How long an answer may take, unless [`ClientOptions::timeout`] says otherwise.
@@ -66,6 +66,8 @@ pub struct VaultClient {
     socket: PathBuf,
     timeout: Duration,
     agent: ureq::Agent,
+    /// Of the kept connections, which are not looked at before they are used.
+    era: Era,
 }
 
 /// How a [`VaultClient`] asks.
@@ -123,6 +125,8 @@ impl VaultClient {
     pub fn with_options(socket: impl Into<PathBuf>, options: &ClientOptions) -> Self {
         /// The service keeps an idle connection for 75 s.
         const MAX_IDLE: Duration = Duration::from_mins(1);
+        /// As many as threads are likely to ask at a time.
+        const MAX_KEPT: usize = 64;
 
         let socket = socket.into();
         let &ClientOptions { timeout, server_uid } = options;
@@ -134,13 +138,16 @@ impl VaultClient {
             .max_redirects_will_error(false)
             .timeout_global(Some(timeout))
             .max_idle_age(MAX_IDLE)
+            .max_idle_connections(MAX_KEPT)
+            .max_idle_connections_per_host(MAX_KEPT)
             .user_agent(concat!("credential-vault/", env!("CARGO_PKG_VERSION")))
             .build();
         let ours = rustix::process::geteuid().as_raw();
         let owners = Owners { ours, trusted: server_uid };
-        let connector = UnixConnector::with_owners(socket.clone(), owners);
+        let era = Era::default();
+        let connector = UnixConnector::with_owners(socket.clone(), owners, era.clone());
         let agent = ureq::Agent::with_parts(config, connector, NoResolver);
-        Self { socket, timeout, agent }
+        Self { socket, timeout, agent, era }
     }
 
     /// The socket that is asked.
@@ -297,6 +304,8 @@ impl VaultClient {
         let may_repeat = |gone: &Unanswered| gone.was_kept && (only_reads || gone.was_not_taken);
         let mut asked = self.ask_once(method, path, body);
         if asked.as_ref().is_err_and(|error| unanswered(error).is_some_and(may_repeat)) {
+            // What closed this one has closed the others: a service that was restarted.
+            self.era.end();
             asked = self.ask_once(method, path, body);
         }
         asked.map_err(|error| match unanswered(&error) {

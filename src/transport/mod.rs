@@ -11,7 +11,7 @@ mod unix;
 
 pub(crate) use stream::NotConnected;
 #[cfg(feature = "client")]
-pub(crate) use stream::Unanswered;
+pub(crate) use stream::{Era, Unanswered};
 #[cfg(feature = "hashicorp")]
 pub(crate) use tcp::TcpConnector;
 #[cfg(feature = "client")]

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::net::RecvFlags;
@@ -57,9 +59,35 @@ impl Stream for UnixStream {
     }
 }
 
+/// How an idle connection is found to be usable.
+pub(crate) enum Idle {
+    /// By asking the kernel whether anything has come on it, be it the end.
+    Peek,
+    /// By its user's word, who finds out by using it: as long as [`Era`] has not moved on.
+    Trust(Era, u64),
+}
+
+/// Connections of one time, until one of them turns out to be closed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Era(Arc<AtomicU64>);
+
+impl Era {
+    /// For a connection that is made now.
+    pub(crate) fn idle(&self) -> Idle {
+        Idle::Trust(self.clone(), self.0.load(Ordering::Acquire))
+    }
+
+    /// No connection that is idle now is used again.
+    #[cfg(feature = "client")]
+    pub(crate) fn end(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
 /// One connection.
 pub(crate) struct StreamTransport<S> {
     stream: S,
+    idle: Idle,
     buffers: WipedBuffers,
     /// What the socket was last told to wait; at first it waits for ever.
     timeout: Option<Duration>,
@@ -70,9 +98,10 @@ pub(crate) struct StreamTransport<S> {
 }
 
 impl<S: Stream> StreamTransport<S> {
-    pub(crate) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S, idle: Idle) -> Self {
         Self {
             stream,
+            idle,
             buffers: WipedBuffers::default(),
             timeout: None,
             was_kept: false,
@@ -153,9 +182,12 @@ impl<S: Stream> Transport for StreamTransport<S> {
         Ok(amount > 0)
     }
 
-    /// An idle connection is open when it has nothing to read: bytes that nobody asked
-    /// for, or an end, both mean that it cannot be used again.
+    /// When asked of the kernel, an idle connection is open when it has nothing to read:
+    /// bytes that nobody asked for, or an end, both mean that it cannot be used again.
     fn is_open(&mut self) -> bool {
+        if let Idle::Trust(era, born) = &self.idle {
+            return era.0.load(Ordering::Acquire) == *born;
+        }
         let peeked = rustix::net::recv(
             self.stream.socket(),
             &mut [0; 1],

@@ -13,7 +13,7 @@ use ureq::Error;
 use ureq::unversioned::resolver::{DefaultResolver, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
-use super::stream::{NotConnected, Stream, StreamTransport};
+use super::stream::{Idle, NotConnected, Stream, StreamTransport};
 
 /// Resolves a name when it connects, and tries its addresses one after the other. (ureq
 /// asks its resolver for every request, be there a kept connection or not, and that starts
@@ -50,14 +50,14 @@ impl Connector<()> for TcpConnector {
         // Requests are small, and each waits for its answer.
         tcp.set_nodelay(true)?;
         if details.uri.scheme_str() != Some("https") {
-            return Ok(Some(StreamTransport::new(MaybeTls::Plain(tcp))));
+            return Ok(Some(StreamTransport::new(MaybeTls::Plain(tcp), Idle::Peek)));
         }
         let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let name = ServerName::try_from(host).map_err(|error| other(&error))?;
         let config = self.tls.as_ref().ok_or(Error::Tls("TLS is not set up"))?;
         let tls = ClientConnection::new(Arc::clone(config), name).map_err(|e| other(&e))?;
         let stream = MaybeTls::Tls(Box::new(StreamOwned::new(tls, tcp)));
-        Ok(Some(StreamTransport::new(stream)))
+        Ok(Some(StreamTransport::new(stream, Idle::Peek)))
     }
 }
 

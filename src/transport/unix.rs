@@ -11,7 +11,7 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
-use super::stream::{NotConnected, StreamTransport};
+use super::stream::{Era, Idle, NotConnected, StreamTransport};
 use crate::peer::Process;
 
 /// Opens the one socket, whatever the URI says.
@@ -19,6 +19,7 @@ use crate::peer::Process;
 pub(crate) struct UnixConnector {
     socket: PathBuf,
     owners: Option<Owners>,
+    era: Option<Era>,
 }
 
 /// Whom a server may run as.
@@ -42,13 +43,14 @@ pub(crate) struct ForeignServer {
 impl UnixConnector {
     #[cfg(feature = "hashicorp")]
     pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket, owners: None }
+        Self { socket, owners: None, era: None }
     }
 
-    /// Talks to no server but one that root or one of `owners` runs.
+    /// Talks to no server but one that root or one of `owners` runs. Its connections are
+    /// used again, unlooked at, until `era` ends.
     #[cfg(feature = "client")]
-    pub(crate) fn with_owners(socket: PathBuf, owners: Owners) -> Self {
-        Self { socket, owners: Some(owners) }
+    pub(crate) fn with_owners(socket: PathBuf, owners: Owners, era: Era) -> Self {
+        Self { socket, owners: Some(owners), era: Some(era) }
     }
 
     fn check(&self, stream: &UnixStream) -> Result<(), Error> {
@@ -74,7 +76,8 @@ impl Connector<()> for UnixConnector {
         match open(&self.socket, timeout) {
             Ok(stream) => {
                 self.check(&stream)?;
-                Ok(Some(StreamTransport::new(stream)))
+                let idle = self.era.as_ref().map_or(Idle::Peek, Era::idle);
+                Ok(Some(StreamTransport::new(stream, idle)))
             }
             Err(error) => Err(Error::Other(Box::new(NotConnected(error)))),
         }

@@ -55,6 +55,7 @@
 pub mod client;
 #[cfg(all(unix, feature = "server"))]
 pub mod daemon;
+pub mod env_name;
 pub mod environment;
 pub mod error;
 #[cfg(feature = "server")]

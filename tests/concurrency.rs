@@ -92,12 +92,17 @@ fn mixed_operations_keep_value_and_metadata_one() {
         let value = answer.value();
         assert!(stored.lock().expect("no panic").contains(&(key, value.clone())));
         assert_eq!(summary.expect("listed")["masked_preview"], mask_value(&value).as_str());
-        assert_eq!(entry.expect("listed")["env_name"], value.as_str());
+        assert_eq!(entry.expect("listed")["env_name"], env_name(&value));
     }
 }
 
-/// Stores a value that no other store stores. Its name for the environment is the value,
-/// so that metadata tell which store they come from.
+/// A name for the environment that no other value has, so that metadata tell which store
+/// they come from.
+fn env_name(value: &str) -> String {
+    format!("V_{}", value.replace('-', "_"))
+}
+
+/// Stores a value that no other store stores.
 fn store(
     connection: &mut Connection,
     stored: &Mutex<HashSet<(u64, String)>>,
@@ -107,7 +112,8 @@ fn store(
     let value = format!("{mark}-value-{}", &mark[4..]);
     // Before it is sent: a reader may see it before its writer is answered.
     stored.lock().expect("no panic").insert((key, value.clone()));
-    let body = json!({ "value": value, "env_name": value, "delivery_mode": "runtime_env" });
+    let name = env_name(&value);
+    let body = json!({ "value": value, "env_name": name, "delivery_mode": "runtime_env" });
     let answer = connection.exchange(&put(&path(key), &body));
     assert_eq!(answer.json(), json!({ "status": "stored" }));
 }

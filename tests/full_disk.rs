@@ -190,7 +190,8 @@ fn listing(service: &Service) -> Value {
 }
 
 fn body(value: &str) -> Value {
-    json!({ "value": value, "delivery_mode": "runtime_env", "env_name": value[..4] })
+    let name = format!("V_{}", &value[..4]);
+    json!({ "value": value, "delivery_mode": "runtime_env", "env_name": name })
 }
 
 /// The answer to what could not be written: it says so, and what to do, and no value.

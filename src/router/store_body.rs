@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::env_name;
 use crate::model::{DeliveryMode, StoreRequest};
 use crate::secret::Secret;
 
@@ -158,6 +159,9 @@ impl ObjectFields {
         };
         let env_name = optional("env_name", self.env_name);
         let validator_id = optional("validator_id", self.validator_id);
+        if let Some(Err(problem)) = env_name.as_deref().map(env_name::check) {
+            problems.push(Problem::new("env_name", &["body", "env_name"], problem.to_string()));
+        }
         match (value, delivery_mode) {
             (Some(value), Some(delivery_mode)) if problems.is_empty() => {
                 Ok(StoreRequest { value, delivery_mode, allowed_consumers, env_name, validator_id })
@@ -335,6 +339,23 @@ mod tests {
                 r#"["body","validator_id"]"#,
             ]
         );
+    }
+
+    #[test]
+    fn a_name_that_steers_a_process_is_refused_in_either_mode() {
+        for (name, mode) in [
+            ("canary=x", "runtime_env"),
+            ("", "runtime_env"),
+            ("LD_PRELOAD", "runtime_env"),
+            ("BASH_ENV", "executor_only"),
+        ] {
+            let json = problems(&format!(
+                r#"{{"value":"canary","env_name":"{name}","delivery_mode":"{mode}"}}"#
+            ));
+            assert_eq!(json[0]["loc"], serde_json::json!(["body", "env_name"]), "{name}");
+            assert_eq!(json.as_array().map(Vec::len), Some(1));
+            assert!(name.is_empty() || !json.to_string().contains(name), "{json}");
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@
 //!   behind [`create_vault`] and [`register_backend`].
 //! - `daemon` wires it all: settings in, a running vault out. A host program starts there;
 //!   the binary's `serve` and `dev` do no more.
+//! - `client` asks a running vault from another process; `spawn` starts a process with its
+//!   credentials in its environment.
 //! - [`redact`] keeps values out of streams, log lines and documents.
 //! - `client` asks a running vault from another process.
 //!
@@ -72,6 +74,8 @@ pub mod secret;
 pub mod server;
 #[cfg(feature = "server")]
 pub mod service;
+#[cfg(unix)]
+pub mod spawn;
 pub mod time;
 #[cfg(all(unix, any(feature = "client", feature = "hashicorp")))]
 mod transport;

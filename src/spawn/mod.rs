@@ -1,0 +1,52 @@
+//! Starting a process with its credentials in its environment.
+//!
+//! A [`Selection`] says which credentials a process gets and under which names;
+//! [`Selection::fetch`] reads their values, all of them or none: whatever stands in the way
+//! is a [`Problem`], and all problems are named at once. [`CommandCredentials`] puts the
+//! values into the environment of a [`Command`](std::process::Command). [`Watcher`] tells
+//! when one of them has changed.
+//!
+//! ```no_run
+//! use std::process::Command;
+//!
+//! use intentframe_credentials::client::VaultClient;
+//! use intentframe_credentials::spawn::{CommandCredentials as _, runtime_env};
+//!
+//! let vault = VaultClient::new("/run/user/1000/credential-vault.sock");
+//! let credentials = runtime_env(&vault, Some("jarvis"))?;
+//! let mut agent = Command::new("jarvis").credentials(&credentials).spawn()?;
+//! agent.wait()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod command;
+mod environment;
+mod fetch;
+mod problem;
+mod selection;
+mod watcher;
+
+pub use command::{CommandCredentials, VAULT_VARIABLES};
+pub use environment::RuntimeEnv;
+pub use problem::{Problem, SpawnError};
+pub use selection::Selection;
+pub use watcher::Watcher;
+
+use crate::client::VaultClient;
+
+/// The variables of `consumer`: every credential that is delivered as one, and whose
+/// `allowed_consumers` is empty or has that name. Without a name, whoever they are for.
+///
+/// # Errors
+///
+/// [`SpawnError`]; then no process may be started. A value with a NUL byte, which no
+/// variable can hold, is one of the problems.
+pub fn runtime_env(client: &VaultClient, consumer: Option<&str>) -> Result<RuntimeEnv, SpawnError> {
+    let mut selection = Selection::new();
+    if let Some(consumer) = consumer {
+        selection = selection.consumer(consumer);
+    }
+    let environment = selection.fetch(client)?;
+    environment.check_variables()?;
+    Ok(environment)
+}

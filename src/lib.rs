@@ -23,7 +23,6 @@
 //! - `client` asks a running vault from another process; `spawn` starts a process with its
 //!   credentials in its environment.
 //! - [`redact`] keeps values out of streams, log lines and documents.
-//! - `client` asks a running vault from another process.
 //!
 //! # Features
 //!
@@ -74,7 +73,7 @@ pub mod secret;
 pub mod server;
 #[cfg(feature = "server")]
 pub mod service;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "client"))]
 pub mod spawn;
 pub mod time;
 #[cfg(all(unix, any(feature = "client", feature = "hashicorp")))]

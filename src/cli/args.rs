@@ -17,7 +17,8 @@ use super::failure::Failure;
     example = "credential-vault serve\n\
                printf %s \"$TOKEN\" | credential-vault store github.myorg/token\n\
                credential-vault get openai/api_key\n\
-               credential-vault check openai/api_key email.you@gmail.com/password",
+               credential-vault check openai/api_key email.you@gmail.com/password\n\
+               credential-vault exec --consumer jarvis -- jarvis --port 8080",
     note = "A credential is named NAMESPACE/KEY. The socket is that of --socket, else of\n\
             INTENTFRAME_VAULT_SOCKET, else ~/.intentframe/run/credential-vault.sock.\n\
             Every command has its own --help.",
@@ -25,7 +26,9 @@ use super::failure::Failure;
     error_code(2, "usage: the command line or the value is not what it has to be"),
     error_code(3, "unreachable: no service answers on the socket"),
     error_code(4, "refused: the service says that this may not be"),
-    error_code(5, "any other failure, such as a backend that is locked")
+    error_code(5, "any other failure, such as a backend that is locked"),
+    error_code(126, "exec: the command is there and could not be started"),
+    error_code(127, "exec: there is no such command; else exec ends as the command does")
 )]
 pub struct Arguments {
     /// the service's socket
@@ -58,6 +61,7 @@ pub enum Command {
     Delete(Delete),
     RuntimeEnv(RuntimeEnv),
     Check(Check),
+    Exec(Exec),
 }
 
 /// Run the service.
@@ -314,10 +318,101 @@ pub struct Check {
     pub credentials: Vec<String>,
 }
 
+/// Run a command with its credentials in its environment.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "exec",
+    help_triggers("-h", "--help"),
+    example = "credential-vault exec --consumer jarvis -- jarvis --port 8080\n\
+               credential-vault exec --only github.myorg/token -- gh repo list\n\
+               credential-vault exec --clean --env PGPASSWORD=db.main/password -- psql\n\
+               credential-vault exec --watch --mask -- ./agent",
+    note = "Gives every credential of delivery mode runtime_env in the variable stored with it,\n\
+            unless options choose. Nothing is started when one of them is missing, has no\n\
+            variable, or one that another has too, that is set already to another value, or\n\
+            that steers a loader, a shell, an interpreter or a tool (LD_PRELOAD, PATH, ...).\n\
+            The variables by which the vault itself comes to secrets (VAULT_TOKEN, ...) are\n\
+            removed from the command's environment.\n\n\
+            credential-vault is replaced by the command, so that signals, exit code and\n\
+            terminal are the command's own. With --mask, --watch or --files it stays, passes\n\
+            signals on, and ends as the command does."
+)]
+pub struct Exec {
+    /// the service's socket
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// only credentials for everyone or for this consumer
+    #[argh(option, arg_name = "name")]
+    pub consumer: Option<String>,
+
+    /// only this one, as NAMESPACE/KEY; may be repeated
+    #[argh(option, arg_name = "credential")]
+    pub only: Vec<String>,
+
+    /// only those of this namespace (and those of --only); may be repeated
+    #[argh(option, arg_name = "name")]
+    pub namespace: Vec<String>,
+
+    /// this one as well, in this variable, as NAME=NAMESPACE/KEY; may be repeated
+    #[argh(option, arg_name = "mapping")]
+    pub env: Vec<String>,
+
+    /// let --env name credentials of delivery mode executor_only
+    #[argh(switch)]
+    pub allow_executor_only: bool,
+
+    /// start from an environment of PATH, HOME, LANG and TERM alone
+    #[argh(switch)]
+    pub clean: bool,
+
+    /// keep this variable, although --clean or its kind would remove it; may be repeated
+    #[argh(option, arg_name = "name")]
+    pub keep: Vec<String>,
+
+    /// replace variables that are set already
+    #[argh(switch)]
+    pub r#override: bool,
+
+    /// one file per credential in this new directory, instead of variables;
+    /// CREDENTIALS_DIRECTORY names it
+    #[argh(option, arg_name = "dir")]
+    pub files: Option<PathBuf>,
+
+    /// replace the values by [REDACTED] in what the command writes
+    #[argh(switch)]
+    pub mask: bool,
+
+    /// start the command again when one of its credentials changes, or it crashes
+    #[argh(switch)]
+    pub watch: bool,
+
+    /// with --watch: TERM (the default), or HUP, which leaves it running
+    #[argh(option, arg_name = "name")]
+    pub signal: Option<String>,
+
+    /// with --watch: seconds between TERM and KILL, 30 by default
+    #[argh(option, arg_name = "seconds")]
+    pub grace: Option<f64>,
+
+    /// with --watch: seconds between looks at the vault, 2 by default
+    #[argh(option, arg_name = "seconds")]
+    pub interval: Option<f64>,
+
+    /// with --watch: how often in a row it is started again after a crash, 10 by default
+    #[argh(option, arg_name = "count")]
+    pub max_restarts: Option<u32>,
+
+    /// here to be refused with a reason
+    #[argh(positional, hidden_help)]
+    pub misplaced: Vec<String>,
+}
+
 /// What the command line asks for.
 pub enum Parsed {
-    /// A command.
-    Run(Arguments),
+    /// A command; and what `exec` is to run, which is bytes and not text.
+    Run(Box<Arguments>, Vec<OsString>),
     /// The help or the version.
     Print(String),
 }
@@ -325,7 +420,8 @@ pub enum Parsed {
 const NAME: &str = "credential-vault";
 
 /// Reads the arguments, without the program's name.
-pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, Failure> {
+pub fn parse(mut arguments: Vec<OsString>) -> Result<Parsed, Failure> {
+    let to_run = split_command(&mut arguments);
     let arguments = arguments
         .into_iter()
         .map(OsString::into_string)
@@ -336,7 +432,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, Failure> {
         Ok(Arguments { version: true, .. }) => {
             Ok(Parsed::Print(format!("{NAME} {}\n", env!("CARGO_PKG_VERSION"))))
         }
-        Ok(arguments) => Ok(Parsed::Run(arguments)),
+        Ok(arguments) => Ok(Parsed::Run(Box::new(arguments), to_run)),
         Err(argh::EarlyExit { output, status: Ok(()) }) => {
             Ok(Parsed::Print(format!("{}\n", output.trim_end())))
         }
@@ -344,6 +440,28 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Parsed, Failure> {
             Err(usage_error(&output, split.contains(&"store")))
         }
     }
+}
+
+/// Takes off what follows the `--` of `exec`, which is not ours to read.
+fn split_command(arguments: &mut Vec<OsString>) -> Vec<OsString> {
+    let Some(dashes) = arguments.iter().position(|argument| argument == "--") else {
+        return Vec::new();
+    };
+    // The first argument that is neither an option of ours nor an option's value.
+    let mut ours = arguments[..dashes].iter();
+    let command = loop {
+        match ours.next() {
+            Some(option) if option == "--socket" || option == "--server-uid" => drop(ours.next()),
+            Some(option) if option.as_encoded_bytes().starts_with(b"-") => {}
+            other => break other,
+        }
+    };
+    if command.is_none_or(|command| command != "exec") {
+        return Vec::new();
+    }
+    let mut to_run = arguments.split_off(dashes);
+    to_run.remove(0);
+    to_run
 }
 
 /// `--name=value` as two arguments, which is how argh wants them.
@@ -387,6 +505,22 @@ pub const VALUE_ADVICE: &str = "a value is never taken from the command line, wh
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_exec_runs_is_taken_off_unread() {
+        let split = |line: &str| {
+            let mut ours: Vec<_> = line.split(' ').map(OsString::from).collect();
+            let to_run = split_command(&mut ours);
+            (ours.len(), to_run.len())
+        };
+        assert_eq!(split("exec -- a -- b"), (1, 3));
+        assert_eq!(split("--socket exec exec --mask -- a"), (4, 1));
+        assert_eq!(split("--server-uid 7 exec -- a"), (3, 1));
+        assert_eq!(split("--socket=x exec --"), (2, 0));
+        assert_eq!(split("exec a b"), (3, 0));
+        assert_eq!(split("get -- exec/x"), (3, 0));
+        assert_eq!(split("--socket exec get -- x"), (5, 0));
+    }
 
     #[test]
     fn assignments_are_split_up_to_the_double_dash() {

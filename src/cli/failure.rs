@@ -5,6 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use intentframe_credentials::client::ClientError;
+use intentframe_credentials::spawn::{Problem, SpawnError};
 
 use super::output::escaped;
 
@@ -40,6 +41,18 @@ impl Failure {
     /// 2: the command, or what was given to it, is not what it has to be.
     pub fn usage(message: impl fmt::Display) -> Self {
         Self { code: USAGE, message: Some(message.to_string()) }
+    }
+
+    /// The code that a command which was run has ended with; it has said the rest itself.
+    pub fn of_command(code: u8) -> Self {
+        Self { code, message: None }
+    }
+
+    /// A command that was to be run did not start: 127 when there is none of this name,
+    /// else 126, as env(1) and the shells have it.
+    pub fn not_started(message: impl fmt::Display, error: &io::Error) -> Self {
+        let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+        Self { code, message: Some(message.to_string()) }
     }
 
     /// 5.
@@ -103,6 +116,34 @@ impl From<ClientError> for Failure {
         };
         let message =
             if advice.is_empty() { error.to_string() } else { format!("{error}\n  {advice}") };
+        Self { code, message: Some(message) }
+    }
+}
+
+impl From<SpawnError> for Failure {
+    fn from(error: SpawnError) -> Self {
+        let problems = match error {
+            SpawnError::Problems(problems) => problems,
+            SpawnError::Client(error) => return error.into(),
+            error => return Self::other(error),
+        };
+        let not_given = problems.iter().find_map(|problem| match problem {
+            Problem::NotGiven { error: ClientError::Refused { .. }, .. } => Some(REFUSED),
+            Problem::NotGiven { .. } => Some(OTHER),
+            _ => None,
+        });
+        let is_missing = |problem: &Problem| matches!(problem, Problem::Missing { .. });
+        let code = match not_given {
+            Some(code) => code,
+            None if problems.iter().any(is_missing) => NOT_FOUND,
+            None => USAGE,
+        };
+        let mut message = SpawnError::Problems(problems).to_string();
+        message.push_str(
+            "\nnothing was started; --only, --namespace and --consumer choose among credentials, \
+             --env NAME=NAMESPACE/KEY names\na variable (and with --allow-executor-only takes an \
+             executor_only one), `credential-vault store` stores one anew",
+        );
         Self { code, message: Some(message) }
     }
 }

@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod dev;
+mod exec;
 mod failure;
 mod output;
 mod read;
@@ -51,10 +52,11 @@ fn run(
     environment: &Environment,
     secrets: &RegisteredSecrets,
 ) -> Result<(), Failure> {
-    let Arguments { socket, server_uid, command, .. } = match args::parse(arguments)? {
-        Parsed::Run(arguments) => arguments,
+    let (arguments, to_run) = match args::parse(arguments)? {
+        Parsed::Run(arguments, to_run) => (arguments, to_run),
         Parsed::Print(text) => return Output::stdout().text(&text),
     };
+    let Arguments { socket, server_uid, command, .. } = *arguments;
     let level = match command {
         Some(Command::Serve(_) | Command::Dev(_)) => LevelFilter::Info,
         _ => LevelFilter::Warn,
@@ -98,6 +100,10 @@ fn run(
         Some(Command::Store(mut args)) => {
             let client = client(args.socket.take())?;
             write::store(&client, args, secrets)
+        }
+        Some(Command::Exec(mut args)) => {
+            let client = client(args.socket.take())?;
+            exec::run(client, &args, to_run)
         }
         Some(Command::Delete(args)) => {
             write::delete(&client(args.socket)?, &credential(&args.credential)?)

@@ -1,0 +1,178 @@
+//! `--mask` without a terminal: what the command writes passes through pipes.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+
+use crate::support::{eventually, wait_until};
+use crate::tools::{Ended, Running, TOKEN, Vault, lines};
+
+#[test]
+fn values_are_replaced_in_both_streams_in_all_their_forms() {
+    let vault = Vault::with_token();
+    let script = "printf 'a%sb\\n' $APP_TOKEN; printf %s $APP_TOKEN | base64; \
+                  printf %s $APP_TOKEN | od -An -tx1 | tr -d ' \\n'; echo; \
+                  echo \"error: $APP_TOKEN\" >&2; exit 4";
+    let ended = vault.shell(&["--mask"], script);
+    assert_eq!(ended.stdout, "a[REDACTED]b\n[REDACTED]\n[REDACTED]\n");
+    assert_eq!(ended.stderr, "error: [REDACTED]\n");
+    assert_eq!(ended.status.code(), Some(4));
+    let ended = vault.shell(&["--mask"], "echo $APP_TOKEN; kill -SEGV $$");
+    assert_eq!(ended.stdout, "[REDACTED]\n");
+    assert_eq!(ended.status.signal(), Some(Signal::SEGV.as_raw()));
+    assert!(!ended.status.core_dumped());
+}
+
+#[test]
+fn values_are_replaced_across_writes() {
+    let vault = Vault::with_token();
+    let (first, second) = TOKEN.split_at(7);
+    let go = vault.file("go");
+    let script = format!(
+        "printf 'plain %s' {first}; while ! [ -e {} ]; do sleep 0.01; done; printf '%s end' {second}",
+        go.display()
+    );
+    let mut child =
+        vault.exec(&["--mask", "--", "/bin/sh", "-c", &script]).spawn().expect("starts");
+    let mut stdout = child.stdout.take().expect("is piped");
+    let mut plain = [0; 6];
+    stdout.read_exact(&mut plain).expect("what is certain is passed on at once");
+    assert_eq!(&plain, b"plain ");
+    fs::write(&go, "").expect("writes");
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).expect("reads");
+    assert_eq!(rest, "[REDACTED] end");
+    assert!(child.wait().expect("ends").success());
+    // What might have become one, and has not.
+    let ended = vault.shell(&["--mask"], &format!("printf %s {first}"));
+    assert_eq!(ended.stdout, first);
+}
+
+#[test]
+fn one_stream_for_both_keeps_its_order() {
+    let vault = Vault::with_token();
+    let script = "for i in 1 2 3 4 5 6 7 8 9; do echo out $i; echo err $i $APP_TOKEN >&2; done";
+    let exec = vault.exec(&["--mask", "--", "/bin/sh", "-c", script]);
+    let mut outer = Command::new("/bin/sh");
+    outer.args(["-c", "exec \"$@\" 2>&1", "sh"]).arg(exec.get_program()).args(exec.get_args());
+    outer.env("INTENTFRAME_VAULT_SOCKET", &vault.service.socket);
+    let lines: Vec<_> =
+        (1..10).map(|number| format!("out {number}\nerr {number} [REDACTED]\n")).collect();
+    let expected = lines.concat();
+    assert_eq!(Ended::of(&mut outer).ok(), expected);
+}
+
+#[test]
+fn much_passes_through_as_it_is() {
+    let vault = Vault::with_token();
+    let text: Vec<u8> = (0..6_000_000_u32).flat_map(u32::to_ne_bytes).collect();
+    let file = vault.file("much");
+    fs::write(&file, &text).expect("writes");
+    let path = file.to_str().expect("UTF-8");
+    let output = vault.exec(&["--mask", "--", "cat", path]).output().expect("runs");
+    assert!(output.status.success());
+    assert!(output.stdout == text, "{} bytes of {}", output.stdout.len(), text.len());
+    // Standard input is the command's own.
+    let input = fs::File::open(&file).expect("opens");
+    let output = vault.exec(&["--mask", "--", "cat"]).stdin(input).output().expect("runs");
+    assert!(output.stdout == text, "{} bytes of {}", output.stdout.len(), text.len());
+}
+
+#[test]
+fn a_reader_that_waits_makes_the_command_wait() {
+    let vault = Vault::with_token();
+    let mut command = vault.exec(&["--mask", "--", "yes"]);
+    let mut running = Running::start(&mut command);
+    // Its output fills the pipes, and it goes no further: nor does the memory.
+    let status = format!("/proc/{}/status", running.0.id());
+    let io = format!("/proc/{}/io", running.0.id());
+    let field = |file: &str, name: &str| -> u64 {
+        let text = fs::read_to_string(file).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("is there");
+        line.split_whitespace().next().expect("a number").parse().expect("a number")
+    };
+    let mut before = 0;
+    let mut same = 0;
+    let read = eventually("it reads no more", || {
+        let now = field(&io, "rchar:");
+        same = if now == before && now > 100_000 { same + 1 } else { 0 };
+        before = now;
+        (same > 50).then_some(now)
+    });
+    assert!(read < 4_000_000, "{read}");
+    assert!(field(&status, "VmRSS:") < 40_000, "{} kB", field(&status, "VmRSS:"));
+    // A reader that goes ends the command as it would without us.
+    drop(running.0.stdout.take());
+    assert_eq!(running.wait().signal(), Some(Signal::PIPE.as_raw()));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_the_command() {
+    let vault = Vault::with_token();
+    let exec = vault.exec(&["--mask", "--", "yes"]);
+    let mut outer = Command::new("/bin/sh");
+    outer.args(["-c", "\"$@\" | head -n 1", "sh"]).arg(exec.get_program()).args(exec.get_args());
+    outer.env("INTENTFRAME_VAULT_SOCKET", &vault.service.socket);
+    assert_eq!(Ended::of(&mut outer).ok(), "y\n");
+}
+
+#[test]
+fn a_signal_ends_what_nobody_reads() {
+    let vault = Vault::with_token();
+    let done = vault.file("done");
+    let script = format!("yes | head -c 300000; : > {}", done.display());
+    let mut command = vault.exec(&["--mask", "--", "/bin/sh", "-c", &script]);
+    // Nobody takes the output out of the pipe, and the command has ended.
+    let mut running = Running::start(&mut command);
+    wait_until("the command has ended", || done.exists());
+    assert!(running.is_running(), "what it wrote is still to be read");
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait().code(), Some(0), "as the command has");
+}
+
+#[test]
+fn values_before_and_after_a_change_are_masked() {
+    let vault = Vault::with_token();
+    let (directory, log) = (vault.file("credentials"), vault.file("log"));
+    let options = ["--mask", "--watch", "--interval", "0.02", "--signal", "HUP", "--files"];
+    let script = "read_it() { cat $CREDENTIALS_DIRECTORY/APP_TOKEN; echo; }; trap read_it HUP; \
+                  read_it; while :; do sleep 0.01; done";
+    let rest = [directory.to_str().expect("UTF-8"), "--", "/bin/sh", "-c", script];
+    let mut command = vault.exec(&[&options[..], &rest].concat());
+    command.stdout(fs::File::create(&log).expect("makes a file"));
+    let mut running = Running::start(&mut command);
+    lines(&log, 1);
+    vault.put("app/token", "canary-of-tomorrow", "APP_TOKEN", &[]);
+    assert_eq!(lines(&log, 2), ["[REDACTED]", "[REDACTED]"]);
+    running.signal(Signal::TERM);
+    running.wait();
+}
+
+#[test]
+fn a_command_that_is_started_again_is_masked_again() {
+    let vault = Vault::with_token();
+    let log = vault.file("log");
+    let options = ["--mask", "--watch", "--interval", "0.02", "--", "/bin/sh", "-c"];
+    // It still knows the value that it had before.
+    let script = format!("echo $APP_TOKEN {TOKEN}; while :; do sleep 0.01; done");
+    let mut command = vault.exec(&[&options[..], &[&*script]].concat());
+    command.stdout(fs::File::create(&log).expect("makes a file"));
+    let mut running = Running::start(&mut command);
+    lines(&log, 1);
+    vault.put("app/token", "canary-of-tomorrow", "APP_TOKEN", &[]);
+    assert_eq!(lines(&log, 2), ["[REDACTED] [REDACTED]"; 2]);
+    running.signal(Signal::TERM);
+    running.wait();
+}
+
+#[test]
+fn standard_input_is_read_by_the_command_alone() {
+    let vault = Vault::with_token();
+    let mut command = vault.exec(&["--mask", "--", "head", "-n", "1"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().expect("starts");
+    child.stdin.take().expect("is piped").write_all(b"first\nsecond\n").expect("writes");
+    assert_eq!(Ended::from(child.wait_with_output().expect("ends")).ok(), "first\n");
+}

@@ -1,0 +1,121 @@
+//! `exec` is replaced by the command: what the command is, is its own.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+
+use rustix::process::Signal;
+
+use crate::support::wait_until;
+use crate::tools::{Ended, Running, TOKEN, Vault, exec};
+
+#[test]
+fn the_command_takes_its_place() {
+    let vault = Vault::with_token();
+    let mut command = vault.exec(&["--", "/bin/sh", "-c", "echo $$ $APP_TOKEN; exit 7"]);
+    let child = command.spawn().expect("starts");
+    let id = child.id();
+    let ended = Ended::from(child.wait_with_output().expect("ends"));
+    assert_eq!(ended.stdout, format!("{id} {TOKEN}\n"));
+    assert_eq!((ended.status.code(), ended.stderr.as_str()), (Some(7), ""));
+
+    let ended = vault.shell(&[], "kill -USR1 $$");
+    assert_eq!(ended.status.signal(), Some(Signal::USR1.as_raw()));
+}
+
+#[test]
+fn a_signal_is_the_commands_own() {
+    let vault = Vault::with_token();
+    let ready = vault.file("ready");
+    let script =
+        format!("trap 'exit 9' TERM; : > {}; while :; do sleep 0.01; done", ready.display());
+    let mut running = Running::start(&mut vault.exec(&["--", "/bin/sh", "-c", &script]));
+    wait_until("the trap is set", || ready.exists());
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait().code(), Some(9));
+}
+
+#[test]
+fn signals_that_we_ignore_by_nature_are_not_ignored_by_the_command() {
+    let vault = Vault::with_token();
+    let ignored = |line: &str| {
+        let bits = line.strip_prefix("SigIgn:").expect("the line of ignored signals").trim();
+        u64::from_str_radix(bits, 16).expect("hexadecimal")
+    };
+    let pipe = 1 << (Signal::PIPE.as_raw() - 1);
+    for options in [&[][..], &["--mask"]] {
+        let ended = vault.run(&[options, &["--", "grep", "SigIgn", "/proc/self/status"]].concat());
+        assert_eq!(ignored(&ended.ok()) & pipe, 0, "{options:?}");
+    }
+    // One that was ignored when we were started stays so, as nohup(1) wants it.
+    let script = "trap '' HUP; exec \"$@\"";
+    for options in [&[][..], &["--mask"]] {
+        let inner = vault.exec(&[options, &["--", "grep", "SigIgn", "/proc/self/status"]].concat());
+        let mut outer = std::process::Command::new("/bin/sh");
+        outer.args(["-c", script, "sh"]).arg(inner.get_program()).args(inner.get_args());
+        outer.env("INTENTFRAME_VAULT_SOCKET", &vault.service.socket);
+        let ended = Ended::of(&mut outer);
+        assert_eq!(ignored(&ended.ok()) & 1, 1, "{options:?}");
+    }
+}
+
+#[test]
+fn arguments_are_passed_as_they_are() {
+    let vault = Vault::with_token();
+    let odd =
+        [&b"\xff\xfe"[..], b"--socket=/x", b"--", b"-h", b"a=b", b"", b"$X"].map(OsStr::from_bytes);
+    let mut command = vault.exec(&["--only", "app/token", "--", "printf", "<%s>"]);
+    let output = command.args(odd).output().expect("runs");
+    assert_eq!(output.stdout, b"<\xff\xfe><--socket=/x><--><-h><a=b><><$X>", "{output:?}");
+
+    let mut command = vault.exec(&["--", "env", "-0"]);
+    let output = command.env("ODD", OsStr::from_bytes(b"\xff=\n")).output().expect("runs");
+    assert!(output.stdout.split(|byte| *byte == 0).any(|line| line == b"ODD=\xff=\n"));
+}
+
+#[test]
+fn a_command_that_cannot_be_started_is_told_as_env_tells_it() {
+    let vault = Vault::with_token();
+    assert!(vault.run(&["--", "no-such-command"]).refused(127).contains("no-such-command"));
+    let file = vault.file("not-executable");
+    fs::write(&file, "#!/bin/sh\n").expect("writes");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("sets");
+    for options in [&[][..], &["--mask"], &["--watch"]] {
+        let run = |name: &str| vault.run(&[options, &["--", name]].concat());
+        run("/no/such/command").refused(127);
+        run(file.to_str().expect("UTF-8")).refused(126);
+    }
+}
+
+#[test]
+fn a_command_is_needed_and_stands_behind_dashes() {
+    let vault = Vault::with_token();
+    for arguments in [&[][..], &["--"], &["--mask"]] {
+        assert!(vault.run(arguments).refused(2).contains("no command"), "{arguments:?}");
+    }
+    assert!(vault.run(&["env"]).refused(2).contains("put -- before it"));
+    assert!(vault.run(&["--no-such-option", "--", "env"]).refused(2).contains("no-such-option"));
+    for arguments in [
+        &["--grace", "1", "--", "env"][..],
+        &["--watch", "--signal", "KILL", "--", "env"],
+        &["--watch", "--interval", "0", "--", "env"],
+        &["--watch", "--grace", "-1", "--", "env"],
+        &["--env", "canary", "--", "env"],
+        &["--env", "A=canary", "--", "env"],
+    ] {
+        vault.run(arguments).refused(2);
+    }
+}
+
+#[test]
+fn without_a_vault_nothing_is_started() {
+    let vault = Vault::with_token();
+    let nowhere = vault.file("nowhere.sock");
+    for options in [&[][..], &["--mask"], &["--watch"]] {
+        let mut command = exec(&nowhere, &[options, &["--", "echo", "started"]].concat());
+        let said = Ended::of(&mut command).refused(3);
+        assert!(said.contains("nowhere.sock"), "{said}");
+    }
+}

@@ -1,0 +1,160 @@
+//! A service with credentials, and commands that are run with them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+use serde_json::json;
+
+use crate::support::{Place, Service, eventually, wait_until};
+
+pub const TOKEN: &str = "canary-0123456789-abcdef";
+
+/// A running service, and a directory for what commands leave.
+pub struct Vault {
+    pub service: Service,
+    pub place: Place,
+}
+
+impl Vault {
+    pub fn start() -> Self {
+        let place = Place::new();
+        Self { service: place.start(), place }
+    }
+
+    /// One that has `app/token` for everyone, in `APP_TOKEN`.
+    pub fn with_token() -> Self {
+        let vault = Self::start();
+        vault.put("app/token", TOKEN, "APP_TOKEN", &[]);
+        vault
+    }
+
+    /// Stores a credential that is delivered as a variable.
+    #[track_caller]
+    pub fn put(&self, name: &str, value: &str, variable: &str, consumers: &[&str]) {
+        self.put_json(
+            name,
+            &json!({
+                "value": value, "delivery_mode": "runtime_env", "env_name": variable,
+                "allowed_consumers": consumers,
+            }),
+        );
+    }
+
+    #[track_caller]
+    pub fn put_json(&self, name: &str, body: &serde_json::Value) {
+        let answer = self.service.put(&format!("/v1/credentials/{name}"), body);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+
+    #[track_caller]
+    pub fn delete(&self, name: &str) {
+        let request = crate::support::delete(&format!("/v1/credentials/{name}"));
+        assert_eq!(self.service.connect().exchange(&request).status, 200);
+    }
+
+    /// `exec` with nothing in its environment but `PATH` and the socket to ask.
+    pub fn exec(&self, arguments: &[&str]) -> Command {
+        exec(&self.service.socket, arguments)
+    }
+
+    /// Runs it to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ended {
+        Ended::of(&mut self.exec(arguments))
+    }
+
+    /// Runs a shell script to its end.
+    pub fn shell(&self, options: &[&str], script: &str) -> Ended {
+        self.run(&[options, &["--", "/bin/sh", "-c", script]].concat())
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.place.root().join(name)
+    }
+}
+
+pub fn exec(socket: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_credential-vault"));
+    command.arg("exec").args(arguments).env_clear();
+    command.env("PATH", "/usr/bin:/bin").env("INTENTFRAME_VAULT_SOCKET", socket);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Ended {
+    pub fn of(command: &mut Command) -> Self {
+        command.output().expect("runs").into()
+    }
+
+    /// Succeeded, without a word on standard error.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!((self.status.code(), self.stderr.as_str()), (Some(0), ""), "{self:?}");
+        self.stdout
+    }
+
+    /// Failed with `code` before anything was started; what was said, which has no value.
+    #[track_caller]
+    pub fn refused(self, code: i32) -> String {
+        assert_eq!((self.status.code(), self.stdout.as_str()), (Some(code), ""), "{self:?}");
+        assert!(!self.stderr.contains("canary"), "{}", self.stderr);
+        self.stderr
+    }
+}
+
+/// A command that runs; killed when it is dropped.
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.spawn().expect("starts"))
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, signal).expect("it is running");
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().expect("can be waited for").is_none()
+    }
+
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("exec ends", || self.0.try_wait().expect("can be waited for"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until a file that a command writes has so many lines, and gives them.
+#[track_caller]
+pub fn lines(path: &Path, count: usize) -> Vec<String> {
+    let read = || fs::read_to_string(path).unwrap_or_default();
+    let whole = || read().matches('\n').count();
+    wait_until(&format!("{count} lines, not {:?}", read()), || whole() >= count);
+    read().lines().map(str::to_owned).collect()
+}

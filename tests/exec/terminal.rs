@@ -147,7 +147,7 @@ fn keys_reach_the_command_and_their_echo_comes_back() {
 #[test]
 fn interrupt_is_a_key_and_ends_what_it_ends() {
     let vault = Vault::with_token();
-    let mut terminal = Terminal::start(&masked(&vault, &[], "echo ready; sleep 1000"));
+    let mut terminal = Terminal::start(&masked(&vault, &[], "echo ready; exec sleep 1000"));
     terminal.shows("ready");
     wait_until("keys go through as they are", || !terminal.is_cooked());
     terminal.types("\u{3}");
@@ -170,7 +170,7 @@ fn interrupt_is_a_key_and_ends_what_it_ends() {
 fn the_terminal_is_as_before_however_it_ends() {
     let vault = Vault::with_token();
     for signal in [Signal::TERM, Signal::HUP, Signal::QUIT] {
-        let mut terminal = Terminal::start(&masked(&vault, &[], "echo ready; sleep 1000"));
+        let mut terminal = Terminal::start(&masked(&vault, &[], "echo ready; exec sleep 1000"));
         terminal.shows("ready");
         wait_until("keys go through as they are", || !terminal.is_cooked());
         terminal.signal(signal);
@@ -235,7 +235,7 @@ fn only_what_is_on_a_terminal_is_given_one() {
 
     // As one of a pipeline: the terminal's keys are the others' to read, and its
     // interrupt reaches the command at once.
-    let command = masked(&vault, &[], "test -t 1 && echo is 1; cat; sleep 1000");
+    let command = masked(&vault, &[], "test -t 1 && echo is 1; cat; exec sleep 1000");
     let (input, output) = std::io::pipe().expect("a pipe");
     let mut terminal =
         Terminal::start_with(|pts| bare(&command).stdin(input).spawn(pts).expect("starts"));

@@ -606,9 +606,10 @@ fn is_asleep(pid: u32) -> bool {
         .any(|line| line.strip_prefix("State:").is_some_and(|state| state.trim().starts_with('S')))
 }
 
+/// Whether it is the line of the limit on cores, and says that none is written.
 fn is_no_core(line: &str) -> bool {
     line.strip_prefix("Max core file size")
-        .is_some_and(|limits| limits.split_whitespace().collect::<Vec<_>>()[..2] == ["0", "0"])
+        .is_some_and(|limits| limits.split_whitespace().next() == Some("0"))
 }
 
 #[test]

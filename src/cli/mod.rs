@@ -62,9 +62,12 @@ fn run(
         _ => LevelFilter::Warn,
     };
     // Before a value gets here.
-    let hardened = hardening::harden();
+    let core_limit = hardening::forbid_core();
+    // Files in memory are opened by way of this process's own in /proc.
+    let is_open = matches!(&command, Some(Command::Exec(exec)) if exec.files.is_some());
+    let hidden = if is_open { Ok(()) } else { hardening::hide() };
     start_logging(environment, level, secrets)?;
-    if let Err(error) = hardened {
+    if let Err(error) = core_limit.as_ref().map(drop).and(hidden.as_ref().map(drop)) {
         log::warn!("a core of this process could be written: {error}");
     }
     // A `--socket` after the command wins over one before it.
@@ -103,7 +106,7 @@ fn run(
         }
         Some(Command::Exec(mut args)) => {
             let client = client(args.socket.take())?;
-            exec::run(client, &args, to_run)
+            exec::run(client, &args, to_run, core_limit.ok())
         }
         Some(Command::Delete(args)) => {
             write::delete(&client(args.socket)?, &credential(&args.credential)?)

@@ -37,6 +37,22 @@ fn a_signal_is_the_commands_own() {
     assert_eq!(running.wait().code(), Some(9));
 }
 
+/// We leave no core, and the command may.
+#[test]
+fn the_limit_on_cores_is_the_commands_own() {
+    let vault = Vault::with_token();
+    let files = vault.file("files");
+    let files = files.to_str().expect("UTF-8");
+    for options in [&[][..], &["--mask"], &["--files", files]] {
+        let inner = vault.exec(&[options, &["--", "/bin/sh", "-c", "ulimit -S -c"]].concat());
+        let mut outer = std::process::Command::new("/bin/sh");
+        outer.args(["-c", "ulimit -S -c 8 && exec \"$@\"", "sh"]);
+        outer.arg(inner.get_program()).args(inner.get_args());
+        outer.env("INTENTFRAME_VAULT_SOCKET", &vault.service.socket);
+        assert_eq!(Ended::of(&mut outer).ok().trim(), "8", "{options:?}");
+    }
+}
+
 #[test]
 fn signals_that_we_ignore_by_nature_are_not_ignored_by_the_command() {
     let vault = Vault::with_token();

@@ -25,14 +25,20 @@ use crate::cli::args::Exec;
 use crate::cli::credential;
 use crate::cli::failure::Failure;
 use crate::cli::output::escaped;
+use crate::hardening::CoreLimit;
 
 use environment::Inherited;
 use masking::Masks;
 use supervise::{OnChange, Supervisor, Watch};
 
 /// Runs `to_run`. Does not return when it takes the place of this process.
-pub fn run(client: VaultClient, args: &Exec, to_run: Vec<OsString>) -> Result<(), Failure> {
-    let program = program(args, to_run)?;
+pub fn run(
+    client: VaultClient,
+    args: &Exec,
+    to_run: Vec<OsString>,
+    core_limit: Option<CoreLimit>,
+) -> Result<(), Failure> {
+    let program = program(args, to_run, core_limit)?;
     let selection = selection(args)?;
     let watching = Watching::new(args)?;
     let inherited = Inherited::new(std::env::vars_os(), args.clean, &args.keep, args.r#override);
@@ -82,7 +88,7 @@ fn replace_us(
     let mut command = program.command();
     command.env_clear().envs(inherited.with(&credentials)?);
     drop(client);
-    Err(program.not_started(&command.exec()))
+    Err(program.not_started(&program.started(|| command.exec())))
 }
 
 /// What `--watch` asks for.
@@ -183,9 +189,19 @@ fn warn(why: &str) {
 pub struct Program {
     name: OsString,
     arguments: Vec<OsString>,
+    /// What it has back of what was taken from us.
+    core_limit: Option<CoreLimit>,
 }
 
 impl Program {
+    /// Starts it by `start`.
+    fn started<T>(&self, start: impl FnOnce() -> T) -> T {
+        match self.core_limit {
+            Some(limit) => limit.lifted(start),
+            None => start(),
+        }
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(&self.name);
         command.args(&self.arguments);
@@ -206,7 +222,11 @@ impl Program {
     }
 }
 
-fn program(args: &Exec, to_run: Vec<OsString>) -> Result<Program, Failure> {
+fn program(
+    args: &Exec,
+    to_run: Vec<OsString>,
+    core_limit: Option<CoreLimit>,
+) -> Result<Program, Failure> {
     const EXAMPLE: &str = "put -- before it, as in `credential-vault exec --mask -- make test`";
 
     if !args.misplaced.is_empty() {
@@ -214,7 +234,7 @@ fn program(args: &Exec, to_run: Vec<OsString>) -> Result<Program, Failure> {
     }
     let mut to_run = to_run.into_iter();
     match to_run.next() {
-        Some(name) => Ok(Program { name, arguments: to_run.collect() }),
+        Some(name) => Ok(Program { name, arguments: to_run.collect(), core_limit }),
         None => Err(Failure::usage(format!("there is no command to run\n  {EXAMPLE}"))),
     }
 }

@@ -163,7 +163,8 @@ impl Supervisor {
     fn start(&self) -> Result<Child, Failure> {
         let mut command = self.program.command();
         command.env_clear().envs(self.variables(&self.credentials)?);
-        Child::start(command, self.masks.as_ref()).map_err(|error| self.program.not_started(&error))
+        let start = || Child::start(command, self.masks.as_ref());
+        self.program.started(start).map_err(|error| self.program.not_started(&error))
     }
 
     /// Stays with a command until it has ended.

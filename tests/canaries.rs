@@ -303,7 +303,7 @@ fn seeds_of_the_dev_service_stay_in_memory() {
         let search = Search::new();
         let place = Place::new();
         let file = place.root().join("seeds.env");
-        fs::write(&file, format!("OPENAI_API_KEY='sk-pro-{MARKER}'\nEMAIL_A_ADDRESS=a@b.example\nEMAIL_A_PASSWORD='{MARKER}'\nBROKEN {MARKER}\nOTHER={MARKER}\n"))
+        fs::write(&file, format!("OPENAI_API_KEY='sk-pro-{MARKER}'\nEMAIL_A_ADDRESS=a@b.example\nEMAIL_A_PASSWORD='made-up-{MARKER}'\nBROKEN {MARKER}\nOTHER={MARKER}\n"))
             .expect("it can be written");
         let mut command = vault_command(&place, &["dev", "--socket"]);
         command.arg(place.socket()).arg("--data-dir").arg(place.data_dir());

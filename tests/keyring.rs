@@ -377,19 +377,28 @@ fn a_deadline_is_kept() {
     if !session("a_deadline_is_kept") {
         return;
     }
+    // By another vault: on a busy machine a healthy keyring may take longer than the
+    // deadline of this one.
+    store(&*crate::vault(), "key", "before");
     let vault = KeyringVault::new(Duration::from_millis(100));
-    store(&vault, "key", "before");
     let pid = daemon();
     signal("-STOP", &pid);
     // More than the threads that may hang at a time: some find no thread to hang in.
-    for _ in 0..10 {
-        let since = Instant::now();
-        let error = vault.get(&at("key")).expect_err("no answer");
-        assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
-        assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");
-    }
+    let refusals: Vec<String> = (0..10)
+        .map(|_| {
+            let since = Instant::now();
+            let error = vault.get(&at("key")).expect_err("no answer");
+            // Far from the 30 s that a call may take else; not a measure of speed.
+            assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+            assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");
+            error.to_string()
+        })
+        .collect();
+    // What only a deadline says: the bus gives a call up later, and in other words.
+    assert!(refusals.iter().any(|error| error.contains("does not answer")), "{refusals:#?}");
     signal("-CONT", &pid);
     support::wait_until("it answers", || vault.get(&at("key")).is_ok());
+    assert_eq!(value(&*crate::vault(), "key").as_deref(), Some("before"));
     vault.close();
     let error = vault.get(&at("key")).expect_err("closed");
     assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");

@@ -6,6 +6,7 @@ mod support;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use serde_json::{Value, json};
@@ -369,4 +370,34 @@ fn every_client_sees_the_end_of_its_connection() {
         let answers = answered_to_the_end(&service, &[&turn[..], &rest, &more, &closing].concat());
         assert!(answers.starts_with(b"HTTP/1.1 404"));
     }
+}
+
+/// Whoever accepts a connection wakes a worker only if none is awake: between a worker's
+/// last look and its sleep none may be overlooked.
+#[test]
+fn no_new_connection_is_overlooked() {
+    let closing = request("GET", "/nothing", "Connection: close\r\n", b"");
+    let place = Place::new();
+    let service = place.start();
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // A client that keeps its connection has the workers come and go at other moments.
+        scope.spawn(|| {
+            let mut kept = service.connect();
+            while !ended.load(Ordering::Relaxed) {
+                assert_eq!(kept.exchange(&get("/nothing")).status, 404);
+            }
+        });
+        for round in 0..5000 {
+            if round % 4 == 0 {
+                // Connected now, heard of later.
+                let mut client = service.connect();
+                assert!(answered_to_the_end(&service, &closing).starts_with(b"HTTP/1.1 404"));
+                assert_eq!(client.exchange(&get("/nothing")).status, 404);
+            } else {
+                assert!(answered_to_the_end(&service, &closing).starts_with(b"HTTP/1.1 404"));
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
 }

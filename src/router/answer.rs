@@ -45,7 +45,7 @@ impl Answer {
     }
 
     pub(super) fn json(status: u16, body: Vec<u8>) -> Self {
-        Self { status, headers: vec![json_type()], body: Body::from(body) }
+        Self { status, headers: json_headers(), body: Body::from(body) }
     }
 
     pub(super) fn json_of(content: &impl Serialize) -> Self {
@@ -143,14 +143,19 @@ impl From<&VaultError> for Answer {
 
 /// `{"value":"..."}`: the one answer with a credential's value in it.
 pub(super) fn value(secret: &Secret) -> Answer {
-    // Room for the value unescaped, so that it is not left behind in a smaller buffer.
-    let mut body = Zeroizing::new(Vec::with_capacity(secret.len() * 6 + 16));
+    // Room for all of it, so that none is left behind in a smaller buffer.
+    let escaped = secret.expose().bytes().map(|byte| match byte {
+        b'"' | b'\\' => 2,
+        0..0x20 => 6,
+        _ => 1,
+    });
+    let mut body = Zeroizing::new(Vec::with_capacity(escaped.sum::<usize>() + 16));
     body.extend_from_slice(br#"{"value":"#);
     serde_json::to_writer(&mut *body, secret.expose()).expect("a Vec takes every write");
     body.push(b'}');
     Answer {
         status: 200,
-        headers: vec![json_type()],
+        headers: json_headers(),
         body: Body(VecDeque::from([Segment::new(body)])),
     }
 }
@@ -159,11 +164,14 @@ pub(super) fn deleted() -> Answer {
     Answer::json(200, br#"{"status":"deleted"}"#.to_vec())
 }
 
-fn json_type() -> Header {
+fn json_headers() -> Vec<Header> {
     static JSON: LazyLock<Header> = LazyLock::new(|| {
         Header::from_bytes("Content-Type", "application/json").expect("a valid header")
     });
-    JSON.clone()
+    // With room for the two that the server adds.
+    let mut headers = Vec::with_capacity(3);
+    headers.push(JSON.clone());
+    headers
 }
 
 fn serialize(content: &(impl Serialize + ?Sized)) -> Vec<u8> {
@@ -196,7 +204,7 @@ impl JsonList {
         }
         self.current.push(b']');
         self.body.push(self.current);
-        Answer { status: 200, headers: vec![json_type()], body: self.body }
+        Answer { status: 200, headers: json_headers(), body: self.body }
     }
 }
 

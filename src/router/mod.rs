@@ -99,6 +99,12 @@ impl Router {
         }
     }
 
+    /// Whether carrying out the call may take a while even when nothing is waited for.
+    #[must_use]
+    pub fn may_take_long(&self, call: &Call) -> bool {
+        matches!(call.0, CallKind::List(_) | CallKind::RuntimeEnv)
+    }
+
     /// Whether reading a value may wait for something outside this process.
     #[must_use]
     pub fn reads_may_block(&self) -> bool {
@@ -219,7 +225,7 @@ fn resource_call(resource: Resource, head: &RequestHead<'_>) -> Result<CallKind,
         ),
         Resource::RuntimeEnv => only_get(CallKind::RuntimeEnv),
         Resource::Credential { namespace, key } => {
-            let at = CredentialRef::parse(&namespace, &key);
+            let at = Namespace::new(namespace).and_then(|name| CredentialRef::new(name, key));
             match (method, at) {
                 (Method::Get, Ok(at)) => Ok(CallKind::Get(at)),
                 (Method::Get, Err(_)) => Err(Answer::credential_not_found()),

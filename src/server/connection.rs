@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use tiny_http::Method;
-use zeroize::Zeroize;
+use zeroize::optimization_barrier;
 
 use crate::peer::Peer;
 use crate::router::{Answer, RequestHead};
@@ -28,10 +28,10 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+    fn shutdown_write(&self) -> io::Result<()> {
         match self {
-            Self::Unix(stream) => stream.shutdown(how),
-            Self::Tcp(stream) => stream.shutdown(how),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
         }
     }
 }
@@ -76,6 +76,8 @@ pub(super) struct Connection {
     stream: Stream,
     peer: Peer,
     token: u64,
+    /// The poller tells of it.
+    watched: bool,
     phase: Phase,
     /// The start of a request that is not whole yet, or that waits for the lane.
     input: Vec<u8>,
@@ -148,6 +150,7 @@ impl Connection {
             stream,
             peer,
             token,
+            watched: false,
             phase: Phase::Open,
             input: Vec::new(),
             needed: 0,
@@ -164,14 +167,30 @@ impl Connection {
         self.token
     }
 
-    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
-        poller.add(&self.stream, self.token)
+    /// Has the poller tell of it from now on, and at once of what it has missed.
+    fn watch(&mut self, poller: &Poller) -> io::Result<()> {
+        if !self.watched {
+            poller.add(&self.stream, self.token, self.wants_write)?;
+            self.watched = true;
+        }
+        Ok(())
     }
 
     /// Has the poller wake a worker for this connection, after those that wait already.
     pub(super) fn nudge(&mut self, poller: &Poller) -> io::Result<()> {
         self.wants_write = true;
-        poller.want_write(&self.stream, self.token, true)
+        if self.watched {
+            poller.want_write(&self.stream, self.token, true)
+        } else {
+            self.watch(poller)
+        }
+    }
+
+    /// Closes it. The client has what was sent, and is told that no more will come.
+    pub(super) fn close(self, poller: &Poller) {
+        if self.watched {
+            poller.remove(&self.stream);
+        }
     }
 
     /// The client has closed its side: what it sent has to be read to the end, for no
@@ -192,8 +211,27 @@ impl Connection {
         Progress::Open { deadline }
     }
 
-    /// Reads, serves and writes as far as it goes without waiting for the client.
+    /// Reads, serves and writes as far as it goes without waiting for the client. The
+    /// poller watches what goes on after that.
     pub(super) fn turn(
+        &mut self,
+        pool: &Pool,
+        buffers: &mut Buffers,
+        now: Millis,
+        deadline: Millis,
+        lane_entered: bool,
+    ) -> Progress {
+        let progress = self.advance(pool, buffers, now, deadline, lane_entered);
+        if let Progress::Open { .. } = progress
+            && let Err(error) = self.watch(pool.poller())
+        {
+            log::error!("a connection could not be watched: {error}");
+            return Progress::Done;
+        }
+        progress
+    }
+
+    fn advance(
         &mut self,
         pool: &Pool,
         buffers: &mut Buffers,
@@ -284,8 +322,7 @@ impl Connection {
         loop {
             let mut consumed = 0;
             let served = self.serve(pool, buffers, input, &mut consumed, lane_entered);
-            input[..consumed].zeroize();
-            input.drain(..consumed);
+            wipe_start(input, consumed);
             let served = served?;
             if buffers.has_waited {
                 buffers.has_waited = false;
@@ -372,7 +409,8 @@ impl Connection {
                 Err(answer) => answer,
                 Ok(call) => {
                     let entered = std::mem::take(lane_entered);
-                    *has_waited |= pool.router().may_block(&call);
+                    *has_waited |=
+                        pool.router().may_block(&call) || pool.router().may_take_long(&call);
                     let joined = &mut self.joined;
                     match pool.answer(&call, body, self.token, entered, agenda, joined) {
                         Outcome::Answered(answer) => answer,
@@ -435,7 +473,7 @@ impl Connection {
         if self.phase == Phase::Closing {
             return Ok(Progress::Done);
         }
-        self.stream.shutdown(Shutdown::Write)?;
+        self.stream.shutdown_write()?;
         self.phase = Phase::Lingering;
         self.discard_input(pool.now() + millis(pool.limits().write))
     }
@@ -473,17 +511,20 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         wipe(&mut self.input);
-        // close(2) alone does not always reach the client: another worker may just be
-        // asking the poller about this socket, and Linux then drops the socket only when
-        // that worker's epoll_wait(2) returns, which may be never. Where the client has
-        // gone already this may fail, and nobody minds.
-        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
-fn wipe(buffer: &mut Vec<u8>) {
-    buffer.as_mut_slice().zeroize();
-    buffer.clear();
+/// Empties `buffer`, and leaves nothing in its memory.
+pub(super) fn wipe(buffer: &mut Vec<u8>) {
+    wipe_start(buffer, buffer.len());
+}
+
+/// Takes the first `count` bytes out, and leaves nothing of them.
+fn wipe_start(buffer: &mut Vec<u8>, count: usize) {
+    // Zeroizing byte by byte, as the crate's trait does, is felt in a request.
+    buffer[..count].fill(0);
+    optimization_barrier(buffer.as_slice());
+    buffer.drain(..count);
 }
 
 fn request_head<'a>(head: &Head<'a>, peer: Peer) -> RequestHead<'a> {

@@ -1,11 +1,12 @@
 //! The server: sockets and connections in front of the router.
 //!
-//! One thread accepts connections and puts each into a slot of the connection
-//! `table`; a fixed pool of workers waits on one `poller`, and whichever
-//! worker the poller wakes serves the connection that is ready. An idle connection
-//! costs a slot and no thread.
+//! One thread accepts connections, puts each into a slot of the connection `table`, and
+//! hands it to the workers by way of the `arrivals`; a fixed pool of workers waits on one
+//! `poller`, and whichever worker the poller wakes serves the connection that is new or
+//! ready. An idle connection costs a slot and no thread.
 
 mod accept;
+mod arrivals;
 mod connection;
 mod head;
 mod listener;

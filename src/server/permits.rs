@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Keeps as many workers computing as there are cores: more would only get in each
-/// other's way. A worker that waits for a backend gives its place up, and takes it back,
+/// Keeps a number of workers computing: more than there are cores for would only get in
+/// each other's way. A worker that waits for a backend gives its place up, and takes it back,
 /// for a moment over the number, until one of the surplus parks.
 ///
 /// A place that is given up is lent to a parked worker only when nobody waits at the
@@ -14,7 +14,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// nobody else.
 #[derive(Debug)]
 pub(super) struct CorePermits {
-    cores: usize,
+    /// How many may compute at a time.
+    most: usize,
     active: AtomicUsize,
     /// Those of the active ones that wait at the poller.
     polling: AtomicUsize,
@@ -29,9 +30,9 @@ struct State {
 }
 
 impl CorePermits {
-    pub(super) fn new(cores: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         Self {
-            cores,
+            most,
             active: AtomicUsize::new(0),
             polling: AtomicUsize::new(0),
             state: Mutex::default(),
@@ -46,7 +47,7 @@ impl CorePermits {
     /// Waits for a place. `active` only ever changes under the lock.
     pub(super) fn enter(&self) {
         let mut state = self.state();
-        while self.active.load(Ordering::SeqCst) >= self.cores && !state.ended {
+        while self.active.load(Ordering::SeqCst) >= self.most && !state.ended {
             state.parked += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.parked -= 1;
@@ -71,23 +72,28 @@ impl CorePermits {
         self.active.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Runs `poll`, which waits for events. Parks this worker first when there are more
-    /// than cores.
+    /// Runs `poll`, which waits for events. Parks this worker first when there are too many.
     pub(super) fn while_polling<T>(&self, poll: impl FnOnce() -> T) -> T {
-        if self.active.load(Ordering::SeqCst) > self.cores {
+        if self.active.load(Ordering::SeqCst) > self.most {
             self.leave_without_successor();
             self.enter();
         }
         self.polling.fetch_add(1, Ordering::SeqCst);
         let polled = poll();
         let was_last = self.polling.fetch_sub(1, Ordering::SeqCst) == 1;
-        if was_last && self.active.load(Ordering::SeqCst) < self.cores {
+        if was_last && self.active.load(Ordering::SeqCst) < self.most {
             let state = self.state();
             if state.parked > 0 {
                 self.changed.notify_one();
             }
         }
         polled
+    }
+
+    /// Whether a worker waits at the poller, or is about to: then it has to be told of
+    /// what the poller does not know of.
+    pub(super) fn is_polled(&self) -> bool {
+        self.polling.load(Ordering::SeqCst) > 0
     }
 
     fn leave_without_successor(&self) {

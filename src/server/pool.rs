@@ -14,6 +14,7 @@ use crate::router::{Answer, Call, Router};
 use crate::vault::{JoinedRead, Wake};
 
 use super::Limits;
+use super::arrivals::Arrivals;
 use super::connection::{Connection, Progress, Stream};
 use super::permits::{BackendLane, CorePermits};
 use super::poller::{BATCH, Event, Poller};
@@ -27,6 +28,7 @@ pub(super) struct Pool {
     limits: Limits,
     poller: Poller,
     table: Table,
+    arrivals: Arrivals,
     permits: CorePermits,
     /// Events that a worker takes at a time.
     batch: usize,
@@ -66,6 +68,8 @@ pub(super) struct Agenda {
     /// Connections whose joined reads are ready, for it to serve next, in this order: who
     /// is to make the next request comes after those who have their answer.
     woken: VecDeque<u64>,
+    /// New connections that it has served since it last looked at the poller.
+    arrivals_served: usize,
 }
 
 thread_local! {
@@ -85,18 +89,22 @@ pub(super) enum Outcome {
 
 impl Pool {
     pub(super) fn new(router: Router, workers: usize, limits: Limits) -> io::Result<Arc<Self>> {
-        let cores = thread::available_parallelism().map_or(1, usize::from).min(workers - 1);
+        // The clients are on this machine too, and one core at least is theirs: with a worker
+        // on each, every answer has a worker and a client contend for one.
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let computing = (cores - 1).clamp(1, workers - 1);
         // Where nearly every request waits for a backend, a core is hardly ever short, and
         // an event that a worker takes with another one only waits for that.
-        let (computing, batch) =
-            if router.reads_may_block() { (workers, 1) } else { (cores, BATCH) };
+        let (permits, batch) =
+            if router.reads_may_block() { (workers, 1) } else { (computing, BATCH) };
         let pool = Arc::new(Self {
             router,
             poller: Poller::new()?,
             table: Table::new(limits.connections),
-            permits: CorePermits::new(computing),
+            arrivals: Arrivals::default(),
+            permits: CorePermits::new(permits),
             batch,
-            lane: BackendLane::new(workers - cores),
+            lane: BackendLane::new(workers - computing),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             stage: Mutex::new(Stage::Serving),
@@ -143,9 +151,17 @@ impl Pool {
             return;
         };
         let deadline = self.now() + millis(self.limits.idle);
-        let connection = Connection::new(stream, peer, token);
-        if let Err(error) = self.table.place(token, connection, deadline, &self.poller) {
-            log::error!("a connection could not be watched: {error}");
+        self.table.place(token, Connection::new(stream, peer, token), deadline);
+        self.arrivals.push(token);
+        self.call_for_arrivals();
+    }
+
+    /// Sees that a worker comes for the arrivals. Those that are busy come by themselves:
+    /// a worker looks for arrivals after it has said that it polls, so either it sees this
+    /// one or it is seen to poll.
+    fn call_for_arrivals(&self) {
+        if self.permits.is_polled() {
+            self.poller.call();
         }
     }
 
@@ -175,10 +191,21 @@ impl Pool {
                 }
                 Some(Event::End) => return,
                 None => {
-                    let ready = &mut buffers.agenda.ready;
-                    if let Err(error) =
-                        self.permits.while_polling(|| self.poller.wait(ready, self.batch))
+                    let Agenda { ready, arrivals_served, .. } = &mut buffers.agenda;
+                    // New connections must not keep it from those that the poller tells of.
+                    if *arrivals_served < BATCH
+                        && let Some(token) = self.arrivals.pop()
                     {
+                        *arrivals_served += 1;
+                        self.serve(self.table.slot(token), &mut buffers);
+                        continue;
+                    }
+                    *arrivals_served = 0;
+                    let polled = self.permits.while_polling(|| {
+                        let only_look = !self.arrivals.is_empty();
+                        self.poller.wait(ready, self.batch, only_look)
+                    });
+                    if let Err(error) = polled {
                         log::error!("the poller failed, and this worker ends: {error}");
                         return;
                     }
@@ -189,6 +216,7 @@ impl Pool {
 
     /// Gives the connection in the slot its turn.
     fn serve(&self, slot: &Slot, buffers: &mut Buffers) {
+        let mut ended = None;
         slot.wake(|place| {
             let Some(connection) = place else { return };
             let lane_entered = slot.take_lane_entered();
@@ -197,13 +225,15 @@ impl Pool {
             }
             let progress =
                 connection.turn(self, buffers, self.now(), slot.deadline(), lane_entered);
-            self.settle(slot, place, &progress);
+            ended = ended.or(self.settle(slot, place, &progress));
         });
+        self.release(ended);
     }
 
     /// Looks whether the connection in the slot is overdue or should end, without serving
     /// it: for threads that are no workers.
     fn check(&self, slot: &Slot) {
+        let mut ended = None;
         slot.wake(|place| {
             let Some(connection) = place else { return };
             if slot.take_hung_up() {
@@ -216,22 +246,41 @@ impl Pool {
             {
                 log::error!("a connection could not be watched: {error}");
             }
-            self.settle(slot, place, &progress);
+            ended = ended.or(self.settle(slot, place, &progress));
         });
+        self.release(ended);
     }
 
-    fn settle(&self, slot: &Slot, place: &mut Option<Connection>, progress: &Progress) {
+    /// Gives the token of the connection if that has ended.
+    fn settle(
+        &self,
+        slot: &Slot,
+        place: &mut Option<Connection>,
+        progress: &Progress,
+    ) -> Option<u64> {
         match *progress {
-            Progress::Open { deadline } => slot.set_deadline(deadline),
-            Progress::Done => {
-                if let Some(connection) = place.take() {
-                    self.table.release_slot(connection.token());
-                }
+            Progress::Open { deadline } => {
+                slot.set_deadline(deadline);
+                None
             }
+            Progress::Done => place.take().map(|connection| {
+                let token = connection.token();
+                connection.close(&self.poller);
+                token
+            }),
         }
     }
 
-    /// Carries a call out, in the lane if it may block, or, if it can, by a request that
+    /// Gives back the slot of a connection that has ended. Not before it is let go of, or
+    /// who takes it next would have to wait for that.
+    fn release(&self, ended: Option<u64>) {
+        if let Some(token) = ended {
+            self.table.release_slot(token);
+        }
+    }
+
+    /// Carries a call out: with others looking after what comes if it may take long, in the
+    /// lane as well if it may block, or, if it can, by a request that
     /// others wait for, which is then left in `joined`; for such a call it is called again
     /// when that is ready. Connections that enter the lane after this call, or are woken by
     /// it, are handed to the worker.
@@ -249,7 +298,16 @@ impl Pool {
             if lane_entered {
                 self.leave_lane(agenda);
             }
-            return Outcome::Answered(self.carry_out(call, body, joined.take()));
+            let takes_long = self.router.may_take_long(call);
+            if takes_long {
+                self.pass_on(agenda);
+                self.permits.leave();
+            }
+            let answer = self.carry_out(call, body, joined.take());
+            if takes_long {
+                self.permits.reenter();
+            }
+            return Outcome::Answered(answer);
         }
         if !lane_entered && joined.is_none() {
             *joined = self.router.join(call, self.wake(token));
@@ -306,6 +364,9 @@ impl Pool {
         }
         for token in agenda.woken.drain(..) {
             self.check(self.table.slot(token));
+        }
+        if !self.arrivals.is_empty() {
+            self.call_for_arrivals();
         }
     }
 

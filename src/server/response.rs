@@ -8,11 +8,11 @@ use std::time::SystemTime;
 
 use httpdate::HttpDate;
 use tiny_http::{HTTPVersion, Header, Response, StatusCode};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::router::Answer;
 
-use super::connection::Stream;
+use super::connection::{Stream, wipe};
 
 /// What is to be said of the connection in a response's head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,8 +148,7 @@ impl<'a> Outbox<'a> {
         if sent < self.fresh.len() {
             self.queue.pieces.push_back(Zeroizing::new(self.fresh[sent..].to_vec()));
         }
-        self.fresh.as_mut_slice().zeroize();
-        self.fresh.clear();
+        wipe(self.fresh);
         flushed?;
         Ok(self.queue.is_empty())
     }

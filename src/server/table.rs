@@ -1,12 +1,10 @@
 //! The connection table: a slot for each connection, and whose turn it is at it.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::poller::Poller;
 
 /// Milliseconds since the server started. [`NEVER`] is after every deadline.
 pub(super) type Millis = u64;
@@ -16,10 +14,18 @@ pub(super) const NEVER: Millis = Millis::MAX;
 #[derive(Debug)]
 pub(super) struct Table {
     slots: Box<[Slot]>,
-    free: Mutex<Vec<usize>>,
-    /// Told when a connection ends.
+    free: Mutex<Free>,
+    /// Told when a connection ends and that is awaited.
     ended: Condvar,
     serial: AtomicU64,
+}
+
+/// The slots without a connection.
+#[derive(Debug)]
+struct Free {
+    slots: Vec<usize>,
+    /// Somebody waits until all slots are free.
+    is_awaited: bool,
 }
 
 /// A place for a connection. Its mutex is held by the worker whose turn it is; an event
@@ -40,64 +46,42 @@ impl Table {
     pub(super) fn new(connections: usize) -> Self {
         Self {
             slots: (0..connections).map(|_| Slot::empty()).collect(),
-            free: Mutex::new((0..connections).rev().collect()),
+            free: Mutex::new(Free { slots: (0..connections).rev().collect(), is_awaited: false }),
             ended: Condvar::new(),
             serial: AtomicU64::new(0),
         }
     }
 
-    fn free(&self) -> MutexGuard<'_, Vec<usize>> {
+    fn free(&self) -> MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A free slot, taken, and the token for the connection to be put there. Tokens are
     /// positive as 64-bit signed numbers, and none is used twice in 2^31 connections.
     pub(super) fn take_slot(&self) -> Option<u64> {
-        let index = self.free().pop()?;
+        let index = self.free().slots.pop()?;
         let serial = self.serial.fetch_add(1, Ordering::Relaxed) & 0x7fff_ffff;
         Some((serial << 32) | u64::try_from(index).expect("an index fits in 64 bits"))
     }
 
-    /// Puts a connection into the slot of its token, and lets the poller watch it. If that
-    /// fails the connection is closed.
-    pub(super) fn place(
-        &self,
-        token: u64,
-        connection: Connection,
-        deadline: Millis,
-        poller: &Poller,
-    ) -> io::Result<()> {
+    /// Puts a connection into the slot of its token. It must then get a first turn, which
+    /// is also the answer to whoever wakes the slot just now, and would else be missed.
+    pub(super) fn place(&self, token: u64, connection: Connection, deadline: Millis) {
         let slot = self.slot(token);
         slot.set_deadline(deadline);
         slot.hung_up.store(false, Ordering::Release);
-        let mut place = slot.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let watched = place.insert(connection).watch(poller);
-        if watched.is_err() {
-            *place = None;
-        }
-        drop(place);
-        fence(Ordering::SeqCst);
-        if watched.is_err() {
-            self.release_slot(token);
-            return watched;
-        }
-        // A worker that heard of the connection while it was being placed has left it.
-        let mut nudged = Ok(());
-        if slot.waiting.load(Ordering::Acquire) {
-            slot.wake(|place| {
-                if let Some(connection) = place {
-                    nudged = connection.nudge(poller);
-                }
-            });
-        }
-        nudged
+        *slot.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
     }
 
     /// Gives back a slot whose connection is gone.
     pub(super) fn release_slot(&self, token: u64) {
         self.slot(token).set_deadline(NEVER);
-        self.free().push(index(token));
-        self.ended.notify_all();
+        let mut free = self.free();
+        free.slots.push(index(token));
+        if free.is_awaited {
+            drop(free);
+            self.ended.notify_all();
+        }
     }
 
     pub(super) fn slot(&self, token: u64) -> &Slot {
@@ -112,7 +96,8 @@ impl Table {
     pub(super) fn wait_until_empty(&self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         let mut free = self.free();
-        while free.len() < self.slots.len() {
+        free.is_awaited = true;
+        while free.slots.len() < self.slots.len() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -183,5 +168,53 @@ impl Slot {
 
     pub(super) fn set_deadline(&self, deadline: Millis) {
         self.deadline.store(deadline, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::spin_loop;
+    use std::sync::atomic::AtomicUsize;
+    use std::thread;
+
+    use super::*;
+
+    /// Two threads that go on together, again and again.
+    #[derive(Default)]
+    struct Meeting(AtomicUsize);
+
+    impl Meeting {
+        fn meet(&self, time: usize) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            let mut looks = 0_u32;
+            while self.0.load(Ordering::SeqCst) < 2 * time {
+                looks += 1;
+                // At the very same time, if they are on two cores.
+                if looks.is_multiple_of(1000) { thread::yield_now() } else { spin_loop() }
+            }
+        }
+    }
+
+    #[test]
+    fn of_two_wakes_at_once_none_is_left_without_a_turn() {
+        const ROUNDS: usize = 100_000;
+        let (slot, meeting) = (Slot::empty(), Meeting::default());
+        let (events, seen) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let wake = || {
+            for round in 0..ROUNDS {
+                meeting.meet(2 * round + 1);
+                events.fetch_add(1, Ordering::Relaxed);
+                let mut turn = |_: &mut Option<Connection>| {
+                    seen.store(events.load(Ordering::Relaxed), Ordering::Relaxed);
+                };
+                slot.wake(&mut turn);
+                meeting.meet(2 * round + 2);
+                assert_eq!(seen.load(Ordering::Relaxed), 2 * (round + 1));
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(wake);
+            scope.spawn(wake);
+        });
     }
 }

@@ -72,9 +72,14 @@ impl CorePermits {
         self.active.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Whether there are too many, so that this worker parks before it polls.
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.active.load(Ordering::SeqCst) > self.most
+    }
+
     /// Runs `poll`, which waits for events. Parks this worker first when there are too many.
     pub(super) fn while_polling<T>(&self, poll: impl FnOnce() -> T) -> T {
-        if self.active.load(Ordering::SeqCst) > self.most {
+        if self.is_exceeded() {
             self.leave_without_successor();
             self.enter();
         }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::hint::spin_loop;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +33,9 @@ pub(super) struct Pool {
     permits: CorePermits,
     /// Events that a worker takes at a time.
     batch: usize,
+    /// A worker may stay awake for what comes next, and whether one does.
+    may_stay_awake: bool,
+    stays_awake: AtomicBool,
     lane: BackendLane,
     started: Instant,
     draining: AtomicBool,
@@ -70,6 +74,8 @@ pub(super) struct Agenda {
     woken: VecDeque<u64>,
     /// New connections that it has served since it last looked at the poller.
     arrivals_served: usize,
+    /// How often in a row it had not to wait long for what came next.
+    quick_waits: u32,
 }
 
 thread_local! {
@@ -86,6 +92,14 @@ pub(super) enum Outcome {
     /// The call waits for a request that others wait for: the connection is woken.
     Joined,
 }
+
+/// What a worker stays awake for comes within this time, if requests come that fast.
+const LONGEST_AWAKE: Duration = Duration::from_micros(50);
+/// Short waits in a row before a worker stays awake: on a machine whose cores are all taken
+/// it does so in vain, and then it has to be seldom.
+const QUICK_WAITS: u32 = 16;
+/// Rounds of the processor's own pause between two looks, some hundred nanoseconds.
+const LOOK_PAUSE: u32 = 16;
 
 impl Pool {
     pub(super) fn new(router: Router, workers: usize, limits: Limits) -> io::Result<Arc<Self>> {
@@ -104,6 +118,8 @@ impl Pool {
             arrivals: Arrivals::default(),
             permits: CorePermits::new(permits),
             batch,
+            may_stay_awake: cores > 1 && batch == BATCH,
+            stays_awake: AtomicBool::new(false),
             lane: BackendLane::new(workers - computing),
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -191,7 +207,7 @@ impl Pool {
                 }
                 Some(Event::End) => return,
                 None => {
-                    let Agenda { ready, arrivals_served, .. } = &mut buffers.agenda;
+                    let arrivals_served = &mut buffers.agenda.arrivals_served;
                     // New connections must not keep it from those that the poller tells of.
                     if *arrivals_served < BATCH
                         && let Some(token) = self.arrivals.pop()
@@ -201,17 +217,53 @@ impl Pool {
                         continue;
                     }
                     *arrivals_served = 0;
-                    let polled = self.permits.while_polling(|| {
-                        let only_look = !self.arrivals.is_empty();
-                        self.poller.wait(ready, self.batch, only_look)
-                    });
-                    if let Err(error) = polled {
+                    if let Err(error) = self.wait(&mut buffers.agenda) {
                         log::error!("the poller failed, and this worker ends: {error}");
                         return;
                     }
                 }
             }
         }
+    }
+
+    /// Waits for what is next: asleep, or awake while one thing comes hard upon another.
+    fn wait(&self, agenda: &mut Agenda) -> io::Result<()> {
+        if self.may_stay_awake && agenda.quick_waits >= QUICK_WAITS && self.stay_awake(agenda)? {
+            return Ok(());
+        }
+        let since = Instant::now();
+        self.permits.while_polling(|| {
+            let only_look = !self.arrivals.is_empty();
+            self.poller.wait(&mut agenda.ready, self.batch, only_look)
+        })?;
+        let was_quick = since.elapsed() < LONGEST_AWAKE;
+        agenda.quick_waits = if was_quick { agenda.quick_waits.saturating_add(1) } else { 0 };
+        Ok(())
+    }
+
+    /// Looks again and again whether something has come, and says so; gives up after a
+    /// moment. To sleep and be woken takes longer than to answer, and costs the client
+    /// that has to wake this worker as well. One worker at most does this.
+    fn stay_awake(&self, agenda: &mut Agenda) -> io::Result<bool> {
+        if self.permits.is_exceeded() || self.stays_awake.swap(true, Ordering::Acquire) {
+            return Ok(false);
+        }
+        let since = Instant::now();
+        let has_come = loop {
+            let looked = self.poller.wait(&mut agenda.ready, self.batch, true);
+            if looked.is_err() || !agenda.ready.is_empty() || !self.arrivals.is_empty() {
+                break looked.map(|()| true);
+            }
+            if since.elapsed() >= LONGEST_AWAKE {
+                agenda.quick_waits = 0;
+                break Ok(false);
+            }
+            for _ in 0..LOOK_PAUSE {
+                spin_loop();
+            }
+        };
+        self.stays_awake.store(false, Ordering::Release);
+        has_come
     }
 
     /// Gives the connection in the slot its turn.

@@ -218,6 +218,51 @@ impl Target {
         answer["data"]["secret_id"].as_str().expect("a secret id").to_owned()
     }
 
+    /// A wrapping token around a new secret ID.
+    #[track_caller]
+    pub fn wrapped_secret_id(&self, role: &str) -> String {
+        if let Some(server) = &self.ours {
+            return server.wrapped_secret_id(role, "60s");
+        }
+        let path = format!("auth/approle/role/{}/secret-id", self.name(role));
+        let ask = Ask::new("POST", &path).header("X-Vault-Wrap-TTL", "60s").json(&json!({}));
+        let answer = self.operator.ask(&ask).expect(200).json();
+        answer["wrap_info"]["token"].as_str().expect("a wrapping token").to_owned()
+    }
+
+    /// A wrapping token around `content`, such as anybody may make.
+    #[track_caller]
+    pub fn forged_wrapping(&self, content: &Value) -> String {
+        let ask = Ask::new("POST", "sys/wrapping/wrap").header("X-Vault-Wrap-TTL", "60s");
+        let answer = self.operator.ask(&ask.json(content)).expect(200).json();
+        answer["wrap_info"]["token"].as_str().expect("a wrapping token").to_owned()
+    }
+
+    /// The accessors of the role's living tokens.
+    #[track_caller]
+    pub fn accessors(&self, role: &str) -> Vec<String> {
+        let role = json!(self.name(role));
+        let all = self.done("LIST", "auth/token/accessors", None);
+        let all = all["data"]["keys"].as_array().cloned().unwrap_or_default();
+        let is_of_role = |accessor: &Value| {
+            // One may have died meanwhile.
+            let body = json!({ "accessor": accessor });
+            let (_, token) = self.operate("POST", "auth/token/lookup-accessor", Some(&body));
+            token["data"]["meta"]["role_name"] == role
+        };
+        let found = all.iter().filter(|accessor| is_of_role(accessor));
+        found.filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
+    /// Revokes every token of the role.
+    #[track_caller]
+    pub fn revoke_tokens_of(&self, role: &str) {
+        for accessor in self.accessors(role) {
+            let body = json!({ "accessor": accessor });
+            self.done("POST", "auth/token/revoke-accessor", Some(&body));
+        }
+    }
+
     #[track_caller]
     pub fn revoke(&self, token: &str) {
         self.done("POST", "auth/token/revoke", Some(&json!({ "token": token })));

@@ -7,6 +7,7 @@
 //! login is made.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -28,9 +29,25 @@ use super::upstream::{Ask, Reply, Unavailable, Upstream};
 pub(super) struct Token {
     value: Secret,
     generation: u64,
+    /// How many more requests it is good for, where that is limited.
+    uses_left: Option<AtomicU64>,
 }
 
 impl Token {
+    /// Takes one of the uses. `false`: it is used up.
+    fn take_use(&self) -> bool {
+        self.uses_left.as_ref().is_none_or(|left| {
+            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                .is_ok()
+        })
+    }
+
+    fn give_use_back(&self) {
+        if let Some(left) = &self.uses_left {
+            left.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn value(&self) -> &Secret {
         &self.value
     }
@@ -52,8 +69,9 @@ pub(super) enum Refused {
 
 /// What the keeper is told.
 enum Message {
-    /// A request needs a token, and there is none.
+    /// A request needs a token, and there is none, or none that is not used up.
     Needed {
+        at: Duration,
         reply: Sender<Result<Arc<Token>, Unavailable>>,
     },
     /// The server refused a request with this token.
@@ -106,20 +124,21 @@ impl Auth {
         Self { shared, keeper: Mutex::new(KeeperState::NotStarted) }
     }
 
-    /// The token to send; none where an agent adds its own.
+    /// The token to send, once; none where an agent adds its own.
     ///
     /// # Errors
     ///
     /// [`Unavailable`] when none can be obtained.
     pub(super) fn token(&self) -> Result<Option<Arc<Token>>, Unavailable> {
-        if let Some(token) = self.shared.token() {
+        if let Some(token) = self.shared.usable_token() {
             return Ok(Some(token));
         }
         let Credentials { token, app_role, .. } = &self.shared.credentials;
         if token.is_none() && app_role.is_none() {
             return Ok(None);
         }
-        self.ask(|reply| Message::Needed { reply }).map(Some)
+        let at = clock::now();
+        self.ask(|reply| Message::Needed { at, reply }).map(Some)
     }
 
     /// What is to be made of the server's refusal of a request with this token.
@@ -185,6 +204,7 @@ impl Auth {
             &mut *self.keeper.lock().unwrap_or_else(PoisonError::into_inner),
             KeeperState::Closed,
         );
+        self.shared.upstream.close();
         if let KeeperState::Running { inbox, thread } = keeper {
             let _ = inbox.send(Message::Stop);
             drop(inbox);
@@ -207,6 +227,11 @@ impl Shared {
         self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The token, with one of its uses taken.
+    fn usable_token(&self) -> Option<Arc<Token>> {
+        self.token().filter(|token| token.take_use())
+    }
+
     fn status(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -224,6 +249,11 @@ struct Keeper {
     may_look_up: Option<bool>,
     /// A lookup that began at this time found the token alive.
     found_alive: Option<Duration>,
+    /// Why there was no other token, and when that was found out. It is the answer to all
+    /// who had asked by then.
+    failed: Option<(Duration, Unavailable)>,
+    /// When the token became the token.
+    adopted: Option<Duration>,
     /// What the server said to the last login, and until when none is tried again.
     login_refused: Option<(Duration, Unavailable)>,
     /// The secret ID that came out of its wrapping, and the wrapping token it came from.
@@ -259,6 +289,8 @@ impl Keeper {
             backoff: Backoff::default(),
             may_look_up: None,
             found_alive: None,
+            failed: None,
+            adopted: None,
             login_refused: None,
             unwrapped: None,
         }
@@ -273,11 +305,14 @@ impl Keeper {
             let wait = self.plan.map_or(LONGEST_WAIT, |(at, _)| at.saturating_sub(clock::now()));
             match inbox.recv_timeout(wait.min(LONGEST_WAIT)) {
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Message::Needed { reply }) => {
-                    let _ = reply.send(self.needed());
+                Ok(Message::Needed { at, reply }) => {
+                    let outcome = self.unless_failed_since(at, Self::needed);
+                    let _ = reply.send(outcome);
                 }
                 Ok(Message::Rejected { generation, at, reply }) => {
-                    let _ = reply.send(self.rejected(generation, at));
+                    let rejected = |keeper: &mut Self| keeper.rejected(generation, at);
+                    let outcome = self.unless_failed_since(at, rejected);
+                    let _ = reply.send(outcome);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -290,19 +325,36 @@ impl Keeper {
         }
     }
 
-    /// The first token, or the one that another request has just had fetched.
+    /// What `find` finds out for a request that asked at that time; a failure since then is
+    /// its failure too, so that those who wait together do not wait one after the other.
+    fn unless_failed_since<T>(
+        &mut self,
+        at: Duration,
+        find: impl FnOnce(&mut Self) -> Result<T, Unavailable>,
+    ) -> Result<T, Unavailable> {
+        if let Some((when, error)) = &self.failed
+            && *when >= at
+        {
+            return Err(error.clone());
+        }
+        find(self).inspect_err(|error| self.failed = Some((clock::now(), error.clone())))
+    }
+
+    /// The first token, or the one after a token that was used up, or the one that another
+    /// request has just had fetched.
     fn needed(&mut self) -> Result<Arc<Token>, Unavailable> {
-        if let Some(token) = self.shared.token() {
-            return Ok(token);
+        let token = self.shared.token();
+        match (token, &self.shared.credentials.token) {
+            (Some(token), _) if token.take_use() => Ok(token),
+            (None, Some(source)) => {
+                let value = source.read().and_then(checked);
+                let value = value.map_err(|reason| self.note_error(Unavailable::new(reason)))?;
+                let token = self.adopt(value, 0);
+                self.plan = Some((clock::now(), Step::LookUp));
+                Ok(token)
+            }
+            _ => self.log_in(),
         }
-        if let Some(source) = &self.shared.credentials.token {
-            let value = source.read().and_then(checked);
-            let value = value.map_err(|reason| self.note_error(Unavailable::new(reason)))?;
-            let token = self.adopt(value);
-            self.plan = Some((clock::now(), Step::LookUp));
-            return Ok(token);
-        }
-        self.log_in()
     }
 
     fn rejected(&mut self, generation: u64, at: Duration) -> Result<Refused, Unavailable> {
@@ -310,7 +362,7 @@ impl Keeper {
             return self.needed().map(Refused::TokenReplaced);
         };
         if token.generation != generation {
-            return Ok(Refused::TokenReplaced(token));
+            return self.needed().map(Refused::TokenReplaced);
         }
         if self.found_alive.is_some_and(|found| found >= at) {
             return Ok(Refused::TokenIsGood);
@@ -320,13 +372,12 @@ impl Keeper {
         if !is_over {
             if self.may_look_up.is_none() {
                 self.plan = None;
-                self.take_stock(&token);
+                if let Some(other) = self.take_stock(&token) {
+                    return Ok(Refused::TokenReplaced(other));
+                }
             }
             if self.may_look_up != Some(true) {
-                return Ok(match self.shared.token() {
-                    Some(other) if other.generation != generation => Refused::TokenReplaced(other),
-                    _ => Refused::TokenIsGood,
-                });
+                return Ok(self.other_token().map_or(Refused::TokenIsGood, Refused::TokenReplaced));
             }
             let began = clock::now();
             if self.look_up(&token)?.is_some() {
@@ -335,7 +386,24 @@ impl Keeper {
             }
         }
         log::warn!("Vault does not take the token any more");
+        self.shared.status().expires = Some(clock::now());
         self.log_in().map(Refused::TokenReplaced)
+    }
+
+    /// Another token for one of which nobody can say whether it is dead: a new one in the
+    /// file, or a login, unless the token is so young that the refusal must be of the
+    /// request.
+    fn other_token(&mut self) -> Option<Arc<Token>> {
+        const YOUNG: Duration = Duration::from_secs(5);
+
+        if let Some(token) = self.token_from_file().ok().flatten() {
+            return Some(token);
+        }
+        let is_young = self.adopted.is_some_and(|at| clock::now().saturating_sub(at) < YOUNG);
+        if is_young || self.shared.credentials.app_role.is_none() {
+            return None;
+        }
+        self.log_in().ok()
     }
 
     fn can_log_in(&self) -> bool {
@@ -344,21 +412,26 @@ impl Keeper {
     }
 
     fn take(&mut self, step: Step) {
-        match (step, self.shared.token()) {
+        let other = match (step, self.shared.token()) {
             (Step::LookUp, Some(token)) => self.take_stock(&token),
             (Step::Renew, Some(token)) => self.renew(&token),
-            _ => drop(self.log_in()),
+            _ => self.log_in().ok(),
+        };
+        // It is for the requests to come.
+        if let Some(other) = other {
+            other.give_use_back();
         }
     }
 
-    /// Finds out how long the token lives, and plans for it.
-    fn take_stock(&mut self, token: &Token) {
+    /// Finds out how long the token lives, and plans for it. Where it is dead, there may be
+    /// another.
+    fn take_stock(&mut self, token: &Token) -> Option<Arc<Token>> {
         match self.look_up(token) {
             Ok(Some(lease)) => {
                 self.may_look_up = Some(true);
                 self.settle(lease, lease::after_obtaining(lease, self.can_log_in()));
             }
-            Ok(None) if self.shared.credentials.app_role.is_some() => drop(self.log_in()),
+            Ok(None) if self.shared.credentials.app_role.is_some() => return self.log_in().ok(),
             Ok(None) => {
                 self.may_look_up = Some(false);
                 let reason = "Vault refuses to look the token up: it is dead, or its policy \
@@ -367,16 +440,23 @@ impl Keeper {
             }
             Err(error) => self.try_again(Step::LookUp, error),
         }
+        None
     }
 
-    fn renew(&mut self, token: &Token) {
+    /// Renews the token, or takes another where that cannot be.
+    fn renew(&mut self, token: &Token) -> Option<Arc<Token>> {
+        // The next request finds it used up.
+        if !token.take_use() {
+            return None;
+        }
         let left = self.shared.status().expires.map(|at| at.saturating_sub(clock::now()));
         let ask = Ask::new(Method::POST, "auth/token/renew-self", Some(token.value())).json(b"{}");
         let reply = match self.shared.upstream.send(&ask) {
             Ok(reply) => reply,
             Err(error) => {
                 let step = if left == Some(Duration::ZERO) { Step::LogIn } else { Step::Renew };
-                return self.try_again(step, error);
+                self.try_again(step, error);
+                return None;
             }
         };
         match login_answer(&reply) {
@@ -388,10 +468,11 @@ impl Keeper {
             }
             None if self.can_log_in() => {
                 log::warn!("the Vault token could not be renewed ({})", reply.explain());
-                drop(self.log_in());
+                return self.log_in().ok();
             }
             None => self.end(format!("the Vault token cannot be renewed: {}", reply.explain())),
         }
+        None
     }
 
     /// How the token is; `None` when the server does not know it.
@@ -408,6 +489,8 @@ impl Keeper {
             renewable: bool,
         }
 
+        // If it is used up, that is what the server says.
+        let _ = token.take_use();
         let ask = Ask::new(Method::GET, "auth/token/lookup-self", Some(token.value()));
         let reply = self.shared.upstream.send(&ask)?;
         if reply.status == 403 {
@@ -422,7 +505,8 @@ impl Keeper {
         }
     }
 
-    /// Another token: from the file, if a new one is in there, else by AppRole.
+    /// Another token, with one of its uses taken: from the file, if a new one is in there,
+    /// else by AppRole.
     fn log_in(&mut self) -> Result<Arc<Token>, Unavailable> {
         if let Some((until, error)) = &self.login_refused
             && clock::now() < *until
@@ -457,15 +541,8 @@ impl Keeper {
     fn try_log_in(&mut self) -> Result<Arc<Token>, LoginError> {
         let shared = Arc::clone(&self.shared);
         let Credentials { token: source, app_role, .. } = &shared.credentials;
-        if let Some(source @ Source::File { .. }) = source {
-            let value = source.read().and_then(checked).map_err(LoginError::Refused)?;
-            let is_news = shared.token().is_none_or(|old| old.value.expose() != value.expose());
-            if is_news {
-                log::info!("took the Vault token from its file again");
-                let token = self.adopt(value);
-                self.plan = Some((clock::now(), Step::LookUp));
-                return Ok(token);
-            }
+        if let Some(token) = self.token_from_file().map_err(LoginError::Refused)? {
+            return Ok(token);
         }
         let Some(app_role) = app_role else {
             return Err(LoginError::Refused(match source {
@@ -477,14 +554,32 @@ impl Keeper {
             }));
         };
         let answer = self.app_role_login(app_role)?;
-        let (lease, value) = (answer.lease(), answer.client_token);
+        let (lease, num_uses, value) = (answer.lease(), answer.num_uses, answer.client_token);
         let value = checked(value).map_err(LoginError::Refused)?;
         log::info!("logged in to Vault by AppRole; {}", Lasts(lease));
-        let token = self.adopt(value);
+        let token = self.adopt(value, num_uses);
         self.settle(lease, lease::after_obtaining(lease, true));
-        // Whether lookups tell dead tokens from refused requests is seen on a live one.
-        self.may_look_up = self.look_up(&token).ok().map(|found| found.is_some());
+        // Whether lookups tell dead tokens from refused requests is seen on a live one; but
+        // one that is good for a few requests is not spent on it.
+        if num_uses == 0 {
+            self.may_look_up = self.look_up(&token).ok().map(|found| found.is_some());
+        }
         Ok(token)
+    }
+
+    /// The token in the file, if there is a file and what is in it is new.
+    fn token_from_file(&mut self) -> Result<Option<Arc<Token>>, String> {
+        let Some(source @ Source::File { .. }) = &self.shared.credentials.token else {
+            return Ok(None);
+        };
+        let value = source.read().and_then(checked)?;
+        if self.shared.token().is_some_and(|old| old.value.expose() == value.expose()) {
+            return Ok(None);
+        }
+        log::info!("took the Vault token from its file again");
+        let token = self.adopt(value, 0);
+        self.plan = Some((clock::now(), Step::LookUp));
+        Ok(Some(token))
     }
 
     fn app_role_login(&mut self, app_role: &AppRole) -> Result<LoginAnswer, LoginError> {
@@ -568,12 +663,16 @@ impl Keeper {
         Ok(secret_id)
     }
 
-    /// Puts a new token in everyone's reach.
-    fn adopt(&mut self, value: Secret) -> Arc<Token> {
+    /// Puts a new token in everyone's reach, but for one of its uses, if they are limited
+    /// (0: they are not).
+    fn adopt(&mut self, value: Secret, uses: u64) -> Arc<Token> {
         self.generation += 1;
-        let token = Arc::new(Token { value, generation: self.generation });
+        let uses_left = uses.checked_sub(1).map(AtomicU64::new);
+        let token = Arc::new(Token { value, generation: self.generation, uses_left });
         self.may_look_up = None;
         self.found_alive = None;
+        self.failed = None;
+        self.adopted = Some(clock::now());
         self.login_refused = None;
         let mut place = self.shared.token.write().unwrap_or_else(PoisonError::into_inner);
         *place = Some(Arc::clone(&token));
@@ -640,6 +739,8 @@ struct LoginAnswer {
     client_token: Secret,
     lease_duration: u64,
     renewable: bool,
+    /// How many requests it is good for; 0 for any number.
+    num_uses: u64,
 }
 
 impl LoginAnswer {
@@ -660,14 +761,17 @@ fn login_answer(reply: &Reply) -> Option<LoginAnswer> {
         lease_duration: u64,
         #[serde(default)]
         renewable: bool,
+        #[serde(default)]
+        num_uses: u64,
     }
 
     if !reply.is_success() {
         return None;
     }
-    let Answer { auth: Auth { client_token, lease_duration, renewable } } =
+    let Answer { auth: Auth { client_token, lease_duration, renewable, num_uses } } =
         serde_json::from_slice(&reply.body).ok()?;
-    Some(LoginAnswer { client_token: Secret::new(client_token), lease_duration, renewable })
+    let client_token = Secret::new(client_token);
+    Some(LoginAnswer { client_token, lease_duration, renewable, num_uses })
 }
 
 /// Whether it is where AppRole makes secret IDs: `auth/<mount>/role/<name>/secret-id`.

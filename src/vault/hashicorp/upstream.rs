@@ -1,6 +1,7 @@
 //! The server: one request to it, with its retries, its limits, and what it said.
 
 use std::io::Read as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -135,6 +136,7 @@ pub(super) struct Upstream {
     in_flight: InFlight,
     contact: Mutex<Contact>,
     probed: Condvar,
+    closed: AtomicBool,
 }
 
 /// When the server was last heard of.
@@ -150,6 +152,9 @@ struct Contact {
 /// otherwise, and a request 32 MiB.
 const MAX_ANSWER_BYTES: u64 = 32 * 1024 * 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// What a server that works says with status 500 to a request that it refuses: storage with
+/// a limit (Raft's is 1 MiB for a secret), and a role that has been deleted.
+const REFUSALS: [&str; 2] = ["value being too large", "does not exist during renewal"];
 /// An idle connection is not kept longer than this; servers and proxies close theirs after
 /// one minute or more.
 const MAX_IDLE: Duration = Duration::from_secs(50);
@@ -198,6 +203,7 @@ impl Upstream {
             in_flight: InFlight::new(settings.max_in_flight),
             contact: Mutex::default(),
             probed: Condvar::new(),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -211,6 +217,11 @@ impl Upstream {
         self.max_retries
     }
 
+    /// Sends nothing more. What is under way ends by itself.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
     /// Sends a request until it is answered, the retries are used up, or the time is.
     ///
     /// # Errors
@@ -221,6 +232,9 @@ impl Upstream {
         let mut pause = FIRST_PAUSE;
         let mut retries = self.max_retries;
         loop {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(Unavailable::new("the vault is closed"));
+            }
             let place = self.in_flight.enter(deadline).ok_or_else(|| {
                 Unavailable::new(format!("too many requests wait for Vault at {}", self.name))
             })?;
@@ -297,6 +311,7 @@ impl Upstream {
                 again(Outcome::Worked, reply.explain())
             }
             501 => Attempt::Answered(reply),
+            500 if REFUSALS.iter().any(|refusal| reply.says(refusal)) => Attempt::Answered(reply),
             500..=599 => Attempt::Failed {
                 outcome: Outcome::Failed,
                 reason: reply.explain(),
@@ -477,6 +492,8 @@ fn errors_in(body: &[u8], ask: &Ask<'_>) -> String {
     }
     /// Shorter words say nothing, and are in every request.
     const TELLING: usize = 6;
+    /// The first half of `secret_id`, which every login has.
+    const SECRET: &[u8] = b"secret";
     const LONGEST: usize = 400;
 
     let Ok(Errors { errors }) = serde_json::from_slice(body) else { return String::new() };
@@ -491,6 +508,7 @@ fn errors_in(body: &[u8], ask: &Ask<'_>) -> String {
     let repeats = text.split(|c: char| c.is_whitespace() || "\"'`,;:()".contains(c)).any(|word| {
         let word = word.as_bytes();
         word.len() >= TELLING
+            && word != SECRET
             && [sent, token].iter().any(|sent| sent.windows(word.len()).any(|part| part == word))
     });
     if repeats { "(not shown, for it repeats part of the request)".to_owned() } else { text }

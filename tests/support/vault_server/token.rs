@@ -366,6 +366,11 @@ impl State {
                 self.revoke(&token);
                 Ok(None)
             }
+            "accessors/" if request.operation == Operation::List => {
+                let living = self.tokens.keys().filter_map(|id| self.living(id, request.now));
+                let accessors = living.filter(|token| !token.batch);
+                Ok(Some(Answer::keys(accessors.map(|token| token.accessor.clone()).collect())))
+            }
             "create" | "create-orphan" | "lookup-self" | "lookup" | "renew-self" | "renew"
             | "revoke-self" | "revoke" | "lookup-accessor" | "revoke-accessor" => {
                 Err(Refusal::unsupported_operation())

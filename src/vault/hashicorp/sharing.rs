@@ -16,9 +16,11 @@
 //! caller D                      |.........|--    after both; D arrives during it,
 //! ```                                            and waits for read 3
 //!
-//! Callers that were answered together tend to come back together, a moment later. When the
-//! last read answered several, the next one is put off until as many have come, or for a
-//! quarter of the time that the last one took. It then still begins after each of them.
+//! Callers that were answered together tend to come back together, a moment later. A read
+//! right after one that several had to do with, as those whom it answered or as those who
+//! came meanwhile, is put off until as many wait for it, or for a quarter of the time that
+//! the last one took. Otherwise callers fall apart into two groups that take turns, each
+//! with half of the reads. It still begins after each of those whom it answers.
 //!
 //! A caller waits with its thread ([`Namespaces::read`]), or leaves word how it is to be
 //! woken ([`Namespaces::join`]), so that many wait for one request and cost no thread.
@@ -50,7 +52,7 @@ pub(super) struct Namespaces(Mutex<HashMap<Namespace, Arc<Lane>>>);
 #[derive(Default)]
 struct Lane {
     reads: Mutex<Reads>,
-    /// As many wait for the next read as were answered by the last.
+    /// As many wait for the next read as are expected.
     gathered: Condvar,
     changes: Mutex<Changes>,
 }
@@ -61,9 +63,27 @@ struct Reads {
     /// Those who wait for the next read, and how many they are.
     next: Option<Arc<Shared<ReadResult>>>,
     waiting: usize,
-    /// How many the last read answered, and how long it took.
-    answered: usize,
+    last: LastRead,
+}
+
+#[derive(Default, Clone, Copy)]
+struct LastRead {
+    /// Those whom it answered, and those who had come for the next one when it ended.
+    callers: usize,
     took: Duration,
+    ended: Option<Instant>,
+}
+
+impl LastRead {
+    /// How many callers the next read may wait for, and how long.
+    fn worth_waiting_for(&self) -> Option<(usize, Duration)> {
+        /// For fewer it is not worth it.
+        const SEVERAL: usize = 4;
+        const LONGEST: Duration = Duration::from_millis(1);
+
+        let is_recent = self.ended.is_some_and(|ended| ended.elapsed() < self.took);
+        (self.callers >= SEVERAL && is_recent).then(|| (self.callers, (self.took / 4).min(LONGEST)))
+    }
 }
 
 type ReadResult = Result<Arc<Found>, KvError>;
@@ -345,19 +365,18 @@ impl Lane {
 
     fn read(&self, fetch: &dyn Fn() -> Result<Found, KvError>) -> ReadResult {
         let mut reads = self.reads();
-        if reads.under_way {
-            let shared = self.join_next(&mut reads);
+        let shared = self.join_next(&mut reads);
+        if std::mem::replace(&mut reads.under_way, true) {
             drop(reads);
             return shared.wait().unwrap_or_else(|| self.make_next(Arc::clone(&shared), fetch));
         }
-        reads.under_way = true;
         drop(reads);
-        self.make(Arc::default(), 1, fetch)
+        self.make_next(shared, fetch)
     }
 
     fn join_next(&self, reads: &mut Reads) -> Arc<Shared<ReadResult>> {
         reads.waiting += 1;
-        if reads.waiting == reads.answered {
+        if reads.waiting == reads.last.callers {
             self.gathered.notify_one();
         }
         Arc::clone(reads.next.get_or_insert_default())
@@ -379,17 +398,10 @@ impl Lane {
 
     /// Waits a moment for those to come back who were answered together.
     fn gather(&self) -> MutexGuard<'_, Reads> {
-        /// For fewer it is not worth it.
-        const SEVERAL: usize = 4;
-        const LONGEST: Duration = Duration::from_millis(1);
-
         let reads = self.reads();
-        if reads.answered < SEVERAL || reads.waiting >= reads.answered {
-            return reads;
-        }
-        let moment = (reads.took / 4).min(LONGEST);
+        let Some((callers, moment)) = reads.last.worth_waiting_for() else { return reads };
         self.gathered
-            .wait_timeout_while(reads, moment, |reads| reads.waiting < reads.answered)
+            .wait_timeout_while(reads, moment, |reads| reads.waiting < callers)
             .unwrap_or_else(PoisonError::into_inner)
             .0
     }
@@ -492,8 +504,11 @@ impl Drop for ReadUnderWay<'_> {
         // First those who have their answer: who makes the next read may be on this thread.
         self.shared.finish(self.result.take().unwrap_or_else(|| Err(panicked())));
         let mut reads = self.lane.reads();
-        reads.answered = self.answers;
-        reads.took = self.began.elapsed();
+        reads.last = LastRead {
+            callers: self.answers + reads.waiting,
+            took: self.began.elapsed(),
+            ended: Some(Instant::now()),
+        };
         if let Some(next) = reads.next.clone() {
             drop(reads);
             next.call();

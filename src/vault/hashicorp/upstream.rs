@@ -1,6 +1,7 @@
 //! The server: one request to it, with its retries, its limits, and what it said.
 
 use std::io::Read as _;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -123,6 +124,7 @@ enum Attempt {
 
 /// The server, as everything in this backend asks it.
 pub(super) struct Upstream {
+    /// For what is asked beside the others.
     agent: ureq::Agent,
     /// What comes before a path: the scheme and the authority, and `/v1/`.
     base: String,
@@ -166,33 +168,11 @@ impl Upstream {
     ///
     /// A text that says what is wrong with the TLS settings.
     pub(super) fn new(settings: &Settings) -> Result<Self, String> {
-        let config = ureq::Agent::config_builder()
-            .proxy(None)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .max_idle_age(MAX_IDLE)
-            .max_idle_connections(settings.max_in_flight)
-            .max_idle_connections_per_host(settings.max_in_flight)
-            .user_agent(concat!("credential-vault/", env!("CARGO_PKG_VERSION")))
-            .build();
-        let (agent, base, name) = match &settings.address {
-            Address::Unix(path) => (
-                ureq::Agent::with_parts(config, UnixConnector::new(path.clone()), NoResolver),
-                "http://localhost".to_owned(),
-                format!("unix://{}", path.display()),
-            ),
-            Address::Http(base) => {
-                let is_tls = base.starts_with("https://");
-                let tls = is_tls.then(|| tls::client_config(&settings.tls)).transpose()?;
-                let connector = TcpConnector::new(tls);
-                let agent = ureq::Agent::with_parts(config, connector, NoResolver);
-                (agent, base.clone(), base.clone())
-            }
-        };
+        let (connector, base, name) = Connect::new(settings)?;
+        let agents = (0..settings.max_in_flight).map(|_| connector.agent()).collect();
         let namespace = settings.namespace.as_deref().map(HeaderValue::from_str).transpose();
         Ok(Self {
-            agent,
+            agent: connector.agent(),
             base: format!("{base}/v1/"),
             name,
             follows_redirects: matches!(settings.address, Address::Http(_)),
@@ -200,7 +180,7 @@ impl Upstream {
             timeout: settings.timeout,
             max_retries: settings.max_retries,
             breaker: Breaker::default(),
-            in_flight: InFlight::new(settings.max_in_flight),
+            in_flight: InFlight::new(agents),
             contact: Mutex::default(),
             probed: Condvar::new(),
             closed: AtomicBool::new(false),
@@ -247,7 +227,7 @@ impl Upstream {
                 ),
                 retry_after: pause,
             })?;
-            let attempt = self.attempt(ask, deadline.saturating_sub(now));
+            let attempt = self.attempt(place.agent(), ask, deadline.saturating_sub(now));
             drop(place);
             let now = clock::now();
             let (outcome, reason, unsent, retry_after) = match attempt {
@@ -281,14 +261,14 @@ impl Upstream {
         }
     }
 
-    fn attempt(&self, ask: &Ask<'_>, time: Duration) -> Attempt {
-        let (mut reply, retry_after, location) = match self.exchange(ask, None, time) {
+    fn attempt(&self, agent: &ureq::Agent, ask: &Ask<'_>, time: Duration) -> Attempt {
+        let (mut reply, retry_after, location) = match self.exchange(agent, ask, None, time) {
             Ok(answered) => answered,
             Err(error) => return self.failed(&error),
         };
         // A standby that does not forward names the active node.
         if let (307 | 308, Some(location)) = (reply.status, location) {
-            match self.exchange(ask, Some(&location), time) {
+            match self.exchange(agent, ask, Some(&location), time) {
                 Ok((second, _, _)) => reply = second,
                 Err(error) => return self.failed(&error),
             }
@@ -326,6 +306,7 @@ impl Upstream {
     /// names them.
     fn exchange(
         &self,
+        agent: &ureq::Agent,
         ask: &Ask<'_>,
         elsewhere: Option<&str>,
         time: Duration,
@@ -347,11 +328,11 @@ impl Upstream {
         let mut response = match ask.body {
             None => {
                 let request = request.body(())?;
-                self.agent.run(self.agent.configure_request(request).timeout_global(time).build())
+                agent.run(agent.configure_request(request).timeout_global(time).build())
             }
             Some((content_type, body)) => {
                 let request = request.header("Content-Type", content_type).body(body)?;
-                self.agent.run(self.agent.configure_request(request).timeout_global(time).build())
+                agent.run(agent.configure_request(request).timeout_global(time).build())
             }
         }?;
         let status = response.status().as_u16();
@@ -452,7 +433,7 @@ impl Upstream {
     /// Asks the server how it is, past the breaker, which learns of it.
     fn probe(&self) {
         let ask = Ask::new(Method::GET, HEALTH, None);
-        let attempt = self.exchange(&ask, None, PROBE_TIMEOUT.min(self.timeout));
+        let attempt = self.exchange(&self.agent, &ask, None, PROBE_TIMEOUT.min(self.timeout));
         let now = clock::now();
         let failure = match attempt {
             // 429 is a standby, 472 and 473 are Enterprise's replicas; all can serve.
@@ -514,7 +495,54 @@ fn errors_in(body: &[u8], ask: &Ask<'_>) -> String {
     if repeats { "(not shown, for it repeats part of the request)".to_owned() } else { text }
 }
 
-/// How many requests may be under way.
+/// How connections are made.
+enum Connect {
+    Unix(PathBuf),
+    Tcp(Option<Arc<rustls::ClientConfig>>),
+}
+
+impl Connect {
+    /// With it what comes before a path, and how messages name the server.
+    fn new(settings: &Settings) -> Result<(Self, String, String), String> {
+        Ok(match &settings.address {
+            Address::Unix(path) => (
+                Self::Unix(path.clone()),
+                "http://localhost".to_owned(),
+                format!("unix://{}", path.display()),
+            ),
+            Address::Http(base) => {
+                let is_tls = base.starts_with("https://");
+                let tls = is_tls.then(|| tls::client_config(&settings.tls)).transpose()?;
+                (Self::Tcp(tls), base.clone(), base.clone())
+            }
+        })
+    }
+
+    /// A client that keeps one connection, and another to where it was sent on to.
+    fn agent(&self) -> ureq::Agent {
+        let config = ureq::Agent::config_builder()
+            .proxy(None)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .max_idle_age(MAX_IDLE)
+            .max_idle_connections(2)
+            .max_idle_connections_per_host(1)
+            .user_agent(concat!("credential-vault/", env!("CARGO_PKG_VERSION")))
+            .build();
+        match self {
+            Self::Unix(path) => {
+                ureq::Agent::with_parts(config, UnixConnector::new(path.clone()), NoResolver)
+            }
+            Self::Tcp(tls) => {
+                ureq::Agent::with_parts(config, TcpConnector::new(tls.clone()), NoResolver)
+            }
+        }
+    }
+}
+
+/// The requests that may be under way, each with a connection of its own. The one that was
+/// used last is taken first: the server has it at hand, and those that are not needed age.
 #[derive(Debug)]
 struct InFlight {
     places: Mutex<Places>,
@@ -523,14 +551,17 @@ struct InFlight {
 
 #[derive(Debug)]
 struct Places {
-    free: usize,
+    free: Vec<ureq::Agent>,
     waiting: usize,
 }
 
-struct Place<'a>(&'a InFlight);
+struct Place<'a> {
+    in_flight: &'a InFlight,
+    agent: Option<ureq::Agent>,
+}
 
 impl InFlight {
-    fn new(free: usize) -> Self {
+    fn new(free: Vec<ureq::Agent>) -> Self {
         Self { places: Mutex::new(Places { free, waiting: 0 }), left: Condvar::new() }
     }
 
@@ -541,23 +572,30 @@ impl InFlight {
     /// Waits for a place, until the deadline.
     fn enter(&self, deadline: Duration) -> Option<Place<'_>> {
         let mut places = self.places();
-        while places.free == 0 {
+        loop {
+            if let Some(agent) = places.free.pop() {
+                return Some(Place { in_flight: self, agent: Some(agent) });
+            }
             let time = deadline.checked_sub(clock::now())?;
             places.waiting += 1;
             places = self.left.wait_timeout(places, time).unwrap_or_else(PoisonError::into_inner).0;
             places.waiting -= 1;
         }
-        places.free -= 1;
-        Some(Place(self))
+    }
+}
+
+impl Place<'_> {
+    fn agent(&self) -> &ureq::Agent {
+        self.agent.as_ref().expect("it is there until the drop")
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut places = self.0.places();
-        places.free += 1;
+        let mut places = self.in_flight.places();
+        places.free.extend(self.agent.take());
         if places.waiting > 0 {
-            self.0.left.notify_one();
+            self.in_flight.left.notify_one();
         }
     }
 }

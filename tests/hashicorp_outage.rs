@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use hashicorp::vault_server::client::{Ask, Client};
 use hashicorp::vault_server::faults::{Fault, When};
 use hashicorp::{POLICY, Target, begin_fetch, fetch, health, store, stored};
-use support::{Connection, Place, Service, eventually, skip, wait_until};
+use support::{Connection, Place, Service, cannot_here, eventually, wait_until};
 
 /// What is answered without asking the server is answered within this time.
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -333,7 +333,7 @@ fn no_acknowledged_store_is_lost_when_connections_break_and_the_server_stops() {
 #[test]
 fn no_acknowledged_store_is_lost_when_a_real_server_is_killed() {
     let Some(program) = ["bao", "vault"].into_iter().find_map(on_path) else {
-        skip("no bao or vault on the PATH");
+        cannot_here("no bao or vault on the PATH; the test server is stopped instead");
         return;
     };
     let directory = tempfile::tempdir().expect("a temporary directory");

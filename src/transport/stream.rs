@@ -42,6 +42,11 @@ pub(crate) trait Stream: Read + Write + Send + Sync + 'static {
 
     /// How long a read or a write of the socket may wait.
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// Whether what it carries is encrypted.
+    fn is_tls(&self) -> bool {
+        false
+    }
 }
 
 impl Stream for UnixStream {
@@ -180,6 +185,11 @@ impl<S: Stream> Transport for StreamTransport<S> {
         self.is_answered = true;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
+    }
+
+    /// ureq sends requests for `https` over nothing else.
+    fn is_tls(&self) -> bool {
+        self.stream.is_tls()
     }
 
     /// When asked of the kernel, an idle connection is open when it has nothing to read:

@@ -135,4 +135,7 @@ impl Stream for MaybeTls {
         self.tcp().set_read_timeout(timeout)?;
         self.tcp().set_write_timeout(timeout)
     }
+    fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
 }

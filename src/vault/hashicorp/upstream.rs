@@ -1,6 +1,6 @@
 //! The server: one request to it, with its retries, its limits, and what it said.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -379,7 +379,10 @@ impl Upstream {
             ureq::Error::HostNotFound => {
                 failed("its name is not known; is VAULT_ADDR right?".to_owned(), true)
             }
-            ureq::Error::Io(error) => failed(format!("the connection broke ({error})"), false),
+            ureq::Error::Io(error) => match tls_failure(error) {
+                Some(reason) => failed(reason, true),
+                None => failed(format!("the connection broke ({error})"), false),
+            },
             ureq::Error::BodyExceedsLimit(_) => failed("its answer is too long".to_owned(), false),
             // These may quote what was sent or received.
             _ => failed("it does not answer in HTTP/1.1; is VAULT_ADDR right?".to_owned(), false),
@@ -453,6 +456,26 @@ impl Upstream {
         self.note_contact(now, failure.as_ref());
         self.contact().probing = false;
         self.probed.notify_all();
+    }
+}
+
+/// What is wrong with the certificates, when that is what broke the connection: before
+/// anything was sent.
+fn tls_failure(error: &io::Error) -> Option<String> {
+    use rustls::{AlertDescription, Error};
+
+    match error.get_ref()?.downcast_ref()? {
+        Error::InvalidCertificate(reason) => Some(format!(
+            "its certificate is not accepted ({reason}); is its authority in VAULT_CACERT, and \
+             VAULT_ADDR its name?"
+        )),
+        Error::AlertReceived(
+            AlertDescription::CertificateRequired | AlertDescription::BadCertificate,
+        ) => Some(
+            "it wants another client certificate; set VAULT_CLIENT_CERT and VAULT_CLIENT_KEY"
+                .to_owned(),
+        ),
+        _ => None,
     }
 }
 

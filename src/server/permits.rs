@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Keeps a number of workers computing: more than there are cores for would only get in
-/// each other's way. A worker that waits for a backend gives its place up, and takes it back,
+/// Keeps as many workers computing as there are places: more than there are cores for would
+/// only get in each other's way. A worker that waits for a backend gives its place up, and takes it back,
 /// for a moment over the number, until one of the surplus parks.
 ///
 /// A place that is given up is lent to a parked worker only when nobody waits at the
@@ -15,7 +15,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 #[derive(Debug)]
 pub(super) struct CorePermits {
     /// How many may compute at a time.
-    most: usize,
+    places: AtomicUsize,
     active: AtomicUsize,
     /// Those of the active ones that wait at the poller.
     polling: AtomicUsize,
@@ -30,9 +30,9 @@ struct State {
 }
 
 impl CorePermits {
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(places: usize) -> Self {
         Self {
-            most,
+            places: AtomicUsize::new(places),
             active: AtomicUsize::new(0),
             polling: AtomicUsize::new(0),
             state: Mutex::default(),
@@ -44,10 +44,23 @@ impl CorePermits {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn places(&self) -> usize {
+        self.places.load(Ordering::SeqCst)
+    }
+
+    /// Sets how many places there are from now on. Those who are too many park when they
+    /// next poll.
+    pub(super) fn set_places(&self, places: usize) {
+        let state = self.state();
+        if self.places.swap(places, Ordering::SeqCst) < places && state.parked > 0 {
+            self.changed.notify_all();
+        }
+    }
+
     /// Waits for a place. `active` only ever changes under the lock.
     pub(super) fn enter(&self) {
         let mut state = self.state();
-        while self.active.load(Ordering::SeqCst) >= self.most && !state.ended {
+        while self.active.load(Ordering::SeqCst) >= self.places() && !state.ended {
             state.parked += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.parked -= 1;
@@ -74,7 +87,7 @@ impl CorePermits {
 
     /// Whether there are too many, so that this worker parks before it polls.
     pub(super) fn is_exceeded(&self) -> bool {
-        self.active.load(Ordering::SeqCst) > self.most
+        self.active.load(Ordering::SeqCst) > self.places()
     }
 
     /// Runs `poll`, which waits for events. Parks this worker first when there are too many.
@@ -86,7 +99,7 @@ impl CorePermits {
         self.polling.fetch_add(1, Ordering::SeqCst);
         let polled = poll();
         let was_last = self.polling.fetch_sub(1, Ordering::SeqCst) == 1;
-        if was_last && self.active.load(Ordering::SeqCst) < self.most {
+        if was_last && self.active.load(Ordering::SeqCst) < self.places() {
             let state = self.state();
             if state.parked > 0 {
                 self.changed.notify_one();

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::hint::spin_loop;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,8 +31,8 @@ pub(super) struct Pool {
     table: Table,
     arrivals: Arrivals,
     permits: CorePermits,
-    /// Events that a worker takes at a time.
-    batch: usize,
+    /// Where reads wait for a backend: how many workers take events.
+    crowd: Option<Crowd>,
     /// A worker may stay awake for what comes next, and whether one does.
     may_stay_awake: bool,
     stays_awake: AtomicBool,
@@ -49,6 +49,50 @@ enum Stage {
     Serving,
     Stopping,
     Ended,
+}
+
+/// Where reads wait for a backend: whether most of them wait with a worker each, or for a
+/// few reads that they share.
+///
+/// With a worker each, a core is hardly ever short. All workers wait at the poller, and take
+/// one event at a time, for another one would only wait for that. When reads are shared,
+/// nearly no event keeps a worker, and one for each core takes what has come together;
+/// otherwise each event would wake another one.
+#[derive(Debug)]
+struct Crowd {
+    cores: usize,
+    workers: usize,
+    /// How much more is shared than not, of late.
+    shared: AtomicI32,
+}
+
+impl Crowd {
+    const JOINED: i32 = 1;
+    const WAITED: i32 = -3;
+    /// So much is remembered, either way.
+    const MEMORY: i32 = 64;
+
+    fn new(cores: usize, workers: usize) -> Self {
+        Self { cores, workers, shared: AtomicI32::new(-Self::MEMORY) }
+    }
+
+    /// Takes note of a request that was joined, or waited. Who comes in between loses
+    /// nothing but a note.
+    fn see(&self, what: i32, permits: &CorePermits) {
+        let before = self.shared.load(Ordering::Relaxed);
+        let now = (before + what).clamp(-Self::MEMORY, Self::MEMORY);
+        if now != before {
+            self.shared.store(now, Ordering::Relaxed);
+        }
+        let places = match now {
+            Self::MEMORY => self.cores,
+            ..0 => self.workers,
+            _ => return,
+        };
+        if permits.places() != places {
+            permits.set_places(places);
+        }
+    }
 }
 
 /// What a worker keeps from request to request.
@@ -107,19 +151,16 @@ impl Pool {
         // on each, every answer has a worker and a client contend for one.
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let computing = (cores - 1).clamp(1, workers - 1);
-        // Where nearly every request waits for a backend, a core is hardly ever short, and
-        // an event that a worker takes with another one only waits for that.
-        let (permits, batch) =
-            if router.reads_may_block() { (workers, 1) } else { (computing, BATCH) };
+        let crowd = router.reads_may_block().then(|| Crowd::new(cores.min(workers - 1), workers));
         let pool = Arc::new(Self {
             router,
             poller: Poller::new()?,
             table: Table::new(limits.connections),
             arrivals: Arrivals::default(),
-            permits: CorePermits::new(permits),
-            batch,
-            may_stay_awake: cores > 1 && batch == BATCH,
+            permits: CorePermits::new(crowd.as_ref().map_or(computing, |_| workers)),
+            may_stay_awake: cores > 1 && crowd.is_none(),
             stays_awake: AtomicBool::new(false),
+            crowd,
             lane: BackendLane::new(workers - computing),
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -234,7 +275,7 @@ impl Pool {
         let since = Instant::now();
         self.permits.while_polling(|| {
             let only_look = !self.arrivals.is_empty();
-            self.poller.wait(&mut agenda.ready, self.batch, only_look)
+            self.poller.wait(&mut agenda.ready, self.batch(), only_look)
         })?;
         let was_quick = since.elapsed() < LONGEST_AWAKE;
         agenda.quick_waits = if was_quick { agenda.quick_waits.saturating_add(1) } else { 0 };
@@ -250,7 +291,7 @@ impl Pool {
         }
         let since = Instant::now();
         let has_come = loop {
-            let looked = self.poller.wait(&mut agenda.ready, self.batch, true);
+            let looked = self.poller.wait(&mut agenda.ready, self.batch(), true);
             if looked.is_err() || !agenda.ready.is_empty() || !self.arrivals.is_empty() {
                 break looked.map(|()| true);
             }
@@ -264,6 +305,14 @@ impl Pool {
         };
         self.stays_awake.store(false, Ordering::Release);
         has_come
+    }
+
+    /// Events that a worker takes at a time.
+    fn batch(&self) -> usize {
+        match &self.crowd {
+            Some(crowd) if self.permits.places() > crowd.cores => 1,
+            _ => BATCH,
+        }
     }
 
     /// Gives the connection in the slot its turn.
@@ -364,6 +413,7 @@ impl Pool {
         if !lane_entered && joined.is_none() {
             *joined = self.router.join(call, self.wake(token));
             if joined.is_some() {
+                self.see(Crowd::JOINED);
                 return Outcome::Joined;
             }
         }
@@ -371,6 +421,7 @@ impl Pool {
         if !lane_entered {
             return Outcome::Queued;
         }
+        self.see(Crowd::WAITED);
         self.pass_on(agenda);
         self.permits.leave();
         let answer = self.carry_out(call, body, joined.take());
@@ -378,6 +429,12 @@ impl Pool {
         self.leave_lane(agenda);
         WOKEN.with_borrow_mut(|(_, woken)| agenda.woken.extend(woken.drain(..)));
         Outcome::Answered(answer)
+    }
+
+    fn see(&self, what: i32) {
+        if let Some(crowd) = &self.crowd {
+            crowd.see(what, &self.permits);
+        }
     }
 
     /// How the connection is woken: by the worker that does it, when it is done with what

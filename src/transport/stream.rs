@@ -20,8 +20,8 @@ use super::buffers::WipedBuffers;
 #[error(transparent)]
 pub(crate) struct NotConnected(pub(crate) io::Error);
 
-/// What an I/O error carries when the connection broke before any byte of the answer:
-/// whether the request may be sent again.
+/// What an I/O error of a connection under [`Idle::Trust`] carries when it broke before any
+/// byte of the answer: whether the request may be sent again.
 #[derive(Debug, thiserror::Error)]
 #[error("{source}")]
 pub(crate) struct Unanswered {
@@ -114,7 +114,12 @@ impl<S: Stream> StreamTransport<S> {
         }
     }
 
+    /// The error of a connection that broke; with what its user has to know, if it is one
+    /// that finds out by using it.
     fn unanswered(&self, was_not_taken: bool, source: io::Error) -> Error {
+        if let Idle::Peek = self.idle {
+            return Error::Io(source);
+        }
         let kind = source.kind();
         let unanswered = Unanswered { was_kept: self.was_kept, was_not_taken, source };
         Error::Io(io::Error::new(kind, unanswered))

@@ -26,9 +26,10 @@ def measure(bench):
                 through["bare socket"].append(drive(bench, vault, threads, "--raw"))
                 through["curl"].append(curl(bench, vault, threads))
             at = f"{threads} thread{'s' if threads > 1 else ''}"
+            bench.compare(f"client get, {at}, to one by hand", through["client"],
+                          through["by hand"], target=LIBRARY_KEEPS)
             bench.compare(f"client get, {at}, to a bare socket", through["client"],
-                          through["by hand"].append(drive(bench, vault, threads, "--by-hand"))
-                through["bare socket"], target=LIBRARY_KEEPS)
+                          through["bare socket"])
             bench.compare(f"client get, {at}, to one curl", through["client"], through["curl"])
         for threads in (1, 16):
             fresh, raw = [], []

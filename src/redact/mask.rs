@@ -80,6 +80,12 @@ impl Masker {
         }
     }
 
+    /// How many bytes are held back, since they may be the beginning of a form.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
     /// The stream has ended: appends what was held back. Another one may follow.
     pub fn finish(&mut self, output: &mut Vec<u8>) {
         self.front.advance(&self.finder, &self.held, true, output);

@@ -130,7 +130,10 @@ fn a_signal_ends_what_nobody_reads() {
     wait_until("the command has ended", || done.exists());
     assert!(running.is_running(), "what it wrote is still to be read");
     running.signal(Signal::TERM);
-    assert_eq!(running.wait().code(), Some(0), "as the command has");
+    // The shell is about to end when it says so, and may just have been ended instead.
+    let status = running.wait();
+    let is_its_own = status.code() == Some(0) || status.signal() == Some(Signal::TERM.as_raw());
+    assert!(is_its_own, "as the command has, not {status}");
 }
 
 #[test]

@@ -106,6 +106,31 @@ fn masked(vault: &Vault, options: &[&str], script: &str) -> Command {
     command
 }
 
+/// However long the pause between its pieces is: the second comes when a key is pressed after
+/// what was written behind our back has been seen, and that after more than the time for
+/// which short pieces are held back.
+#[test]
+fn most_of_a_value_is_not_shown_before_it_is_certain() {
+    let vault = Vault::with_token();
+    let (first, rest) = TOKEN.split_at(TOKEN.len() - 2);
+    let script = format!(
+        "stty -echo; printf 'start '; printf %s '{first}'; sleep 0.3; printf x > {}; \
+         read key; printf '%s\\n' '{rest}'; printf %s '{}'; read key",
+        vault.file("paused").display(),
+        &TOKEN[..3],
+    );
+    let mut terminal = Terminal::start(&masked(&vault, &[], &script));
+    wait_until("the pause is over", || vault.file("paused").exists());
+    terminal.shows("start ");
+    assert!(!terminal.shown().contains(&first[..8]), "{:?}", terminal.shown());
+    terminal.types("\n");
+    terminal.shows("start [REDACTED]\r\n");
+    // So little might as well be the echo of keys.
+    terminal.shows(&format!("[REDACTED]\r\n{}", &TOKEN[..3]));
+    terminal.types("\n");
+    assert!(terminal.wait().success());
+}
+
 #[test]
 fn the_command_has_a_terminal_like_ours() {
     let vault = Vault::with_token();

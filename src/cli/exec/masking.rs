@@ -28,6 +28,9 @@ const CHUNK: usize = 256 * 1024;
 /// waits for it, such as for the echo of a key.
 const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
+/// So many bytes of a value are not shown, however long the rest takes.
+const TELLING: usize = 8;
+
 /// How many changes of the credentials ago a value may have been and is still masked.
 const GENERATIONS: usize = 8;
 
@@ -206,7 +209,8 @@ impl Output {
                 (generation, masker) = masks.masker();
             }
             masker.mask(&input[..count], &mut output);
-            if count == 0 {
+            // What a key was echoed by, or the end of a prompt.
+            if count == 0 && masker.held() < TELLING {
                 masker.finish(&mut output);
             }
             may_hold = count > 0;

@@ -208,7 +208,7 @@ impl Supervisor {
                 recv(grace) -> _ => child.signal(Signal::KILL),
             }
         };
-        self.write_out(child);
+        self.write_out(child, sent.end);
         Ok(self.next(status, &sent))
     }
 
@@ -226,13 +226,18 @@ impl Supervisor {
     }
 
     /// Waits until all that the command has written is passed on; a signal that would end
-    /// us ends that.
-    fn write_out(&self, child: &mut Child) {
+    /// us ends that. One that has come before, and ended the command, leaves it a moment: it
+    /// may be that nobody reads.
+    fn write_out(&self, child: &mut Child, is_to_end: bool) {
+        const MOMENT: Duration = Duration::from_secs(2);
+
         let Some(streams) = &mut child.streams else { return };
         let busy = streams.ended();
+        let over = if is_to_end { after(MOMENT) } else { never() };
         loop {
             select! {
                 recv(busy) -> _ => return,
+                recv(over) -> _ => return,
                 recv(self.signals) -> received => {
                     if received.is_ok_and(|received| ends(received.signal)) {
                         return;

@@ -440,7 +440,7 @@ fn a_vault_server_that_refuses_shows_neither_tokens_nor_values() {
 fn vault_command(place: &Place, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_credential-vault"));
     command.args(arguments).env_clear().env("HOME", place.root()).env("RUST_LOG", "trace");
-    command.env("INTENTFRAME_VAULT_SOCKET", place.socket());
+    command.env("INTENTFRAME_VAULT_SOCKET", place.socket()).env("PATH", "/usr/bin:/bin");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -497,6 +497,7 @@ fn commands() -> Vec<(Vec<&'static str>, String)> {
     vec![
         with_value(&["store", "canary/key"]),
         with_value(&["store", "canary/runtime", "--delivery-mode=runtime_env", "--env-name=KEY"]),
+        with_value(&["store", "canary/shown", "--delivery-mode=runtime_env", "--env-name=SHOWN"]),
         with_value(&["store", "canary/key", "--delivery-mode=canary"]),
         with_value(&["store", "-bad/key"]),
         (vec!["store", "canary/long"], value(1).repeat(20_000)),
@@ -512,6 +513,19 @@ fn commands() -> Vec<(Vec<&'static str>, String)> {
         bare(&["check", "--json", "canary/key"]),
         bare(&["delete", "canary/runtime"]),
         bare(&["get", "canary/none"]),
+        bare(&["exec", "--mask", "--only", "canary/shown", "--", "printenv", "SHOWN"]),
+        bare(&["exec", "--only", "canary/none", "--", "printenv"]),
+        bare(&[
+            "exec",
+            "--env",
+            "LD_PRELOAD=canary/key",
+            "--allow-executor-only",
+            "--",
+            "printenv",
+        ]),
+        bare(&["exec", "--env", "PATH=canary/key", "--allow-executor-only", "--", "printenv"]),
+        bare(&["exec", "--env", "KEY=canary/key", "--", "printenv"]),
+        bare(&["exec", "--only", "canary/shown", "--", "/nowhere/program", MARKER]),
         bare(&["store", "canary/key", MARKER]),
         bare(&["store", "canary/key", "--value", MARKER]),
         bare(&["store", "canary/key", "--value=C4N4RY-7Q2Z9-X8"]),
@@ -532,6 +546,9 @@ fn no_command_shows_a_value_but_get() {
             search.nothing_in(&format!("{arguments:?}"), &output.stdout);
             search.nothing_in(&format!("{arguments:?}"), &output.stderr);
         }
+        let masked = ["exec", "--mask", "--only", "canary/shown", "--", "printenv", "SHOWN"];
+        let output = run(&place, &masked, "", format);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "[REDACTED]\n");
         for arguments in [&["get", "canary/key"][..], &["get", "--json", "canary/key"]] {
             let output = run(&place, arguments, "", format);
             assert!(search.finds(&output.stdout), "get is what shows it");
@@ -631,7 +648,11 @@ fn what_proc_shows_of_a_process_has_no_value() {
             .filter(|name| !name.is_empty())
             .map(String::from_utf8_lossy)
             .collect();
-        assert_eq!(names, ["HOME", "INTENTFRAME_VAULT_SOCKET", "RUST_LOG"], "what it was given");
+        assert_eq!(
+            names,
+            ["HOME", "INTENTFRAME_VAULT_SOCKET", "PATH", "RUST_LOG"],
+            "what it was given"
+        );
     }
 }
 
@@ -660,6 +681,27 @@ fn no_process_leaves_a_core() {
     assert!(!status.core_dumped(), "the command left a core");
 }
 
+#[test]
+fn what_exec_starts_may_leave_a_core() {
+    let place = Place::new();
+    let service = place.setup().start();
+    assert_eq!(service.put(AT, &json!({ "value": "v" })).status, 200);
+    let limits = |options: &[&str]| {
+        let options = [&["exec", "--env", "KEY=canary/key", "--allow-executor-only"], options];
+        let mut command = vault_command(&place, &options.concat());
+        command.args(["--", "cat", "/proc/self/limits"]);
+        let output = Running::of(command).output();
+        let stdout = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let line = stdout.lines().find(|line| line.starts_with("Max core file size"));
+        line.expect("it is one of them").to_owned()
+    };
+    let own = fs::read_to_string("/proc/self/limits").expect("it can be read");
+    for options in [&[][..], &["--mask"]] {
+        assert!(own.contains(&limits(options)), "as it was: {own}");
+    }
+}
+
 /// A user without rights.
 const SOMEBODY: u32 = 65_534;
 
@@ -672,7 +714,10 @@ fn other_processes_of_the_user_cannot_look_into_one() {
         // Root may look into anything: so it is somebody else's.
         fs::set_permissions(place.root(), fs::Permissions::from_mode(0o777)).expect("it is ours");
         let program = place.root().join("credential-vault");
-        fs::copy(&setup.program, &program).expect("it can be copied");
+        // By another process: a copy that is being written here is busy for every child that
+        // another test starts meanwhile.
+        let copied = Command::new("cp").arg(&setup.program).arg(&program).status();
+        assert!(copied.expect("cp runs").success());
         command = Command::new(&program);
         command.args(["store", "canary/key"]).env_clear().uid(SOMEBODY).gid(SOMEBODY);
         command.env("INTENTFRAME_VAULT_SOCKET", place.socket());

@@ -1,7 +1,7 @@
 //! What may be written on the command line.
 
-// argh prints the doc comments as help, where backticks have no place.
-#![allow(clippy::doc_markdown)]
+// argh prints the doc comments as help, where backticks and backslashes have no place.
+#![allow(clippy::doc_markdown, rustdoc::broken_intra_doc_links)]
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -450,8 +450,9 @@ impl Keeper {
             return None;
         }
         let left = self.shared.status().expires.map(|at| at.saturating_sub(clock::now()));
-        let ask = Ask::new(Method::POST, "auth/token/renew-self", Some(token.value())).json(b"{}");
-        let reply = match self.shared.upstream.send(&ask) {
+        // The token is still good, and the server may be, too, for all but this.
+        let ask = Ask::new(Method::POST, "auth/token/renew-self", Some(token.value()));
+        let reply = match self.shared.upstream.send(&ask.json(b"{}").apart()) {
             Ok(reply) => reply,
             Err(error) => {
                 let step = if left == Some(Duration::ZERO) { Step::LogIn } else { Step::Renew };
@@ -721,6 +722,9 @@ impl Keeper {
     }
 
     fn try_again(&mut self, step: Step, error: Unavailable) {
+        if self.shared.upstream.is_closed() {
+            return;
+        }
         let pause = self.backoff.after_failure();
         log::warn!("the Vault token is not looked after: {error}; trying again in {pause:.1?}");
         self.plan = Some((clock::now() + pause, step));

@@ -41,6 +41,8 @@ pub(super) struct Ask<'a> {
     token: Option<&'a Secret>,
     body: Option<(&'static str, &'a [u8])>,
     repeat: Repeat,
+    /// Its failure says nothing of others.
+    is_apart: bool,
 }
 
 /// When a request may be sent again that met a failure.
@@ -55,7 +57,7 @@ enum Repeat {
 impl<'a> Ask<'a> {
     /// A request without a body. The path is the one after `/v1/`.
     pub(super) fn new(method: Method, path: &'a str, token: Option<&'a Secret>) -> Self {
-        Self { method, path, token, body: None, repeat: Repeat::Always }
+        Self { method, path, token, body: None, repeat: Repeat::Always, is_apart: false }
     }
 
     pub(super) fn json(self, body: &'a [u8]) -> Self {
@@ -69,6 +71,12 @@ impl<'a> Ask<'a> {
     /// The same, for a request of which two would not be the same as one.
     pub(super) fn only_once(self) -> Self {
         Self { repeat: Repeat::IfUnsent, ..self }
+    }
+
+    /// The same, for a request that nobody waits for: when it fails, others are sent all the
+    /// same.
+    pub(super) fn apart(self) -> Self {
+        Self { is_apart: true, ..self }
     }
 
     /// The same, for a request that is right at this moment only.
@@ -197,6 +205,10 @@ impl Upstream {
         self.max_retries
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Sends nothing more. What is under way ends by itself.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
@@ -212,7 +224,7 @@ impl Upstream {
         let mut pause = FIRST_PAUSE;
         let mut retries = self.max_retries;
         loop {
-            if self.closed.load(Ordering::Acquire) {
+            if self.is_closed() {
                 return Err(Unavailable::new("the vault is closed"));
             }
             let place = self.in_flight.enter(deadline).ok_or_else(|| {
@@ -240,8 +252,12 @@ impl Upstream {
                     (outcome, reason, unsent, retry_after)
                 }
             };
-            ticket.tell(outcome, now);
-            self.note_contact(now, (outcome == Outcome::Failed).then_some(&reason));
+            if ask.is_apart && outcome == Outcome::Failed {
+                drop(ticket);
+            } else {
+                ticket.tell(outcome, now);
+                self.note_contact(now, (outcome == Outcome::Failed).then_some(&reason));
+            }
             let wait = retry_after.unwrap_or_else(|| jitter::around(pause));
             let may_repeat = retries > 0
                 && match ask.repeat {
@@ -464,7 +480,7 @@ impl Upstream {
 fn tls_failure(error: &io::Error) -> Option<String> {
     use rustls::{AlertDescription, Error};
 
-    match error.get_ref()?.downcast_ref()? {
+    match rustls_error(error)? {
         Error::InvalidCertificate(reason) => Some(format!(
             "its certificate is not accepted ({reason}); is its authority in VAULT_CACERT, and \
              VAULT_ADDR its name?"
@@ -477,6 +493,12 @@ fn tls_failure(error: &io::Error) -> Option<String> {
         ),
         _ => None,
     }
+}
+
+/// The one beneath, whatever it is wrapped in.
+fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    inner.downcast_ref().or_else(|| rustls_error(inner.source()?.downcast_ref()?))
 }
 
 const HEALTH: &str = "sys/health";

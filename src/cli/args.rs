@@ -380,7 +380,7 @@ pub struct Exec {
     #[argh(option, arg_name = "dir")]
     pub files: Option<PathBuf>,
 
-    /// replace the values by [REDACTED] in what the command writes
+    /// hide the values in what the command writes
     #[argh(switch)]
     pub mask: bool,
 

@@ -123,7 +123,7 @@ fn a_reader_that_has_seen_enough_ends_the_command() {
 fn a_signal_ends_what_nobody_reads() {
     let vault = Vault::with_token();
     let done = vault.file("done");
-    let script = format!("yes | head -c 300000; : > {}", done.display());
+    let script = format!("trap '' TERM; yes | head -c 300000; : > {}", done.display());
     let mut command = vault.exec(&["--mask", "--", "/bin/sh", "-c", &script]);
     // Nobody takes the output out of the pipe, and the command has ended.
     let mut running = Running::start(&mut command);

@@ -303,7 +303,7 @@ fn a_change_starts_it_again_on_a_terminal() {
 fn without_masking_the_terminal_is_shared() {
     let vault = Vault::with_token();
     let options = ["--watch", "--", "/bin/sh", "-c"];
-    let script = "test -t 0 && test -t 1 && : < /dev/tty && echo ready; trap 'echo one; n=1$n' INT; \
+    let script = "trap 'echo one; n=1$n' INT; test -t 0 && test -t 1 && : < /dev/tty && echo ready; \
                   while [ -z \"$n\" ]; do sleep 0.01; done; echo $n; exit 3";
     let mut terminal = Terminal::start(&vault.exec(&[&options[..], &[script]].concat()));
     terminal.shows("ready");

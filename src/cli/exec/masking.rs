@@ -16,7 +16,6 @@ use intentframe_credentials::spawn::RuntimeEnv;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::stdio::{stderr, stdin, stdout};
 
 use super::terminal::{Raw, Terminals, copy_size, make_alike};
@@ -114,7 +113,7 @@ pub fn start(mut command: Command, masks: &Arc<Masks>) -> io::Result<(process::C
     };
 
     let mut raw = None;
-    let (child, pty) = match terminal {
+    let (mut child, pty) = match terminal {
         Some((pty, pts)) if is_session => {
             let mut command = pty_process::blocking::Command::from(command);
             if let Some(err) = err {
@@ -135,22 +134,39 @@ pub fn start(mut command: Command, masks: &Arc<Masks>) -> io::Result<(process::C
         }
     };
 
-    let (ended, running) = pipe_with(PipeFlags::CLOEXEC)?;
-    let ended = Arc::new(ended);
-    let (done, busy) = unbounded();
-    for output in outputs {
-        let (ended, masks, done) = (Arc::clone(&ended), Arc::clone(masks), done.clone());
-        in_thread("output", move || output.pass_on(&ended, &masks, done))?;
+    match Streams::of(outputs, pty, raw, is_session, masks) {
+        Ok(streams) => Ok((child, streams)),
+        Err(error) => {
+            // Nobody would read what it writes.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
     }
-    if let (Some(pty), true) = (&pty, is_session) {
-        let pty = pty.try_clone()?;
-        in_thread("keys", move || pass_keys_on(&pty, &ended, done))?;
-    }
-    let streams = Streams { pty, raw, running: Some(running), busy, is_session };
-    Ok((child, streams))
 }
 
 impl Streams {
+    fn of(
+        outputs: Vec<Output>,
+        pty: Option<OwnedFd>,
+        raw: Option<Raw>,
+        is_session: bool,
+        masks: &Arc<Masks>,
+    ) -> io::Result<Self> {
+        let (ended, running) = io::pipe()?;
+        let ended = Arc::new(OwnedFd::from(ended));
+        let (done, busy) = unbounded();
+        for output in outputs {
+            let (ended, masks, done) = (Arc::clone(&ended), Arc::clone(masks), done.clone());
+            in_thread("output", move || output.pass_on(&ended, &masks, done))?;
+        }
+        if let (Some(pty), true) = (&pty, is_session) {
+            let pty = pty.try_clone()?;
+            in_thread("keys", move || pass_keys_on(&pty, &ended, done))?;
+        }
+        Ok(Self { pty, raw, running: Some(running.into()), busy, is_session })
+    }
+
     /// Our terminal has another size now.
     pub fn resize(&self) {
         if let Some(pty) = &self.pty {
@@ -338,10 +354,10 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
 
 /// The two ends of a pipe for much at a time.
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (from, to) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (from, to) = io::pipe()?;
     #[cfg(target_os = "linux")]
     let _ = rustix::pipe::fcntl_setpipe_size(&from, CHUNK);
-    Ok((from, to))
+    Ok((from.into(), to.into()))
 }
 
 /// Whether both are the same file, pipe or socket.

@@ -41,6 +41,10 @@ pub fn run(
     let program = program(args, to_run, core_limit)?;
     let selection = selection(args)?;
     let watching = Watching::new(args)?;
+    #[cfg(not(target_os = "linux"))]
+    if args.files.is_some() {
+        return Err(Failure::usage("--files needs memfd_create(2), which this system has not"));
+    }
     let inherited = Inherited::new(std::env::vars_os(), args.clean, &args.keep, args.r#override);
     if watching.is_none() && !args.mask && args.files.is_none() {
         return replace_us(client, &selection, &inherited, &program);

@@ -26,6 +26,9 @@ const STEADY: Duration = Duration::from_mins(1);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
+/// How long what a command has written waits for its reader after a signal to end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// A command, and all that is done for it while it runs.
 pub struct Supervisor {
     pub program: Program,
@@ -225,15 +228,12 @@ impl Supervisor {
         }
     }
 
-    /// Waits until all that the command has written is passed on; a signal that would end
-    /// us ends that. One that has come before, and ended the command, leaves it a moment: it
-    /// may be that nobody reads.
+    /// Waits until all that the command has written is passed on. Once somebody wants it all
+    /// to end, a reader that takes nothing is not waited for for long.
     fn write_out(&self, child: &mut Child, is_to_end: bool) {
-        const MOMENT: Duration = Duration::from_secs(2);
-
         let Some(streams) = &mut child.streams else { return };
         let busy = streams.ended();
-        let over = if is_to_end { after(MOMENT) } else { never() };
+        let over = if is_to_end { after(LAST_WORDS) } else { never() };
         loop {
             select! {
                 recv(busy) -> _ => return,
@@ -351,7 +351,9 @@ impl Child {
             (Signal::WINCH | Signal::CONT, None) if had_it => {}
             (Signal::WINCH | Signal::CONT, None) => self.signal(signal),
             _ => {
-                sent.forwarded.push(signal);
+                if !sent.forwarded.contains(&signal) {
+                    sent.forwarded.push(signal);
+                }
                 // Without a terminal, HUP is how a service is told to read its files again.
                 sent.end |= ends(signal) && (signal != Signal::HUP || self.has_terminal);
                 if !had_it {

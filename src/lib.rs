@@ -22,7 +22,7 @@
 //!   the binary's `serve` and `dev` do no more.
 //! - `client` asks a running vault from another process; `spawn` starts a process with its
 //!   credentials in its environment.
-//! - [`redact`] keeps values out of streams, log lines and documents.
+//! - `redact` keeps values out of streams, log lines and documents.
 //!
 //! # Features
 //!
@@ -86,7 +86,7 @@ pub use model::{
     CredentialRecord, CredentialRef, DeliveryMode, MaskedSummary, Namespace, RuntimeEnvEntry,
     StoreRequest, mask_value,
 };
-pub use secret::Secret;
+pub use secret::{Secret, SecretWatch};
 pub use vault::{
     BackendFactory, BackendOptions, BackendStatus, CredentialVault, RenewalState, RenewalStatus,
     create_vault, register_backend, registered_backends,

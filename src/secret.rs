@@ -1,6 +1,8 @@
 //! [`Secret`]: the one type that a credential's value is held in.
 
+use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
@@ -67,6 +69,40 @@ impl From<String> for Secret {
         Self::new(value)
     }
 }
+
+/// Hears of each secret that somebody holds for longer than a request, such as a token, and
+/// gives what is to be dropped with it. So a log can be kept clean of secrets of which only
+/// a backend knows.
+#[derive(Clone)]
+pub struct SecretWatch(Arc<Hear>);
+
+type Hear = dyn Fn(&Secret) -> Box<dyn Any + Send + Sync> + Send + Sync;
+
+impl SecretWatch {
+    /// Tells `hear` of each secret.
+    pub fn new<T: Send + Sync + 'static>(
+        hear: impl Fn(&Secret) -> T + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(move |secret| Box::new(hear(secret))))
+    }
+
+    /// Tells of a secret. What is given back is to be dropped with it.
+    #[must_use]
+    pub fn tell(&self, secret: &Secret) -> WatchedSecret {
+        WatchedSecret(self.0(secret))
+    }
+}
+
+impl fmt::Debug for SecretWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretWatch")
+    }
+}
+
+/// A secret that was told of; see [`SecretWatch::tell`].
+pub struct WatchedSecret(
+    #[expect(dead_code, reason = "it is there to be dropped")] Box<dyn Any + Send + Sync>,
+);
 
 /// A value's bytes are not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

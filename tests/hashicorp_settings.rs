@@ -11,10 +11,14 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use intentframe_credentials::vault::{HashiCorpOptions, HashiCorpVault};
+use intentframe_credentials::{
+    CredentialRef, CredentialVault as _, Environment, Secret, SecretWatch,
+};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -181,6 +185,43 @@ fn no_log_has_a_secret() {
     for secret in ["sk-canary", &role.secret_id, "hvs.", "X-Vault-Token"] {
         assert!(!log.contains(secret) && !health.contains(secret), "{secret}");
     }
+}
+
+/// Of the tokens that it logs in for nobody else knows: whoever wants to keep them out of a
+/// log is told, for as long as each of them is held.
+#[test]
+fn who_watches_secrets_is_told_of_tokens() {
+    let target = Target::ours();
+    let role = target.approle("r", json!({ "token_ttl": "1h" }));
+    let told = Arc::<Mutex<Vec<(String, Weak<()>)>>>::default();
+    let telling = Arc::clone(&told);
+    let options = HashiCorpOptions {
+        address: Some(target.server().address()),
+        role_id: Some(Secret::new(role.role_id.clone())),
+        secret_id: Some(Secret::new(role.secret_id.clone())),
+        secret_watch: Some(SecretWatch::new(move |secret| {
+            let held = Arc::new(());
+            let mut told = telling.lock().expect("no panic");
+            told.push((secret.expose().to_owned(), Arc::downgrade(&held)));
+            held
+        })),
+        ..HashiCorpOptions::default()
+    };
+    let vault = HashiCorpVault::new(options, &Environment::default()).expect("is set up");
+    let at = CredentialRef::parse("openai", "key").expect("valid");
+    let held = || -> Vec<String> {
+        let told = told.lock().expect("no panic");
+        let held = told.iter().filter(|(_, held)| held.strong_count() > 0);
+        held.map(|(secret, _)| secret.clone()).collect()
+    };
+    assert!(vault.get(&at).expect("asks").is_none());
+    let [first] = &held()[..] else { panic!("one token is held") };
+    assert_ne!(*first, role.secret_id, "which was held for the login alone");
+    target.server().revoke_all();
+    assert!(vault.get(&at).expect("asks").is_none());
+    let [second] = &held()[..] else { panic!("one token is held") };
+    assert_ne!(first, second);
+    vault.close();
 }
 
 // TLS.

@@ -80,7 +80,7 @@ fn run(
         None => Err(Failure::usage("no command given; `credential-vault --help` lists them")),
         Some(Command::Serve(mut serve)) => {
             serve.socket = serve.socket.or(socket);
-            serve::run(&serve, environment)
+            serve::run(&serve, environment, secrets)
         }
         Some(Command::Dev(mut dev)) => {
             dev.socket = dev.socket.or(socket);

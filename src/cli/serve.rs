@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
+use intentframe_credentials::redact::RegisteredSecrets;
 use intentframe_credentials::server::Endpoint;
-use intentframe_credentials::{BackendOptions, Environment, VaultError, paths};
+use intentframe_credentials::{BackendOptions, Environment, SecretWatch, VaultError, paths};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
@@ -25,7 +26,11 @@ const BACKEND_VARIABLE: &str = "IF_VAULT_BACKEND";
 const DEFAULT_BACKEND: &str = "keyring";
 
 /// Serves until told to stop.
-pub fn run(args: &Serve, environment: &Environment) -> Result<(), Failure> {
+pub fn run(
+    args: &Serve,
+    environment: &Environment,
+    secrets: &RegisteredSecrets,
+) -> Result<(), Failure> {
     let socket = paths::socket(args.socket.as_deref(), environment).map_err(Failure::usage)?;
     let data_dir =
         paths::data_dir(args.data_dir.as_deref(), environment).map_err(Failure::usage)?;
@@ -37,6 +42,8 @@ pub fn run(args: &Serve, environment: &Environment) -> Result<(), Failure> {
     let supervisor = Supervisor::new(args.ready_fd)?;
     let mut options = BackendOptions::new(environment.clone());
     options.own_socket = endpoint.socket();
+    let secrets = secrets.clone();
+    options.secret_watch = Some(SecretWatch::new(move |secret| secrets.register(secret)));
     let mut settings =
         Settings::new(endpoint, data_dir, backend.unwrap_or(DEFAULT_BACKEND), options);
     settings.workers = workers(args.workers)?;

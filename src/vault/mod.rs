@@ -69,7 +69,7 @@ pub trait Catalogue {
 }
 
 /// A store of values. But for one that has a [`Catalogue`] it knows nothing of metadata; the
-/// [service](crate::service::VaultService) keeps the two consistent:
+/// service (`VaultService`) keeps the two consistent:
 ///
 /// - **store**: the metadata row is committed first, then [`store`](Self::store) is
 ///   called; if it fails, the row is put back as it was (or removed, if there was none).

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::environment::Environment;
 use crate::error::{Field, VaultError};
+use crate::secret::SecretWatch;
 
 #[cfg(feature = "keyring")]
 use super::KeyringVault;
@@ -24,6 +25,8 @@ pub struct BackendOptions {
     pub environment: Environment,
     /// How long one call to the operating system's keyring may take.
     pub keyring_timeout: Duration,
+    /// Hears of the secrets that a backend holds for itself: tokens, not values.
+    pub secret_watch: Option<SecretWatch>,
     /// The socket that the process listens on itself, to which a backend that forwards must
     /// not lead back.
     pub own_socket: Option<PathBuf>,
@@ -33,7 +36,12 @@ impl BackendOptions {
     /// The defaults, over `environment`: 30 s for a keyring call.
     #[must_use]
     pub fn new(environment: Environment) -> Self {
-        Self { environment, keyring_timeout: Duration::from_secs(30), own_socket: None }
+        Self {
+            environment,
+            keyring_timeout: Duration::from_secs(30),
+            secret_watch: None,
+            own_socket: None,
+        }
     }
 }
 
@@ -47,7 +55,8 @@ fn registry() -> &'static RwLock<BTreeMap<String, BackendFactory>> {
             ("env", |options| Ok(Arc::new(EnvVault::new(options.environment.clone())))),
             #[cfg(all(unix, feature = "hashicorp"))]
             ("hashicorp", |options| {
-                let unset = HashiCorpOptions::default();
+                let secret_watch = options.secret_watch.clone();
+                let unset = HashiCorpOptions { secret_watch, ..HashiCorpOptions::default() };
                 Ok(Arc::new(HashiCorpVault::new(unset, &options.environment)?))
             }),
             #[cfg(feature = "keyring")]

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use ureq::http::{HeaderValue, Method};
 use zeroize::Zeroizing;
 
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretWatch, WatchedSecret};
 use crate::vault::{RenewalState, RenewalStatus};
 
 use super::clock;
@@ -31,6 +31,9 @@ pub(super) struct Token {
     generation: u64,
     /// How many more requests it is good for, where that is limited.
     uses_left: Option<AtomicU64>,
+    /// There to be dropped with it.
+    #[expect(dead_code, reason = "what it does it does when it is dropped")]
+    watched: Option<WatchedSecret>,
 }
 
 impl Token {
@@ -102,6 +105,13 @@ struct Shared {
     renew: bool,
     token: RwLock<Option<Arc<Token>>>,
     status: Mutex<Status>,
+    secret_watch: Option<SecretWatch>,
+}
+
+impl Shared {
+    fn watched(&self, secret: &Secret) -> Option<WatchedSecret> {
+        self.secret_watch.as_ref().map(|watch| watch.tell(secret))
+    }
 }
 
 struct Status {
@@ -120,6 +130,7 @@ impl Auth {
             renew: settings.renew,
             token: RwLock::new(None),
             status: Mutex::new(status),
+            secret_watch: settings.secret_watch,
         });
         Self { shared, keeper: Mutex::new(KeeperState::NotStarted) }
     }
@@ -593,6 +604,7 @@ impl Keeper {
         let role_id = app_role.role_id.read().map_err(LoginError::Refused)?;
         let secret_id = app_role.secret_id.read().map_err(LoginError::Refused)?;
         let secret_id = if app_role.wrapped { self.unwrap(&secret_id)? } else { secret_id };
+        let _watched = self.shared.watched(&secret_id);
         let login = Login { role_id: role_id.expose(), secret_id: secret_id.expose() };
         let mut body =
             Zeroizing::new(Vec::with_capacity(6 * (role_id.len() + secret_id.len()) + 64));
@@ -669,7 +681,8 @@ impl Keeper {
     fn adopt(&mut self, value: Secret, uses: u64) -> Arc<Token> {
         self.generation += 1;
         let uses_left = uses.checked_sub(1).map(AtomicU64::new);
-        let token = Arc::new(Token { value, generation: self.generation, uses_left });
+        let watched = self.shared.watched(&value);
+        let token = Arc::new(Token { value, generation: self.generation, uses_left, watched });
         self.may_look_up = None;
         self.found_alive = None;
         self.failed = None;

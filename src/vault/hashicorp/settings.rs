@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::environment::Environment;
 use crate::error::{Field, VaultError};
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretWatch};
 use crate::transport::tls::TlsSettings;
 
 /// What a [`HashiCorpVault`](super::HashiCorpVault) is made from. What is `None` is taken
@@ -42,6 +42,8 @@ pub struct HashiCorpOptions {
     pub max_retries: Option<u32>,
     /// `IF_VAULT_MAX_IN_FLIGHT`: how many requests may be under way to the server (16).
     pub max_in_flight: Option<usize>,
+    /// Hears of tokens, and of secret IDs that were unwrapped or read from files.
+    pub secret_watch: Option<SecretWatch>,
 }
 
 /// All of it, read and checked.
@@ -57,6 +59,7 @@ pub(super) struct Settings {
     pub(super) timeout: Duration,
     pub(super) max_retries: u32,
     pub(super) max_in_flight: usize,
+    pub(super) secret_watch: Option<SecretWatch>,
 }
 
 /// Where the server is.
@@ -183,6 +186,7 @@ impl Settings {
                 .number(options.max_retries, "VAULT_MAX_RETRIES")?
                 .unwrap_or(DEFAULT_MAX_RETRIES),
             max_in_flight,
+            secret_watch: options.secret_watch,
         })
     }
 }

@@ -8,7 +8,6 @@ mod contract;
 #[path = "support/hashicorp.rs"]
 mod hashicorp;
 
-use std::process::Command;
 use std::thread;
 
 use serde_json::{Map, Value, json};
@@ -18,7 +17,7 @@ use hashicorp::{
     MODES, Mode, POLICY, POLICY_WITH_DESTROY, Target, at, begin_remove, begin_store, fetch,
     on_each_server, remove, removed, store, stored,
 };
-use support::{Place, Service, request};
+use support::{Place, Service, assert_wire_contract, request};
 
 fn service_of_mode(target: &Target, place: &Place, mode: Mode) -> Service {
     target.setup(place, &target.token_of_mode(mode)).start()
@@ -53,15 +52,7 @@ fn every_row_of_the_wire_contract() {
     on_each_server(|target| {
         let place = Place::new();
         let service = target.setup(&place, &target.token_for(POLICY)).start();
-        let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/wire-contract"))
-            .arg("--socket")
-            .arg(&service.socket)
-            .output()
-            .expect("the script is executable, and python3 installed");
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        let failed: Vec<&str> = stdout.lines().filter(|line| line.starts_with("FAIL")).collect();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{}\n{stderr}\n{stdout}", failed.join("\n"));
+        assert_wire_contract(&service.socket);
         assert_eq!(service.get("/health").json()["backend"], "HashiCorpVault");
         assert_eq!(target.namespaces(), [] as [Value; 0], "nothing is left behind");
     });

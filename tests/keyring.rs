@@ -483,13 +483,6 @@ fn the_wire_contract_on_a_keyring() {
         .setup_with("keyring")
         .env("DBUS_SESSION_BUS_ADDRESS", &env::var("DBUS_SESSION_BUS_ADDRESS").expect("a session"))
         .start();
-    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/wire-contract"))
-        .arg("--socket")
-        .arg(place.socket())
-        .output()
-        .expect("the script is executable");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let failed: Vec<&str> = text.lines().filter(|line| line.starts_with("FAIL")).collect();
-    assert!(output.status.success(), "{failed:#?} {}", String::from_utf8_lossy(&output.stderr));
+    support::assert_wire_contract(&place.socket());
     assert!(service.get("/health").json()["backend"] == "KeyringVault");
 }

@@ -7,12 +7,11 @@ mod contract;
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
 
 use intentframe_credentials::{BackendOptions, Environment, create_vault};
 use rustix::process::Signal;
 use serde_json::json;
-use support::{Place, Service, Setup, wait_until};
+use support::{Place, Service, Setup, assert_wire_contract, wait_until};
 
 const UPSTREAM: &str = "IF_VAULT_UPSTREAM_SOCKET";
 const KEY: &str = "/v1/credentials/openai/api_key";
@@ -43,14 +42,7 @@ fn the_contract_of_the_trait() {
 #[test]
 fn every_row_of_the_wire_contract() {
     let (_behind, _service, _front, forwarder) = pair();
-    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/wire-contract"))
-        .arg("--socket")
-        .arg(&forwarder.socket)
-        .output()
-        .expect("the script is executable, and python3 installed");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let failed: Vec<&str> = text.lines().filter(|line| line.starts_with("FAIL")).collect();
-    assert!(output.status.success(), "{failed:#?} {}", String::from_utf8_lossy(&output.stderr));
+    assert_wire_contract(&forwarder.socket);
 }
 
 #[test]

@@ -62,6 +62,20 @@ pub fn raise_descriptor_limit() {
         .expect("a soft limit may be raised to the hard one");
 }
 
+/// Runs every row of the wire contract that can be seen from outside on the service at
+/// `socket`, by the script that operators can run as well.
+#[track_caller]
+pub fn assert_wire_contract(socket: &Path) {
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/wire-contract"))
+        .arg("--socket")
+        .arg(socket)
+        .output()
+        .expect("the script is executable, and python3 installed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let failed: Vec<&str> = text.lines().filter(|line| line.starts_with("FAIL")).collect();
+    assert!(output.status.success(), "{failed:#?} {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// A directory for one service: its socket, its data, its log. Outlives the service, so
 /// that a second one can be started on what the first left.
 pub struct Place {

@@ -80,12 +80,16 @@ pub mod time;
 mod transport;
 pub mod vault;
 
+#[cfg(all(unix, feature = "client"))]
+pub use client::{ClientError, VaultClient};
 pub use environment::Environment;
 pub use error::VaultError;
 pub use model::{
     CredentialRecord, CredentialRef, DeliveryMode, MaskedSummary, Namespace, RuntimeEnvEntry,
     StoreRequest, mask_value,
 };
+#[cfg(feature = "redact")]
+pub use redact::{CredentialScrubber, REDACTED_VALUE, SENSITIVE_KEYS, redact_credentials};
 pub use secret::{Secret, SecretWatch};
 pub use vault::{
     BackendFactory, BackendOptions, BackendStatus, CredentialVault, RenewalState, RenewalStatus,

@@ -714,10 +714,7 @@ fn other_processes_of_the_user_cannot_look_into_one() {
         // Root may look into anything: so it is somebody else's.
         fs::set_permissions(place.root(), fs::Permissions::from_mode(0o777)).expect("it is ours");
         let program = place.root().join("credential-vault");
-        // By another process: a copy that is being written here is busy for every child that
-        // another test starts meanwhile.
-        let copied = Command::new("cp").arg(&setup.program).arg(&program).status();
-        assert!(copied.expect("cp runs").success());
+        support::copy_program(&setup.program, &program);
         command = Command::new(&program);
         command.args(["store", "canary/key"]).env_clear().uid(SOMEBODY).gid(SOMEBODY);
         command.env("INTENTFRAME_VAULT_SOCKET", place.socket());

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use support::{Connection, DEADLINE, Place, Service, get, put, skip, try_connect, wait_until};
+use support::{
+    Connection, DEADLINE, Place, Service, copy_program, get, put, skip, try_connect, wait_until,
+};
 
 const KEY: &str = "/v1/credentials/lifecycle/key";
 
@@ -439,7 +441,7 @@ fn root_is_served_by_another_users_service() {
     // Where the other user can reach it.
     let mut setup = place.setup().identity(SOMEBODY);
     let program = place.root().join("credential-vault");
-    fs::copy(&setup.program, &program).expect("copies");
+    copy_program(&setup.program, &program);
     setup.program = program;
 
     let service = setup.start();

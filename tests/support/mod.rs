@@ -62,6 +62,13 @@ pub fn raise_descriptor_limit() {
         .expect("a soft limit may be raised to the hard one");
 }
 
+/// Copies a program, by another process: one that is being written here is busy for every
+/// child that another test starts meanwhile, and cannot be run then.
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status();
+    assert!(copied.expect("cp runs").success());
+}
+
 /// Runs every row of the wire contract that can be seen from outside on the service at
 /// `socket`, by the script that operators can run as well.
 #[track_caller]

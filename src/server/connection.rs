@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tiny_http::Method;
 use zeroize::optimization_barrier;
 
@@ -352,10 +353,11 @@ impl Connection {
             }
             input.reserve(self.needed.saturating_sub(input.len()).max(READ_BYTES));
             let room = input.capacity() - input.len();
-            match rustix::io::read(&self.stream, spare_capacity(input)) {
-                Ok(0) => return Ok(Progress::Done),
+            // recv(2) gets to the socket in fewer steps than read(2).
+            match recv(&self.stream, spare_capacity(input), RecvFlags::empty()) {
+                Ok((_, 0)) => return Ok(Progress::Done),
                 // Less than there was room for: the next byte will be told of.
-                Ok(count) => all_is_read = count < room && !self.hung_up,
+                Ok((_, count)) => all_is_read = count < room && !self.hung_up,
                 Err(Errno::AGAIN) => return Ok(self.wait_for_input(pool, now, input)),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

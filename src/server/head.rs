@@ -1,5 +1,6 @@
 //! Request heads: found in the bytes that have come, checked, and framed (RFC 9112).
 
+use std::mem::MaybeUninit;
 use std::str;
 
 use tiny_http::Method;
@@ -55,9 +56,11 @@ const MAX_HEADERS: usize = 64;
 /// Parses what `input` starts with.
 pub(super) fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Rejection> {
     let end = find_end(input, limits.head_bytes)?;
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut request = httparse::Request::new(&mut headers);
-    match (request.parse(&input[..end.unwrap_or(input.len())]), end) {
+    // Of the places for headers only those that are used are filled in: most requests have few.
+    let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut []);
+    let start = &input[..end.unwrap_or(input.len())];
+    match (request.parse_with_uninit_headers(start, &mut headers), end) {
         // What is wrong already is refused without waiting for more of it.
         (Ok(httparse::Status::Partial), None) => return Ok(Parsed::Partial),
         (Ok(httparse::Status::Complete(parsed)), Some(len)) if parsed == len => {}
@@ -155,7 +158,7 @@ fn refuse_second(is_second: bool, detail: &'static str) -> Result<(), Rejection>
 fn find_end(input: &[u8], limit: usize) -> Result<Option<usize>, Rejection> {
     let within = &input[..input.len().min(limit)];
     let mut line_start = 0;
-    while let Some(length) = within[line_start..].iter().position(|&byte| byte == b'\n') {
+    while let Some(length) = memchr::memchr(b'\n', &within[line_start..]) {
         let line_feed = line_start + length;
         if length == 0 || within[line_feed - 1] != b'\r' {
             return Err(reject(400, "a line of the head ends without a carriage return"));

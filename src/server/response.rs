@@ -163,6 +163,11 @@ impl Write for Outbox<'_> {
         Ok(bytes.len())
     }
 
+    /// A head is written in many small pieces: each is taken whole, without a loop around it.
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write(bytes).map(drop)
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -188,6 +193,10 @@ impl Write for Sink<'_, '_> {
             self.line_to_insert = None;
         }
         Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write(bytes).map(drop)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //! `Response::raw_print` of `tiny_http`.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
@@ -106,16 +106,25 @@ impl<'a> Outbox<'a> {
         // tiny_http writes a Connection header only for upgrades, so ours goes in behind
         // the status line.
         let line_to_insert = persistence.header_line();
-        let sink = Sink { line_to_insert, start: self.fresh.len(), outbox: self };
-        let status = StatusCode(status);
-        // A body in one piece is read without a detour through a cleared buffer.
+        let start = self.fresh.len();
+        // A body in one piece is read without a detour through a cleared buffer, and a short
+        // one, as nearly all are, goes with its head straight to where it is sent from.
         match body.as_one_piece() {
-            Some(bytes) => Response::new(status, headers, bytes, Some(length), None)
-                .with_chunked_threshold(usize::MAX)
-                .raw_print(sink, HTTPVersion(1, 1), &[], is_head_request, None),
-            None => Response::new(status, headers, body, Some(length), None)
-                .with_chunked_threshold(usize::MAX)
-                .raw_print(sink, HTTPVersion(1, 1), &[], is_head_request, None),
+            Some(bytes) if length < SPILL_BYTES => {
+                print(status, headers, bytes, length, is_head_request, &mut *self.fresh)?;
+                if let Some(line) = line_to_insert {
+                    insert_behind_status(self.fresh, start, line);
+                }
+                self.spill()
+            }
+            Some(bytes) => {
+                let sink = Sink { line_to_insert, start, outbox: self };
+                print(status, headers, bytes, length, is_head_request, sink)
+            }
+            None => {
+                let sink = Sink { line_to_insert, start, outbox: self };
+                print(status, headers, body, length, is_head_request, sink)
+            }
         }
     }
 
@@ -123,6 +132,14 @@ impl<'a> Outbox<'a> {
     pub(super) fn respond_continue(&mut self) -> io::Result<()> {
         // Not through `print`: an interim response has no headers.
         self.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+    }
+
+    /// Sends what is ready if it is much.
+    fn spill(&mut self) -> io::Result<()> {
+        if self.fresh.len() >= SPILL_BYTES {
+            self.send()?;
+        }
+        Ok(())
     }
 
     /// Whether the client does not take what it is sent.
@@ -157,20 +174,37 @@ impl<'a> Outbox<'a> {
 impl Write for Outbox<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.fresh.extend_from_slice(bytes);
-        if self.fresh.len() >= SPILL_BYTES {
-            self.send()?;
-        }
+        self.spill()?;
         Ok(bytes.len())
-    }
-
-    /// A head is written in many small pieces: each is taken whole, without a loop around it.
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write(bytes).map(drop)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Has `tiny_http` write a response.
+fn print(
+    status: u16,
+    headers: Vec<Header>,
+    body: impl Read,
+    length: usize,
+    is_head_request: bool,
+    to: impl Write,
+) -> io::Result<()> {
+    Response::new(StatusCode(status), headers, body, Some(length), None)
+        .with_chunked_threshold(usize::MAX)
+        .raw_print(to, HTTPVersion(1, 1), &[], is_head_request, None)
+}
+
+/// Inserts a header line into the response at `start`, if its status line is there.
+fn insert_behind_status(fresh: &mut Vec<u8>, start: usize, line: &[u8]) -> bool {
+    let Some(end) = fresh[start..].windows(2).position(|pair| pair == b"\r\n") else {
+        return false;
+    };
+    let behind_status = start + end + 2;
+    fresh.splice(behind_status..behind_status, line.iter().copied());
+    true
 }
 
 /// Passes a response on to the outbox, with one more header line behind its status line.
@@ -186,17 +220,10 @@ impl Write for Sink<'_, '_> {
         let fresh = &mut *self.outbox.fresh;
         fresh.extend_from_slice(bytes);
         // The status line is far shorter than what spills, so it is still all there.
-        let end = fresh[self.start..].windows(2).position(|pair| pair == b"\r\n");
-        if let Some(end) = end {
-            let behind_status = self.start + end + 2;
-            fresh.splice(behind_status..behind_status, line.iter().copied());
+        if insert_behind_status(fresh, self.start, line) {
             self.line_to_insert = None;
         }
         Ok(bytes.len())
-    }
-
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write(bytes).map(drop)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Keeps as many workers computing as there are places: more than there are cores for would
-/// only get in each other's way. A worker that waits for a backend gives its place up, and takes it back,
-/// for a moment over the number, until one of the surplus parks.
+/// only get in each other's way. A worker that waits for a backend gives its place up, and
+/// takes it back, for a moment over the number, until one of the surplus parks.
 ///
 /// A place that is given up is lent to a parked worker only when nobody waits at the
 /// poller: as long as somebody does, the next event is taken at once, and who takes it

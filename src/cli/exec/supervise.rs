@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, never, select};
 use intentframe_credentials::spawn::RuntimeEnv;
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, kill_process_group, setrlimit};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::cli::failure::Failure;
+use crate::hardening;
 
 use super::Program;
 use super::environment::{Inherited, Variables};
@@ -81,12 +82,9 @@ impl Ending {
             },
             Self::Signal(signal) => signal.as_raw(),
         };
-        // A dump of ours would hold the values.
-        let nothing = Rlimit { current: Some(0), maximum: Some(0) };
-        let _ = setrlimit(Resource::Core, nothing);
-        #[cfg(target_os = "linux")]
-        let _ =
-            rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+        // A dump of ours would hold the values. That of --files was open until now.
+        let _ = hardening::forbid_core();
+        let _ = hardening::hide();
         // Returns for a signal that would not end us.
         let _ = signal_hook::low_level::emulate_default_handler(signal);
         Err(of_command(128 + signal))

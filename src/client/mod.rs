@@ -21,7 +21,7 @@ use crate::model::{
 use crate::paths::{self, PathError};
 use crate::secret::Secret;
 use crate::transport::{
-    Era, ForeignServer, NoResolver, NotConnected, Owners, Unanswered, UnixConnector,
+    Era, ForeignServer, NoResolver, NotConnected, OwnedUnixConnector, Owners, Unanswered,
 };
 
 /// How long an answer may take, unless [`ClientOptions::timeout`] says otherwise.
@@ -145,7 +145,7 @@ impl VaultClient {
         let ours = rustix::process::geteuid().as_raw();
         let owners = Owners { ours, trusted: server_uid };
         let era = Era::default();
-        let connector = UnixConnector::with_owners(socket.clone(), owners, era.clone());
+        let connector = OwnedUnixConnector::new(socket.clone(), owners, era.clone());
         let agent = ureq::Agent::with_parts(config, connector, NoResolver);
         Self { socket, timeout, agent, era }
     }

@@ -17,7 +17,7 @@ use crate::vault::JoinedRead;
 
 use super::head::{self, Head, Parsed, Rejection};
 use super::poller::Poller;
-use super::pool::{Buffers, Outcome, Pool, millis};
+use super::pool::{Agenda, Buffers, Outcome, Pool, advance, millis};
 use super::response::{Dates, Outbox, Persistence, Queue};
 use super::table::{Millis, NEVER};
 
@@ -119,6 +119,8 @@ enum Phase {
 pub(super) enum Progress {
     /// It goes on, or is checked at the deadline.
     Open { deadline: Millis },
+    /// The same, and the deadline may be sooner than any of the limits.
+    Asking { deadline: Millis },
     /// It is to be dropped.
     Done,
 }
@@ -203,7 +205,11 @@ impl Connection {
     /// Ends what is overdue, or idle while the server drains. Serves nothing.
     pub(super) fn check(&mut self, pool: &Pool, deadline: Millis) -> Progress {
         if pool.now() >= deadline {
-            return self.expire(pool);
+            // What it waits for knows what comes of that; the worker that is told next asks it.
+            return match self.phase {
+                Phase::Joined => Progress::Open { deadline: NEVER },
+                _ => self.expire(pool),
+            };
         }
         let is_idle = self.phase == Phase::Open && self.input.is_empty() && self.output.is_empty();
         if pool.is_draining() && is_idle {
@@ -223,7 +229,7 @@ impl Connection {
         lane_entered: bool,
     ) -> Progress {
         let progress = self.advance(pool, buffers, now, deadline, lane_entered);
-        if let Progress::Open { .. } = progress
+        if !matches!(progress, Progress::Done)
             && let Err(error) = self.watch(pool.poller())
         {
             log::error!("a connection could not be watched: {error}");
@@ -240,16 +246,18 @@ impl Connection {
         deadline: Millis,
         mut lane_entered: bool,
     ) -> Progress {
-        if now >= deadline {
+        if now >= deadline && self.phase != Phase::Joined {
             return self.expire(pool);
         }
-        let may_go_on = match self.phase {
-            Phase::Queued => lane_entered,
-            Phase::Joined => self.joined.as_ref().is_none_or(|joined| joined.is_ready()),
-            _ => true,
-        };
-        if !may_go_on {
-            return Progress::Open { deadline };
+        match self.phase {
+            Phase::Queued if !lane_entered => return Progress::Open { deadline },
+            Phase::Joined if self.joined.as_mut().is_some_and(|joined| !advance(joined)) => {
+                return self.wait_for_joined(pool, &mut buffers.agenda).unwrap_or_else(|error| {
+                    log::error!("an answer of the backend cannot be waited for: {error}");
+                    Progress::Done
+                });
+            }
+            _ => {}
         }
         if matches!(self.phase, Phase::Queued | Phase::Joined) {
             self.phase = Phase::Open;
@@ -289,14 +297,17 @@ impl Connection {
             Phase::Closing | Phase::Refusing => return self.wind_up(pool),
             Phase::Lingering => return self.discard_input(deadline),
         }
-        // Input is gathered in the worker's buffer, unless some is left from before.
+        // Input is gathered in the worker's buffer, unless a lot is left from before.
         let mut input = std::mem::take(&mut buffers.input);
-        let left_over = !self.input.is_empty();
-        if left_over {
+        let is_swapped = self.input.len() > READ_BYTES;
+        if is_swapped {
             std::mem::swap(&mut input, &mut self.input);
+        } else if !self.input.is_empty() {
+            input.extend_from_slice(&self.input);
+            wipe(&mut self.input);
         }
         let progress = self.read_and_serve(pool, buffers, now, &mut input, lane_entered);
-        if left_over {
+        if is_swapped {
             std::mem::swap(&mut input, &mut self.input);
             if self.input.is_empty() {
                 self.input = Vec::new();
@@ -305,6 +316,8 @@ impl Connection {
             self.input.reserve_exact(self.needed.max(input.len()));
             self.input.extend_from_slice(&input);
             wipe(&mut input);
+        } else if self.input.capacity() > 0 {
+            self.input = Vec::new();
         }
         buffers.input = input;
         progress
@@ -341,7 +354,7 @@ impl Connection {
                 }
                 Served::Joined => {
                     self.phase = Phase::Joined;
-                    return Ok(Progress::Open { deadline: NEVER });
+                    return self.wait_for_joined(pool, &mut buffers.agenda);
                 }
                 Served::All | Served::EnoughForNow if !sent => return self.wait_for_client(pool),
                 Served::EnoughForNow => {
@@ -457,6 +470,18 @@ impl Connection {
             return Progress::Done;
         }
         Progress::Open { deadline: now + millis(pool.limits().idle) }
+    }
+
+    fn wait_for_joined(&self, pool: &Pool, agenda: &mut Agenda) -> io::Result<Progress> {
+        let Some(joined) = &self.joined else { return Ok(Progress::Open { deadline: NEVER }) };
+        if let Some(pause) = joined.put_off() {
+            agenda.put_off(self.token, pause);
+        }
+        if let Some(source) = joined.source() {
+            pool.poller().watch_for(source, self.token)?;
+        }
+        let deadline = joined.time_left().map_or(NEVER, |left| pool.now() + millis(left) + 1);
+        Ok(Progress::Asking { deadline })
     }
 
     fn wait_for_client(&mut self, pool: &Pool) -> io::Result<Progress> {

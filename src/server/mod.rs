@@ -8,6 +8,7 @@
 mod accept;
 mod arrivals;
 mod connection;
+mod deadlines;
 mod head;
 mod listener;
 mod permits;

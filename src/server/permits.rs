@@ -15,7 +15,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 #[derive(Debug)]
 pub(super) struct CorePermits {
     /// How many may compute at a time.
-    places: AtomicUsize,
+    places: usize,
     active: AtomicUsize,
     /// Those of the active ones that wait at the poller.
     polling: AtomicUsize,
@@ -32,7 +32,7 @@ struct State {
 impl CorePermits {
     pub(super) fn new(places: usize) -> Self {
         Self {
-            places: AtomicUsize::new(places),
+            places,
             active: AtomicUsize::new(0),
             polling: AtomicUsize::new(0),
             state: Mutex::default(),
@@ -44,23 +44,10 @@ impl CorePermits {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn places(&self) -> usize {
-        self.places.load(Ordering::SeqCst)
-    }
-
-    /// Sets how many places there are from now on. Those who are too many park when they
-    /// next poll.
-    pub(super) fn set_places(&self, places: usize) {
-        let state = self.state();
-        if self.places.swap(places, Ordering::SeqCst) < places && state.parked > 0 {
-            self.changed.notify_all();
-        }
-    }
-
     /// Waits for a place. `active` only ever changes under the lock.
     pub(super) fn enter(&self) {
         let mut state = self.state();
-        while self.active.load(Ordering::SeqCst) >= self.places() && !state.ended {
+        while self.active.load(Ordering::SeqCst) >= self.places && !state.ended {
             state.parked += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.parked -= 1;
@@ -87,7 +74,7 @@ impl CorePermits {
 
     /// Whether there are too many, so that this worker parks before it polls.
     pub(super) fn is_exceeded(&self) -> bool {
-        self.active.load(Ordering::SeqCst) > self.places()
+        self.active.load(Ordering::SeqCst) > self.places
     }
 
     /// Runs `poll`, which waits for events. Parks this worker first when there are too many.
@@ -99,7 +86,7 @@ impl CorePermits {
         self.polling.fetch_add(1, Ordering::SeqCst);
         let polled = poll();
         let was_last = self.polling.fetch_sub(1, Ordering::SeqCst) == 1;
-        if was_last && self.active.load(Ordering::SeqCst) < self.places() {
+        if was_last && self.active.load(Ordering::SeqCst) < self.places {
             let state = self.state();
             if state.parked > 0 {
                 self.changed.notify_one();

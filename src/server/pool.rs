@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::hint::spin_loop;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use crate::vault::{JoinedRead, Wake};
 use super::Limits;
 use super::arrivals::Arrivals;
 use super::connection::{Connection, Progress, Stream};
+use super::deadlines::Deadlines;
 use super::permits::{BackendLane, CorePermits};
 use super::poller::{BATCH, Event, Poller};
 use super::response::{self, Dates};
@@ -31,8 +32,6 @@ pub(super) struct Pool {
     table: Table,
     arrivals: Arrivals,
     permits: CorePermits,
-    /// Where reads wait for a backend: how many workers take events.
-    crowd: Option<Crowd>,
     /// A worker may stay awake for what comes next, and whether one does.
     may_stay_awake: bool,
     stays_awake: AtomicBool,
@@ -41,6 +40,7 @@ pub(super) struct Pool {
     draining: AtomicBool,
     stage: Mutex<Stage>,
     stage_changed: Condvar,
+    deadlines: Deadlines,
     itself: OnceLock<Weak<Pool>>,
 }
 
@@ -49,50 +49,6 @@ enum Stage {
     Serving,
     Stopping,
     Ended,
-}
-
-/// Where reads wait for a backend: whether most of them wait with a worker each, or for a
-/// few reads that they share.
-///
-/// With a worker each, a core is hardly ever short. All workers wait at the poller, and take
-/// one event at a time, for another one would only wait for that. When reads are shared,
-/// nearly no event keeps a worker, and one for each core takes what has come together;
-/// otherwise each event would wake another one.
-#[derive(Debug)]
-struct Crowd {
-    cores: usize,
-    workers: usize,
-    /// How much more is shared than not, of late.
-    shared: AtomicI32,
-}
-
-impl Crowd {
-    const JOINED: i32 = 1;
-    const WAITED: i32 = -3;
-    /// So much is remembered, either way.
-    const MEMORY: i32 = 64;
-
-    fn new(cores: usize, workers: usize) -> Self {
-        Self { cores, workers, shared: AtomicI32::new(-Self::MEMORY) }
-    }
-
-    /// Takes note of a request that was joined, or waited. Who comes in between loses
-    /// nothing but a note.
-    fn see(&self, what: i32, permits: &CorePermits) {
-        let before = self.shared.load(Ordering::Relaxed);
-        let now = (before + what).clamp(-Self::MEMORY, Self::MEMORY);
-        if now != before {
-            self.shared.store(now, Ordering::Relaxed);
-        }
-        let places = match now {
-            Self::MEMORY => self.cores,
-            ..0 => self.workers,
-            _ => return,
-        };
-        if permits.places() != places {
-            permits.set_places(places);
-        }
-    }
 }
 
 /// What a worker keeps from request to request.
@@ -116,10 +72,36 @@ pub(super) struct Agenda {
     /// Connections whose joined reads are ready, for it to serve next, in this order: who
     /// is to make the next request comes after those who have their answer.
     woken: VecDeque<u64>,
+    /// Connections whose next turn is put off until then.
+    put_off: Vec<(Instant, u64)>,
     /// New connections that it has served since it last looked at the poller.
     arrivals_served: usize,
     /// How often in a row it had not to wait long for what came next.
     quick_waits: u32,
+}
+
+impl Agenda {
+    /// Gives the connection its turn after a pause.
+    pub(super) fn put_off(&mut self, token: u64, pause: Duration) {
+        self.put_off.retain(|(_, other)| *other != token);
+        self.put_off.push((Instant::now() + pause, token));
+    }
+
+    /// How long until something that was put off is due.
+    fn patience(&self) -> Option<Duration> {
+        let (due, _) = self.put_off.iter().min()?;
+        Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    /// What was put off and is due.
+    fn take_due(&mut self) -> Option<u64> {
+        if self.put_off.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let index = self.put_off.iter().position(|(due, _)| *due <= now)?;
+        Some(self.put_off.swap_remove(index).1)
+    }
 }
 
 thread_local! {
@@ -151,21 +133,20 @@ impl Pool {
         // on each, every answer has a worker and a client contend for one.
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let computing = (cores - 1).clamp(1, workers - 1);
-        let crowd = router.reads_may_block().then(|| Crowd::new(cores.min(workers - 1), workers));
         let pool = Arc::new(Self {
             router,
             poller: Poller::new()?,
             table: Table::new(limits.connections),
             arrivals: Arrivals::default(),
-            permits: CorePermits::new(crowd.as_ref().map_or(computing, |_| workers)),
-            may_stay_awake: cores > 1 && crowd.is_none(),
+            permits: CorePermits::new(computing),
+            may_stay_awake: cores > 1,
             stays_awake: AtomicBool::new(false),
-            crowd,
             lane: BackendLane::new(workers - computing),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             stage: Mutex::new(Stage::Serving),
             stage_changed: Condvar::new(),
+            deadlines: Deadlines::new(),
             itself: OnceLock::new(),
             limits,
         });
@@ -228,6 +209,7 @@ impl Pool {
         WOKEN.set((self.itself(), Vec::new()));
         self.permits.enter();
         loop {
+            WOKEN.with_borrow_mut(|(_, woken)| buffers.agenda.woken.extend(woken.drain(..)));
             if let Some(token) = buffers.agenda.woken.pop_front() {
                 self.serve(self.table.slot(token), &mut buffers);
                 continue;
@@ -236,6 +218,10 @@ impl Pool {
                 let slot = self.table.slot(token);
                 slot.set_lane_entered();
                 self.serve(slot, &mut buffers);
+                continue;
+            }
+            if let Some(token) = buffers.agenda.take_due() {
+                self.serve(self.table.slot(token), &mut buffers);
                 continue;
             }
             match buffers.agenda.ready.pop_front() {
@@ -269,49 +255,51 @@ impl Pool {
 
     /// Waits for what is next: asleep, or awake while one thing comes hard upon another.
     fn wait(&self, agenda: &mut Agenda) -> io::Result<()> {
+        if let Some(patience) = agenda.patience() {
+            // Timers are too coarse for this. Those who are waited for may need the core.
+            return self.linger(agenda, patience, thread::yield_now).map(|_| ());
+        }
         if self.may_stay_awake && agenda.quick_waits >= QUICK_WAITS && self.stay_awake(agenda)? {
             return Ok(());
         }
         let since = Instant::now();
         self.permits.while_polling(|| {
             let only_look = !self.arrivals.is_empty();
-            self.poller.wait(&mut agenda.ready, self.batch(), only_look)
+            self.poller.wait(&mut agenda.ready, only_look)
         })?;
         let was_quick = since.elapsed() < LONGEST_AWAKE;
         agenda.quick_waits = if was_quick { agenda.quick_waits.saturating_add(1) } else { 0 };
         Ok(())
     }
 
-    /// Looks again and again whether something has come, and says so; gives up after a
-    /// moment. To sleep and be woken takes longer than to answer, and costs the client
-    /// that has to wake this worker as well. One worker at most does this.
+    /// Stays awake for what comes next, if no other worker does: to sleep and be woken takes
+    /// longer than to answer, and costs the client that has to wake this worker as well.
     fn stay_awake(&self, agenda: &mut Agenda) -> io::Result<bool> {
         if self.permits.is_exceeded() || self.stays_awake.swap(true, Ordering::Acquire) {
             return Ok(false);
         }
-        let since = Instant::now();
-        let has_come = loop {
-            let looked = self.poller.wait(&mut agenda.ready, self.batch(), true);
-            if looked.is_err() || !agenda.ready.is_empty() || !self.arrivals.is_empty() {
-                break looked.map(|()| true);
-            }
-            if since.elapsed() >= LONGEST_AWAKE {
-                agenda.quick_waits = 0;
-                break Ok(false);
-            }
-            for _ in 0..LOOK_PAUSE {
-                spin_loop();
-            }
-        };
+        let pause = || (0..LOOK_PAUSE).for_each(|_| spin_loop());
+        let has_come = self.linger(agenda, LONGEST_AWAKE, pause);
         self.stays_awake.store(false, Ordering::Release);
+        if let Ok(false) = has_come {
+            agenda.quick_waits = 0;
+        }
         has_come
     }
 
-    /// Events that a worker takes at a time.
-    fn batch(&self) -> usize {
-        match &self.crowd {
-            Some(crowd) if self.permits.places() > crowd.cores => 1,
-            _ => BATCH,
+    /// Looks again and again whether something has come, and says so; gives up after a
+    /// while.
+    fn linger(&self, agenda: &mut Agenda, longest: Duration, pause: impl Fn()) -> io::Result<bool> {
+        let since = Instant::now();
+        loop {
+            self.poller.wait(&mut agenda.ready, true)?;
+            if !agenda.ready.is_empty() || !self.arrivals.is_empty() {
+                return Ok(true);
+            }
+            if since.elapsed() >= longest {
+                return Ok(false);
+            }
+            pause();
         }
     }
 
@@ -342,7 +330,7 @@ impl Pool {
             }
             let progress = connection.check(self, slot.deadline());
             // An event that a worker heard of and left to this thread is told again.
-            if let Progress::Open { .. } = progress
+            if !matches!(progress, Progress::Done)
                 && let Err(error) = connection.nudge(&self.poller)
             {
                 log::error!("a connection could not be watched: {error}");
@@ -362,6 +350,11 @@ impl Pool {
         match *progress {
             Progress::Open { deadline } => {
                 slot.set_deadline(deadline);
+                None
+            }
+            Progress::Asking { deadline } => {
+                slot.set_deadline(deadline);
+                self.deadlines.announce(deadline);
                 None
             }
             Progress::Done => place.take().map(|connection| {
@@ -394,8 +387,15 @@ impl Pool {
         agenda: &mut Agenda,
         joined: &mut Option<Box<dyn JoinedRead>>,
     ) -> Outcome {
+        let may_block = self.router.may_block(call);
+        if may_block && !lane_entered && joined.is_none() {
+            *joined = self.router.join(call, self.wake(token));
+            if joined.as_mut().is_some_and(|joined| !advance(joined)) {
+                return Outcome::Joined;
+            }
+        }
         let is_done = joined.as_ref().is_some_and(|joined| joined.is_done());
-        if is_done || !self.router.may_block(call) {
+        if is_done || !may_block {
             if lane_entered {
                 self.leave_lane(agenda);
             }
@@ -410,38 +410,23 @@ impl Pool {
             }
             return Outcome::Answered(answer);
         }
-        if !lane_entered && joined.is_none() {
-            *joined = self.router.join(call, self.wake(token));
-            if joined.is_some() {
-                self.see(Crowd::JOINED);
-                return Outcome::Joined;
-            }
-        }
         lane_entered = lane_entered || self.lane.enter_or_queue(token);
         if !lane_entered {
             return Outcome::Queued;
         }
-        self.see(Crowd::WAITED);
         self.pass_on(agenda);
         self.permits.leave();
         let answer = self.carry_out(call, body, joined.take());
         self.permits.reenter();
         self.leave_lane(agenda);
-        WOKEN.with_borrow_mut(|(_, woken)| agenda.woken.extend(woken.drain(..)));
         Outcome::Answered(answer)
-    }
-
-    fn see(&self, what: i32) {
-        if let Some(crowd) = &self.crowd {
-            crowd.see(what, &self.permits);
-        }
     }
 
     /// How the connection is woken: by the worker that does it, when it is done with what
     /// it is at, or else by way of the poller.
     fn wake(&self, token: u64) -> Wake {
         let pool = self.itself();
-        Box::new(move || {
+        Arc::new(move || {
             let is_own = WOKEN.with_borrow_mut(|(own, woken)| {
                 let is_own = own.ptr_eq(&pool);
                 if is_own {
@@ -471,7 +456,8 @@ impl Pool {
                 self.check(slot);
             }
         }
-        for token in agenda.woken.drain(..) {
+        let put_off = agenda.put_off.drain(..).map(|(_, token)| token);
+        for token in agenda.woken.drain(..).chain(put_off) {
             self.check(self.table.slot(token));
         }
         if !self.arrivals.is_empty() {
@@ -489,19 +475,16 @@ impl Pool {
             .unwrap_or_else(|_| Answer::error(500, "internal error; see the service's log"))
     }
 
-    /// The life of the thread that looks after deadlines.
-    ///
-    /// A deadline is always set at least the shortest limit ahead, so looking that often,
-    /// and when the next known one is due, misses none; nobody has to wake this thread
-    /// when a deadline changes.
+    /// The life of the thread that looks after deadlines. Nobody has to wake it when one
+    /// changes, unless that may be sooner than the shortest limit.
     pub(super) fn watch_deadlines(&self) {
         let limits = &self.limits;
         let longest_sleep = millis(limits.request.min(limits.idle).min(limits.write)).max(1);
-        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        while *stage < Stage::Ended {
+        let is_over = || *self.stage() == Stage::Ended;
+        while !is_over() {
+            self.deadlines.look();
             let now = self.now();
             let mut next = now + longest_sleep;
-            drop(stage);
             for slot in self.table.slots() {
                 let deadline = slot.deadline();
                 if deadline <= now {
@@ -510,16 +493,12 @@ impl Pool {
                     next = next.min(deadline);
                 }
             }
-            stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-            if *stage < Stage::Ended {
-                let pause = Duration::from_millis((next - now).max(1));
-                stage = self
-                    .stage_changed
-                    .wait_timeout(stage, pause)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
-            }
+            self.deadlines.sleep(now, next, is_over);
         }
+    }
+
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends idle connections now and the others with their next answer.
@@ -532,7 +511,7 @@ impl Pool {
     }
 
     pub(super) fn wait_until_stopping(&self) {
-        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stage = self.stage();
         while *stage < Stage::Stopping {
             stage = self.stage_changed.wait(stage).unwrap_or_else(PoisonError::into_inner);
         }
@@ -550,9 +529,16 @@ impl Pool {
     }
 
     fn reach(&self, stage: Stage) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        *self.stage() = stage;
         self.stage_changed.notify_all();
+        self.deadlines.wake();
     }
+}
+
+/// Goes on with a read that waits without a worker. When that panics, so that it is over,
+/// finishing it shows the failure.
+pub(super) fn advance(joined: &mut Box<dyn JoinedRead>) -> bool {
+    catch_unwind(AssertUnwindSafe(|| joined.advance())).unwrap_or(true)
 }
 
 pub(super) fn millis(duration: Duration) -> Millis {

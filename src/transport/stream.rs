@@ -37,8 +37,8 @@ pub(crate) trait Stream: Read + Write + Send + Sync + 'static {
     /// Whether a reset tells that the server had not read all that was sent to it.
     const RESET_MEANS_UNREAD: bool;
 
-    /// The socket beneath.
-    fn socket(&self) -> impl AsFd;
+    /// Whether it is open, and nothing has come on it that was not read.
+    fn is_quiet(&self) -> bool;
 
     /// How long a read or a write of the socket may wait.
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
@@ -54,8 +54,8 @@ impl Stream for UnixStream {
     // something unread, it resets it (unix_release_sock in Linux's af_unix.c).
     const RESET_MEANS_UNREAD: bool = cfg!(target_os = "linux");
 
-    fn socket(&self) -> impl AsFd {
-        self
+    fn is_quiet(&self) -> bool {
+        is_quiet(self)
     }
 
     fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
@@ -203,13 +203,14 @@ impl<S: Stream> Transport for StreamTransport<S> {
         if let Idle::Trust(era, born) = &self.idle {
             return era.0.load(Ordering::Acquire) == *born;
         }
-        let peeked = rustix::net::recv(
-            self.stream.socket(),
-            &mut [0; 1],
-            RecvFlags::PEEK | RecvFlags::DONTWAIT,
-        );
-        matches!(peeked, Err(rustix::io::Errno::AGAIN))
+        self.stream.is_quiet()
     }
+}
+
+/// Whether the kernel has nothing to tell of the socket, not even its end.
+pub(super) fn is_quiet(socket: impl AsFd) -> bool {
+    let peeked = rustix::net::recv(socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    matches!(peeked, Err(rustix::io::Errno::AGAIN))
 }
 
 fn timed_out(error: &io::Error) -> bool {

@@ -1,31 +1,36 @@
 //! TCP under the HTTP library, with TLS where the URI asks for it.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls::{ClientConfig, ClientConnection};
 use ureq::Error;
+use ureq::http::Uri;
+use ureq::http::uri::Authority;
 use ureq::unversioned::resolver::{DefaultResolver, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
-use super::stream::{Idle, NotConnected, Stream, StreamTransport};
+use super::link::{KeptLink, LastLink, Link};
+use super::stream::{Idle, NotConnected, StreamTransport};
 
 /// Resolves a name when it connects, and tries its addresses one after the other. (ureq
 /// asks its resolver for every request, be there a kept connection or not, and that starts
 /// a thread each time.)
 pub(crate) struct TcpConnector {
+    /// The host and port whose links are remembered, and where.
+    home: Authority,
+    last: LastLink,
     tls: Option<Arc<ClientConfig>>,
 }
 
 impl TcpConnector {
-    /// With `tls` for `https` URIs; without it, they fail.
-    pub(crate) fn new(tls: Option<Arc<ClientConfig>>) -> Self {
-        Self { tls }
+    /// With `tls` for `https` URIs; without it, they fail. Links to `home` are remembered
+    /// in `last`.
+    pub(crate) fn new(home: Authority, last: LastLink, tls: Option<Arc<ClientConfig>>) -> Self {
+        Self { home, last, tls }
     }
 }
 
@@ -36,8 +41,17 @@ impl fmt::Debug for TcpConnector {
     }
 }
 
+impl TcpConnector {
+    fn tls(&self, uri: &Uri) -> Result<ClientConnection, Error> {
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let name = ServerName::try_from(host).map_err(|error| other(&error))?;
+        let config = self.tls.as_ref().ok_or(Error::Tls("TLS is not set up"))?;
+        ClientConnection::new(Arc::clone(config), name).map_err(|error| other(&error))
+    }
+}
+
 impl Connector<()> for TcpConnector {
-    type Out = StreamTransport<MaybeTls>;
+    type Out = StreamTransport<KeptLink>;
 
     fn connect(
         &self,
@@ -49,15 +63,14 @@ impl Connector<()> for TcpConnector {
         let tcp = connect(&addresses, details.timeout).map_err(not_connected)?;
         // Requests are small, and each waits for its answer.
         tcp.set_nodelay(true)?;
-        if details.uri.scheme_str() != Some("https") {
-            return Ok(Some(StreamTransport::new(MaybeTls::Plain(tcp), Idle::Peek)));
-        }
-        let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let name = ServerName::try_from(host).map_err(|error| other(&error))?;
-        let config = self.tls.as_ref().ok_or(Error::Tls("TLS is not set up"))?;
-        let tls = ClientConnection::new(Arc::clone(config), name).map_err(|e| other(&e))?;
-        let stream = MaybeTls::Tls(Box::new(StreamOwned::new(tls, tcp)));
-        Ok(Some(StreamTransport::new(stream, Idle::Peek)))
+        let tls = match details.uri.scheme_str() {
+            Some("https") => Some(self.tls(details.uri)?),
+            _ => None,
+        };
+        let link = Link::tcp(tcp, tls);
+        let is_home = details.uri.authority() == Some(&self.home);
+        let kept = if is_home { self.last.keep(link) } else { link.into() };
+        Ok(Some(StreamTransport::new(kept, Idle::Peek)))
     }
 }
 
@@ -82,60 +95,4 @@ fn connect(addresses: &[SocketAddr], timeout: NextTimeout) -> io::Result<TcpStre
         }
     }
     Err(failure)
-}
-
-/// A TCP connection, in the clear or within TLS. The handshake is made by the first write.
-pub(crate) enum MaybeTls {
-    Plain(TcpStream),
-    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
-}
-
-impl MaybeTls {
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref(),
-        }
-    }
-}
-
-impl Read for MaybeTls {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(tcp) => tcp.read(buffer),
-            Self::Tls(tls) => tls.read(buffer),
-        }
-    }
-}
-
-impl Write for MaybeTls {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(tcp) => tcp.write(bytes),
-            Self::Tls(tls) => tls.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(tcp) => tcp.flush(),
-            Self::Tls(tls) => tls.flush(),
-        }
-    }
-}
-
-impl Stream for MaybeTls {
-    const RESET_MEANS_UNREAD: bool = false;
-
-    fn socket(&self) -> impl AsFd {
-        self.tcp()
-    }
-
-    fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.tcp().set_read_timeout(timeout)?;
-        self.tcp().set_write_timeout(timeout)
-    }
-    fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls(_))
-    }
 }

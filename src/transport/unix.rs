@@ -11,18 +11,28 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
-use super::stream::{Era, Idle, NotConnected, StreamTransport};
+#[cfg(feature = "hashicorp")]
+use super::link::{KeptLink, LastLink, Link};
+#[cfg(feature = "client")]
+use super::stream::Era;
+#[cfg(feature = "hashicorp")]
+use super::stream::Idle;
+use super::stream::{NotConnected, StreamTransport};
+#[cfg(feature = "client")]
 use crate::peer::Process;
 
-/// Opens the one socket, whatever the URI says.
+/// Opens the one socket, whatever the URI says, and talks to no server but one that root or
+/// one of the owners runs.
+#[cfg(feature = "client")]
 #[derive(Debug)]
-pub(crate) struct UnixConnector {
+pub(crate) struct OwnedUnixConnector {
     socket: PathBuf,
-    owners: Option<Owners>,
-    era: Option<Era>,
+    owners: Owners,
+    era: Era,
 }
 
 /// Whom a server may run as.
+#[cfg(feature = "client")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Owners {
     /// This process's own user.
@@ -33,6 +43,7 @@ pub(crate) struct Owners {
 
 /// What a connector's error carries when the server runs as somebody else. Nothing has been
 /// sent to it.
+#[cfg(feature = "client")]
 #[derive(Debug, thiserror::Error)]
 #[error("the server runs as uid {uid}")]
 pub(crate) struct ForeignServer {
@@ -40,22 +51,16 @@ pub(crate) struct ForeignServer {
     pub(crate) uid: u32,
 }
 
-impl UnixConnector {
-    #[cfg(feature = "hashicorp")]
-    pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket, owners: None, era: None }
-    }
-
-    /// Talks to no server but one that root or one of `owners` runs. Its connections are
-    /// used again, unlooked at, until `era` ends.
-    #[cfg(feature = "client")]
-    pub(crate) fn with_owners(socket: PathBuf, owners: Owners, era: Era) -> Self {
-        Self { socket, owners: Some(owners), era: Some(era) }
+#[cfg(feature = "client")]
+impl OwnedUnixConnector {
+    /// Its connections are used again, unlooked at, until `era` ends.
+    pub(crate) fn new(socket: PathBuf, owners: Owners, era: Era) -> Self {
+        Self { socket, owners, era }
     }
 
     fn check(&self, stream: &UnixStream) -> Result<(), Error> {
         const ROOT: u32 = 0;
-        let Some(Owners { ours, trusted }) = self.owners else { return Ok(()) };
+        let Owners { ours, trusted } = self.owners;
         let Process { uid, .. } = Process::across(stream)?;
         if uid == ours || uid == ROOT || Some(uid) == trusted {
             return Ok(());
@@ -64,24 +69,54 @@ impl UnixConnector {
     }
 }
 
-impl Connector<()> for UnixConnector {
+#[cfg(feature = "client")]
+impl Connector<()> for OwnedUnixConnector {
     type Out = StreamTransport<UnixStream>;
 
     fn connect(
         &self,
         details: &ConnectionDetails<'_>,
         _: Option<()>,
-    ) -> Result<Option<StreamTransport<UnixStream>>, Error> {
-        let timeout = details.timeout.not_zero().map(|timeout| *timeout);
-        match open(&self.socket, timeout) {
-            Ok(stream) => {
-                self.check(&stream)?;
-                let idle = self.era.as_ref().map_or(Idle::Peek, Era::idle);
-                Ok(Some(StreamTransport::new(stream, idle)))
-            }
-            Err(error) => Err(Error::Other(Box::new(NotConnected(error)))),
-        }
+    ) -> Result<Option<Self::Out>, Error> {
+        let stream = connected(&self.socket, details)?;
+        self.check(&stream)?;
+        Ok(Some(StreamTransport::new(stream, self.era.idle())))
     }
+}
+
+/// Opens the one socket, whatever the URI says.
+#[cfg(feature = "hashicorp")]
+#[derive(Debug)]
+pub(crate) struct UnixConnector {
+    socket: PathBuf,
+    last: LastLink,
+}
+
+#[cfg(feature = "hashicorp")]
+impl UnixConnector {
+    /// Links are remembered in `last`.
+    pub(crate) fn new(socket: PathBuf, last: LastLink) -> Self {
+        Self { socket, last }
+    }
+}
+
+#[cfg(feature = "hashicorp")]
+impl Connector<()> for UnixConnector {
+    type Out = StreamTransport<KeptLink>;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _: Option<()>,
+    ) -> Result<Option<Self::Out>, Error> {
+        let link = Link::unix(connected(&self.socket, details)?);
+        Ok(Some(StreamTransport::new(self.last.keep(link), Idle::Peek)))
+    }
+}
+
+fn connected(socket: &Path, details: &ConnectionDetails<'_>) -> Result<UnixStream, Error> {
+    let timeout = details.timeout.not_zero().map(|timeout| *timeout);
+    open(socket, timeout).map_err(|error| Error::Other(Box::new(NotConnected(error))))
 }
 
 /// Connects. A listener whose queue is full keeps a caller waiting on Linux, which a

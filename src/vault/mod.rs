@@ -24,20 +24,42 @@ pub use service::{ServiceVault, UPSTREAM_UID_VARIABLE, UPSTREAM_VARIABLE};
 pub use status::{BackendStatus, RenewalState, RenewalStatus};
 
 use std::fmt;
+#[cfg(unix)]
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::VaultError;
 use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
 use crate::secret::Secret;
 
 /// How somebody who waits without a thread is told to go on.
-pub type Wake = Box<dyn FnOnce() + Send>;
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
-/// A read that waits for a request that others wait for as well. Dropping it before it has
-/// been finished is harmless to them.
+/// A read that waits without a thread, for a request that others may wait for as well.
 pub trait JoinedRead: fmt::Debug + Send {
-    /// Whether it is time to [`finish`](Self::finish): the outcome is there, or this is the
-    /// one of those who wait that is to make the request.
-    fn is_ready(&self) -> bool;
+    /// Goes on with it as far as that takes no waiting, and says whether it is time to
+    /// [`finish`](Self::finish). If not, it is to be called again when the store says so by
+    /// its [`Wake`], when its [`source`](Self::source) can be read, or when its
+    /// [`time_left`](Self::time_left) has passed.
+    fn advance(&mut self) -> bool;
+
+    /// How long, less than a millisecond, it is put off in the hope that others come who
+    /// share it; then it is to be advanced.
+    fn put_off(&self) -> Option<Duration> {
+        None
+    }
+
+    /// What tells when to advance it. That may be another one each time it was advanced.
+    #[cfg(unix)]
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// How long nothing has to come of it.
+    fn time_left(&self) -> Option<Duration> {
+        None
+    }
 
     /// Whether the outcome is there, so that finishing does not block.
     fn is_done(&self) -> bool;
@@ -101,11 +123,11 @@ pub trait CredentialVault: Send + Sync {
     /// stored cannot be a value (it is not UTF-8, say).
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError>;
 
-    /// Joins a request for the credential's value that others wait for as well, instead of
-    /// waiting for one in [`get`](Self::get). `wake` is called once, from any thread, when
-    /// [`JoinedRead::is_ready`].
+    /// Begins a request for the credential's value, or joins one that others wait for as
+    /// well, instead of waiting in [`get`](Self::get). `wake` is called from
+    /// any thread, when it is worth to [advance](JoinedRead::advance) it.
     ///
-    /// `None`, with `wake` dropped: there is none to join, or this store knows no such
+    /// `None`, with `wake` dropped: that would take waiting, or this store knows no such
     /// thing; call `get`.
     fn join(&self, at: &CredentialRef, wake: Wake) -> Option<Box<dyn JoinedRead>> {
         let (_, _) = (at, wake);

@@ -12,6 +12,8 @@ use super::{BATCH, Event};
 /// No connection has these tokens.
 const END: u64 = u64::MAX;
 const CALL: u64 = u64::MAX - 1;
+/// Added to a connection's token for what tells of its backend.
+const BACKEND: u64 = 1 << 62;
 
 #[derive(Debug)]
 pub(in crate::server) struct Poller {
@@ -54,6 +56,18 @@ impl Poller {
         }
     }
 
+    /// Tells when `source`, by which a backend answers, can be read: as if it was the
+    /// connection under `token`. It may have been watched for another one before, and is
+    /// forgotten when it is closed.
+    pub(in crate::server) fn watch_for(&self, source: impl AsFd, token: u64) -> io::Result<()> {
+        let data = EventData::new_u64(token | BACKEND);
+        let flags = EventFlags::IN | EventFlags::ET;
+        match epoll::modify(&self.epoll, &source, data, flags) {
+            Err(rustix::io::Errno::NOENT) => Ok(epoll::add(&self.epoll, source, data, flags)?),
+            modified => Ok(modified?),
+        }
+    }
+
     /// Tells, in addition, when `source` can be written, or no longer does. Where it can
     /// be already, it tells so at once, after what waits to be told.
     pub(in crate::server) fn want_write(
@@ -65,12 +79,11 @@ impl Poller {
         Ok(epoll::modify(&self.epoll, source, EventData::new_u64(token), interest(wanted))?)
     }
 
-    /// Waits for events, unless it is only to look for them, and adds up to `most` of them
-    /// to `ready`, or [`BATCH`]. There may be none.
+    /// Waits for events, unless it is only to look for them, and adds up to [`BATCH`] of them
+    /// to `ready`. There may be none.
     pub(in crate::server) fn wait(
         &self,
         ready: &mut VecDeque<Event>,
-        most: usize,
         only_look: bool,
     ) -> io::Result<()> {
         const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -79,7 +92,7 @@ impl Poller {
         let mut events = [NONE; BATCH];
         let timeout = only_look.then_some(&AT_ONCE);
         let count = loop {
-            match epoll::wait(&self.epoll, &mut events[..most.min(BATCH)], timeout) {
+            match epoll::wait(&self.epoll, &mut events, timeout) {
                 Err(rustix::io::Errno::INTR) => {}
                 result => break result?,
             }
@@ -106,6 +119,9 @@ fn of(event: epoll::Event) -> Option<Event> {
     match data.u64() {
         CALL => None,
         END => Some(Event::End),
+        backend if backend & BACKEND != 0 => {
+            Some(Event::Ready { token: backend & !BACKEND, hung_up: false })
+        }
         token => Some(Event::Ready { token, hung_up: flags.intersects(hung_up) }),
     }
 }

@@ -13,6 +13,8 @@ use super::{BATCH, Event};
 /// The identifiers of the user events.
 const END: usize = 0;
 const CALL: usize = 1;
+/// Added to a connection's token for what tells of its backend.
+const BACKEND: u64 = 1 << 62;
 
 pub(in crate::server) struct Poller {
     kqueue: Kqueue,
@@ -48,6 +50,14 @@ impl Poller {
     #[allow(clippy::unused_self)] // other pollers have to be told
     pub(in crate::server) fn remove(&self, _: impl AsFd) {}
 
+    /// Tells when `source`, by which a backend answers, can be read: as if it was the
+    /// connection under `token`. It may have been watched for another one before, and is
+    /// forgotten when it is closed.
+    pub(in crate::server) fn watch_for(&self, source: impl AsFd, token: u64) -> io::Result<()> {
+        let token = token | BACKEND;
+        self.change(socket_event(&source, EventFilter::EVFILT_READ, EvFlags::EV_ADD, token))
+    }
+
     /// Tells, in addition, when `source` can be written, or no longer does.
     pub(in crate::server) fn want_write(
         &self,
@@ -59,18 +69,17 @@ impl Poller {
         self.change(socket_event(&source, EventFilter::EVFILT_WRITE, action, token))
     }
 
-    /// Waits for events, unless it is only to look for them, and adds up to `most` of them
-    /// to `ready`, or [`BATCH`]. There may be none.
+    /// Waits for events, unless it is only to look for them, and adds up to [`BATCH`] of them
+    /// to `ready`. There may be none.
     pub(in crate::server) fn wait(
         &self,
         ready: &mut VecDeque<Event>,
-        most: usize,
         only_look: bool,
     ) -> io::Result<()> {
         let timeout = only_look.then_some(timespec { tv_sec: 0, tv_nsec: 0 });
         let mut events = [user_event(END, EvFlags::empty(), FilterFlag::empty()); BATCH];
         let count = loop {
-            match self.kqueue.kevent(&[], &mut events[..most.min(BATCH)], timeout) {
+            match self.kqueue.kevent(&[], &mut events, timeout) {
                 Err(Errno::EINTR) => {}
                 result => break result?,
             }
@@ -103,10 +112,12 @@ impl Poller {
 fn of(event: &KEvent) -> Option<Event> {
     match event.filter() {
         Ok(EventFilter::EVFILT_USER) => (event.ident() == END).then_some(Event::End),
-        _ => Some(Event::Ready {
-            token: u64::try_from(event.udata()).expect("tokens are not negative"),
-            hung_up: event.flags().contains(EvFlags::EV_EOF),
-        }),
+        _ => {
+            let token = u64::try_from(event.udata()).expect("tokens are not negative");
+            let is_backend = token & BACKEND != 0;
+            let hung_up = !is_backend && event.flags().contains(EvFlags::EV_EOF);
+            Some(Event::Ready { token: token & !BACKEND, hung_up })
+        }
     }
 }
 

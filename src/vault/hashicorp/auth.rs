@@ -45,7 +45,8 @@ impl Token {
         })
     }
 
-    fn give_use_back(&self) {
+    /// Gives one of the uses back that has not been made.
+    pub(super) fn give_use_back(&self) {
         if let Some(left) = &self.uses_left {
             left.fetch_add(1, Ordering::Relaxed);
         }
@@ -144,12 +145,22 @@ impl Auth {
         if let Some(token) = self.shared.usable_token() {
             return Ok(Some(token));
         }
-        let Credentials { token, app_role, .. } = &self.shared.credentials;
-        if token.is_none() && app_role.is_none() {
+        if !self.is_needed() {
             return Ok(None);
         }
         let at = clock::now();
         self.ask(|reply| Message::Needed { at, reply }).map(Some)
+    }
+
+    /// The token to send, once, when it is at hand.
+    pub(super) fn token_at_hand(&self) -> Option<Arc<Token>> {
+        self.shared.usable_token()
+    }
+
+    /// Whether requests need a token; not where an agent adds its own.
+    pub(super) fn is_needed(&self) -> bool {
+        let Credentials { token, app_role, .. } = &self.shared.credentials;
+        token.is_some() || app_role.is_some()
     }
 
     /// What is to be made of the server's refusal of a request with this token.

@@ -67,6 +67,16 @@ impl Breaker {
         Ok(Ticket { breaker: self, is_trial, told: false })
     }
 
+    /// Whether nothing has failed since the server last worked.
+    pub(super) fn is_calm(&self) -> bool {
+        self.state().failures == 0
+    }
+
+    /// For a request that was sent while all was calm.
+    pub(super) fn ticket(&self) -> Ticket<'_> {
+        Ticket { breaker: self, is_trial: false, told: false }
+    }
+
     /// Whether the last requests failed, so that most are not even sent.
     #[cfg(test)]
     fn is_open(&self) -> bool {

@@ -2,6 +2,7 @@
 //! <https://developer.hashicorp.com/vault/api-docs/secret/kv/kv-v2>
 
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -16,8 +17,9 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::model::Namespace;
 use crate::secret::Secret;
 
-use super::auth::{Auth, Refused};
-use super::upstream::{Ask, Reply, Unavailable, Upstream};
+use super::auth::{Auth, Refused, Token};
+use super::pending::{Line, Pending};
+use super::upstream::{Ask, Begun, Reply, Unavailable, Upstream};
 use super::{clock, jitter};
 
 /// Why an operation on a secret did not work. The same failure may be that of many callers.
@@ -125,6 +127,41 @@ const MAX_CONFLICTS: u32 = 16;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
+/// What it takes to begin a read without waiting.
+pub(super) struct Opening {
+    line: Line,
+    token: Option<Arc<Token>>,
+}
+
+/// A read that has been sent, and waits without a thread.
+pub(super) struct PendingRead {
+    pending: Pending,
+    path: String,
+    token: Option<Arc<Token>>,
+}
+
+impl PendingRead {
+    /// Goes on as far as that takes no waiting. Whether it has ended.
+    pub(super) fn advance(&mut self) -> bool {
+        self.pending.advance()
+    }
+
+    /// Whether it has ended with what takes no more requests.
+    pub(super) fn is_answered(&self) -> bool {
+        self.pending.is_answered()
+    }
+
+    /// What tells when it is worth to go on.
+    pub(super) fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.pending.source()
+    }
+
+    /// After which time it is worth to go on, whatever has come.
+    pub(super) fn time_left(&self) -> Duration {
+        self.pending.time_left()
+    }
+}
+
 /// The engine, as one token may use it.
 pub(super) struct Kv {
     upstream: Arc<Upstream>,
@@ -152,33 +189,86 @@ impl Kv {
 
     /// Sends a request with the token; once more when that was dead and there is another.
     fn ask(&self, method: &Method, path: &str, body: Payload<'_>) -> Result<Reply, KvError> {
-        let send = |token: Option<&Secret>| {
+        let token = self.auth.token()?;
+        self.ask_with(token.as_ref(), |_| Begun::default(), method, path, body)
+    }
+
+    /// The same, for a request that may have been sent once already, with this token.
+    fn ask_with(
+        &self,
+        token: Option<&Arc<Token>>,
+        begun: impl FnOnce(&Ask<'_>) -> Begun,
+        method: &Method,
+        path: &str,
+        body: Payload<'_>,
+    ) -> Result<Reply, KvError> {
+        let ask = |token| {
             let ask = Ask::new(method.clone(), path, token);
-            self.upstream.send(&match body {
+            match body {
                 Payload::None => ask,
                 Payload::NoneNow => ask.only_now(),
                 Payload::Json(body) => ask.json(body),
                 Payload::MergePatch(body) => ask.merge_patch(body),
-            })
+            }
         };
-        let Some(token) = self.auth.token()? else { return Ok(send(None)?) };
-        let reply = send(Some(token.value()))?;
+        let first = ask(token.map(|token| token.value()));
+        let reply = self.upstream.go_on(&first, begun(&first))?;
+        let Some(token) = token else { return Ok(reply) };
         if reply.status != 403 {
             return Ok(reply);
         }
-        match self.auth.rejected(&token)? {
+        match self.auth.rejected(token)? {
             Refused::TokenIsGood => Ok(reply),
             // The moment for it has passed with the login.
             Refused::TokenReplaced(_) if matches!(body, Payload::NoneNow) => {
                 let reason = "the token was replaced meanwhile".to_owned();
                 Err(Unavailable { reason, retry_after: Duration::ZERO }.into())
             }
-            Refused::TokenReplaced(token) => Ok(send(Some(token.value()))?),
+            Refused::TokenReplaced(token) => Ok(self.upstream.send(&ask(Some(token.value())))?),
         }
     }
 
     /// The current version of the namespace's secret.
     pub(super) fn read(&self, namespace: &Namespace) -> Result<Found, KvError> {
+        let reply = self.ask(&Method::GET, &self.path("data", namespace), Payload::None)?;
+        self.found(&reply, namespace)
+    }
+
+    /// What it takes to begin a read that nobody has to wait for; `None` when something is
+    /// missing.
+    pub(super) fn opening(&self) -> Option<Opening> {
+        let is_needed = self.auth.is_needed();
+        let token = if is_needed { Some(self.auth.token_at_hand()?) } else { None };
+        let line = Line::at_hand(&self.upstream);
+        if let (None, Some(token)) = (&line, &token) {
+            token.give_use_back();
+        }
+        Some(Opening { line: line?, token })
+    }
+
+    /// Begins a read.
+    pub(super) fn begin_read(&self, namespace: &Namespace, opening: Opening) -> PendingRead {
+        let Opening { line, token } = opening;
+        let path = self.path("data", namespace);
+        let pending = line.get(&path, token.as_ref().map(|token| token.value()));
+        PendingRead { pending, path, token }
+    }
+
+    /// What a read that was begun comes to. Waits, if it was not
+    /// [answered](PendingRead::is_answered).
+    pub(super) fn finish_read(
+        &self,
+        namespace: &Namespace,
+        read: PendingRead,
+    ) -> Result<Found, KvError> {
+        let PendingRead { pending, path, token } = read;
+        let begun = |ask: &Ask<'_>| pending.end(ask);
+        let reply = self.ask_with(token.as_ref(), begun, &Method::GET, &path, Payload::None)?;
+        self.found(&reply, namespace)
+    }
+
+    /// The secret that the server showed.
+    fn found(&self, reply: &Reply, namespace: &Namespace) -> Result<Found, KvError> {
         #[derive(Deserialize)]
         struct Answer {
             data: Option<Data>,
@@ -193,10 +283,9 @@ impl Kv {
             version: u64,
         }
 
-        let reply = self.ask(&Method::GET, &self.path("data", namespace), Payload::None)?;
         let data = match reply.status {
             200 | 404 => serde_json::from_slice::<Answer>(&reply.body).ok().and_then(|a| a.data),
-            _ => return Err(self.refused(&reply, "read", "data", namespace)),
+            _ => return Err(self.refused(reply, "read", "data", namespace)),
         };
         match (reply.status, data) {
             (200, Some(Data { data: Some(fields), metadata: Some(Metadata { version }) })) => {
@@ -211,7 +300,7 @@ impl Kv {
                 Ok(Found::Nothing { version })
             }
             (404, _) if reply.says_nothing() => Ok(Found::Nothing { version: 0 }),
-            (404, _) => Err(self.refused(&reply, "read", "data", namespace)),
+            (404, _) => Err(self.refused(reply, "read", "data", namespace)),
             _ => Err(KvError::Refused(format!(
                 "what Vault has at {} is no secret of a KV engine of version 2; is \
                  VAULT_KV_MOUNT right?",

@@ -15,14 +15,18 @@
 mod auth;
 mod breaker;
 mod clock;
+mod exchange;
+mod in_flight;
 mod jitter;
 mod kv;
 mod lease;
+mod pending;
 mod settings;
 mod sharing;
 mod upstream;
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,8 +116,20 @@ impl fmt::Debug for JoinedGet {
 }
 
 impl JoinedRead for JoinedGet {
-    fn is_ready(&self) -> bool {
-        self.joined.is_ready()
+    fn advance(&mut self) -> bool {
+        self.joined.advance(self.at.namespace(), &self.parts.kv)
+    }
+
+    fn put_off(&self) -> Option<Duration> {
+        self.joined.put_off()
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.joined.source()
+    }
+
+    fn time_left(&self) -> Option<Duration> {
+        self.joined.time_left()
     }
 
     fn is_done(&self) -> bool {
@@ -142,7 +158,7 @@ impl CredentialVault for HashiCorpVault {
     }
 
     fn join(&self, at: &CredentialRef, wake: Wake) -> Option<Box<dyn JoinedRead>> {
-        let joined = self.0.namespaces.join(at.namespace(), wake)?;
+        let joined = self.0.namespaces.join(at.namespace(), wake);
         Some(Box::new(JoinedGet { parts: Arc::clone(&self.0), at: at.clone(), joined }))
     }
 

@@ -16,14 +16,14 @@
 //! caller D                      |.........|--    after both; D arrives during it,
 //! ```                                            and waits for read 3
 //!
-//! Callers that were answered together tend to come back together, a moment later. A read
-//! right after one that several had to do with, as those whom it answered or as those who
-//! came meanwhile, is put off until as many wait for it, or for a quarter of the time that
-//! the last one took. Otherwise callers fall apart into two groups that take turns, each
-//! with half of the reads. It still begins after each of those whom it answers.
+//! Callers that were answered together tend to come back together, a moment later. So a
+//! read after one that answered several is put off until as many wait for it again, or for
+//! that moment. Otherwise they fall apart into groups that take turns, and each has its own
+//! reads. It still begins after each of those whom it answers.
 //!
-//! A caller waits with its thread ([`Namespaces::read`]), or leaves word how it is to be
-//! woken ([`Namespaces::join`]), so that many wait for one request and cost no thread.
+//! A caller waits with its thread ([`Namespaces::read`]), or without one
+//! ([`Namespaces::join`]): it leaves word how it is to be woken, or begins the read itself
+//! and is woken by what tells of the answer. Only these put a read off.
 //!
 //! # Stores
 //!
@@ -34,6 +34,7 @@
 //! its field is the last, which no store of this process can change meanwhile.
 
 use std::collections::{HashMap, VecDeque};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,7 +42,7 @@ use crate::model::Namespace;
 use crate::secret::Secret;
 use crate::vault::Wake;
 
-use super::kv::{Found, Habits, Kv, KvError};
+use super::kv::{Found, Habits, Kv, KvError, PendingRead};
 use super::upstream::Unavailable;
 
 /// The namespaces that are being read or changed.
@@ -52,37 +53,53 @@ pub(super) struct Namespaces(Mutex<HashMap<Namespace, Arc<Lane>>>);
 #[derive(Default)]
 struct Lane {
     reads: Mutex<Reads>,
-    /// As many wait for the next read as are expected.
-    gathered: Condvar,
     changes: Mutex<Changes>,
 }
 
 #[derive(Default)]
 struct Reads {
+    /// One has begun, or somebody is to begin the next.
     under_way: bool,
     /// Those who wait for the next read, and how many they are.
     next: Option<Arc<Shared<ReadResult>>>,
     waiting: usize,
-    last: LastRead,
-}
-
-#[derive(Default, Clone, Copy)]
-struct LastRead {
-    /// Those whom it answered, and those who had come for the next one when it ended.
+    /// How many the last read was to answer.
     callers: usize,
-    took: Duration,
-    ended: Option<Instant>,
+    /// How the one is woken who puts the next read off until so many wait for it.
+    leader: Option<Wake>,
 }
 
-impl LastRead {
-    /// How many callers the next read may wait for, and how long.
-    fn worth_waiting_for(&self) -> Option<(usize, Duration)> {
-        /// For fewer it is not worth it.
-        const SEVERAL: usize = 4;
-        const LONGEST: Duration = Duration::from_millis(1);
+/// How long the next read is put off for those who are expected.
+const LONGEST_PUT_OFF: Duration = Duration::from_micros(200);
 
-        let is_recent = self.ended.is_some_and(|ended| ended.elapsed() < self.took);
-        (self.callers >= SEVERAL && is_recent).then(|| (self.callers, (self.took / 4).min(LONGEST)))
+impl Reads {
+    fn join(&mut self) -> Arc<Shared<ReadResult>> {
+        self.waiting += 1;
+        Arc::clone(self.next.get_or_insert_default())
+    }
+
+    /// The one to wake who puts the next read off, when nobody more is expected.
+    fn take_leader(&mut self) -> Option<Wake> {
+        if self.waiting < self.callers { None } else { self.leader.take() }
+    }
+
+    /// Whether more are likely to come at once than wait for the next read already.
+    fn are_more_expected(&self) -> bool {
+        self.are_several() && self.waiting < self.callers
+    }
+
+    fn are_several(&self) -> bool {
+        /// For fewer it is not worth waiting.
+        const SEVERAL: usize = 4;
+
+        self.callers >= SEVERAL
+    }
+
+    /// The next read begins: nobody joins it any more.
+    fn begin(&mut self) {
+        self.next = None;
+        self.leader = None;
+        self.callers = std::mem::take(&mut self.waiting);
     }
 }
 
@@ -130,6 +147,12 @@ enum Turn<T> {
     Done(T),
 }
 
+impl<T> State<T> {
+    fn is_appointed(&self, number: u64) -> bool {
+        matches!(self.turn, Turn::Appointed(appointed) if appointed == number)
+    }
+}
+
 impl<T> Default for Shared<T> {
     fn default() -> Self {
         let state = State { turn: Turn::Waiting, waiting: 0, to_wake: VecDeque::new(), joined: 0 };
@@ -171,25 +194,26 @@ impl<T: Clone> Shared<T> {
         number
     }
 
-    fn result(&self) -> Option<T> {
-        match &self.state().turn {
-            Turn::Done(result) => Some(result.clone()),
-            _ => None,
-        }
-    }
-
     fn is_done(&self) -> bool {
         matches!(self.state().turn, Turn::Done(_))
-    }
-
-    fn is_appointed(&self, number: u64) -> bool {
-        matches!(self.state().turn, Turn::Appointed(appointed) if appointed == number)
     }
 
     /// Takes up the appointment. `false`: there is none under this number.
     fn accept(&self, number: u64) -> bool {
         let mut state = self.state();
-        let is_appointed = matches!(state.turn, Turn::Appointed(appointed) if appointed == number);
+        let is_appointed = state.is_appointed(number);
+        if is_appointed {
+            state.turn = Turn::Taken;
+        }
+        is_appointed
+    }
+
+    /// Takes back the word that was left. `true`: the one who left it was appointed, and
+    /// somebody else is to be.
+    fn forget(&self, number: u64) -> bool {
+        let mut state = self.state();
+        state.to_wake.retain(|(left, _)| *left != number);
+        let is_appointed = state.is_appointed(number);
         if is_appointed {
             state.turn = Turn::Taken;
         }
@@ -247,28 +271,34 @@ impl Namespaces {
 
     /// What the namespace's secret is, as of a moment after this call.
     pub(super) fn read(&self, namespace: &Namespace, kv: &Kv) -> ReadResult {
-        self.lane(namespace).lane.read(&|| kv.read(namespace))
+        Lane::read(&self.lane(namespace).lane, &|| kv.read(namespace))
     }
 
-    /// Joins those who wait for the next read, if one is under way; `wake` is called once,
-    /// when [`Joined::is_ready`].
-    pub(super) fn join(&self, namespace: &Namespace, wake: Wake) -> Option<Joined> {
-        let lane = Arc::clone(self.lanes().get(namespace)?);
+    /// Joins those who wait for the next read, or is to begin it. `wake` is called when it is
+    /// worth to [advance](Joined::advance), unless the joined read's source tells.
+    pub(super) fn join(&self, namespace: &Namespace, wake: Wake) -> Joined {
+        let in_lane = self.lane(namespace);
+        let lane = Arc::clone(&in_lane.lane);
         let mut reads = lane.reads();
-        if !reads.under_way {
-            return None;
-        }
-        let shared = lane.join_next(&mut reads);
-        let number = shared.leave_word(wake);
+        let shared = reads.join();
+        let part = if std::mem::replace(&mut reads.under_way, true) {
+            Part::Waiting { number: shared.leave_word(Arc::clone(&wake)) }
+        } else {
+            Part::Leading { put_off_since: None }
+        };
+        let leader = reads.take_leader();
         drop(reads);
-        Some(Joined { lane, shared, number })
+        if let Some(wake) = leader {
+            wake();
+        }
+        Joined { lane, shared, wake, part }
     }
 
     /// The result of a read that was joined. Waits for it, or makes it, unless
     /// [`Joined::is_done`].
     pub(super) fn finish(&self, joined: Joined, namespace: &Namespace, kv: &Kv) -> ReadResult {
         let _in_lane = InLane { namespaces: self, namespace, lane: Arc::clone(&joined.lane) };
-        joined.finish(&|| kv.read(namespace))
+        joined.finish(namespace, kv)
     }
 
     /// Stores a value.
@@ -306,7 +336,8 @@ impl Drop for InLane<'_> {
     fn drop(&mut self) {
         let mut lanes = self.namespaces.lanes();
         // The table's and this one: nobody else has it, or can get it meanwhile.
-        if Arc::strong_count(&self.lane) == 2 && self.lane.changes().habits.are_usual() {
+        let is_unused = Arc::strong_count(&self.lane) == 2;
+        if is_unused && !self.lane.reads().are_several() && self.lane.changes().habits.are_usual() {
             lanes.remove(self.namespace);
         }
     }
@@ -316,39 +347,108 @@ impl Drop for InLane<'_> {
 pub(super) struct Joined {
     lane: Arc<Lane>,
     shared: Arc<Shared<ReadResult>>,
-    number: u64,
+    wake: Wake,
+    part: Part,
+}
+
+/// What one of those who share a read has to do with it.
+enum Part {
+    /// Word was left under this number.
+    Waiting { number: u64 },
+    /// It is to begin the read.
+    Leading { put_off_since: Option<Instant> },
+    /// It has begun the read.
+    Making(Box<(PendingRead, ReadUnderWay)>),
+    /// Nothing any more.
+    Over,
 }
 
 impl Joined {
+    /// Goes on with it as far as that takes no waiting. Whether it is to be
+    /// [finished](Namespaces::finish).
+    pub(super) fn advance(&mut self, namespace: &Namespace, kv: &Kv) -> bool {
+        if let Part::Waiting { number } = self.part {
+            if !self.shared.accept(number) {
+                return self.shared.is_done();
+            }
+            self.part = Part::Leading { put_off_since: None };
+        }
+        if let Part::Leading { put_off_since } = &mut self.part {
+            let since = *put_off_since.get_or_insert_with(Instant::now);
+            let mut reads = self.lane.reads();
+            if reads.are_more_expected() && since.elapsed() < LONGEST_PUT_OFF {
+                reads.leader = Some(Arc::clone(&self.wake));
+                return false;
+            }
+            drop(reads);
+            let Some(opening) = kv.opening() else { return true };
+            let under_way = self.lane.begin(&self.shared);
+            self.part = Part::Making(Box::new((kv.begin_read(namespace, opening), under_way)));
+        }
+        match &mut self.part {
+            Part::Making(read) => read.0.advance(),
+            _ => true,
+        }
+    }
+
     /// Whether the result is there.
     pub(super) fn is_done(&self) -> bool {
-        self.shared.is_done()
+        match &self.part {
+            Part::Making(read) => read.0.is_answered(),
+            _ => self.shared.is_done(),
+        }
     }
 
-    /// Whether the result is there, or it is up to the caller to find it out.
-    pub(super) fn is_ready(&self) -> bool {
-        self.is_done() || self.shared.is_appointed(self.number)
+    /// How long it is put off, for more are expected to join it.
+    pub(super) fn put_off(&self) -> Option<Duration> {
+        match self.part {
+            Part::Leading { put_off_since: Some(since) } => {
+                Some(LONGEST_PUT_OFF.saturating_sub(since.elapsed()))
+            }
+            _ => None,
+        }
     }
 
-    fn finish(self, fetch: &dyn Fn() -> Result<Found, KvError>) -> ReadResult {
-        if let Some(result) = self.shared.result() {
-            return result;
+    /// What tells when it is worth to go on.
+    pub(super) fn source(&self) -> Option<BorrowedFd<'_>> {
+        match &self.part {
+            Part::Making(read) => read.0.source(),
+            _ => None,
         }
-        let lane = Arc::clone(&self.lane);
-        let shared = Arc::clone(&self.shared);
-        if self.shared.accept(self.number) {
-            drop(self);
-            return lane.make_next(shared, fetch);
+    }
+
+    /// After which time it is worth to go on, whatever has come.
+    pub(super) fn time_left(&self) -> Option<Duration> {
+        match &self.part {
+            Part::Making(read) => Some(read.0.time_left()),
+            _ => None,
         }
-        drop(self);
-        shared.wait().unwrap_or_else(|| lane.make_next(Arc::clone(&shared), fetch))
+    }
+
+    fn finish(mut self, namespace: &Namespace, kv: &Kv) -> ReadResult {
+        let fetch = || kv.read(namespace);
+        match std::mem::replace(&mut self.part, Part::Over) {
+            Part::Making(read) => {
+                let (read, under_way) = *read;
+                under_way.end(|| kv.finish_read(namespace, read))
+            }
+            Part::Leading { .. } => self.lane.begin(&self.shared).end(fetch),
+            Part::Waiting { .. } | Part::Over => {
+                self.shared.wait().unwrap_or_else(|| self.lane.begin(&self.shared).end(fetch))
+            }
+        }
     }
 }
 
-/// Who was appointed and does not do it leaves it to another.
+/// Who was to begin the read and does not leaves it to another.
 impl Drop for Joined {
     fn drop(&mut self) {
-        if self.shared.accept(self.number) {
+        let was_to_begin = match self.part {
+            Part::Waiting { number } => self.shared.forget(number),
+            Part::Leading { .. } => true,
+            Part::Making(_) | Part::Over => false,
+        };
+        if was_to_begin {
             self.lane.give_up(&self.shared);
         }
     }
@@ -363,60 +463,23 @@ impl Lane {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self, fetch: &dyn Fn() -> Result<Found, KvError>) -> ReadResult {
+    fn read(self: &Arc<Self>, fetch: &dyn Fn() -> Result<Found, KvError>) -> ReadResult {
         let mut reads = self.reads();
-        let shared = self.join_next(&mut reads);
-        if std::mem::replace(&mut reads.under_way, true) {
-            drop(reads);
-            return shared.wait().unwrap_or_else(|| self.make_next(Arc::clone(&shared), fetch));
-        }
+        let shared = reads.join();
+        let is_under_way = std::mem::replace(&mut reads.under_way, true);
+        let leader = reads.take_leader();
         drop(reads);
-        self.make_next(shared, fetch)
-    }
-
-    fn join_next(&self, reads: &mut Reads) -> Arc<Shared<ReadResult>> {
-        reads.waiting += 1;
-        if reads.waiting == reads.last.callers {
-            self.gathered.notify_one();
+        if let Some(wake) = leader {
+            wake();
         }
-        Arc::clone(reads.next.get_or_insert_default())
+        let found = if is_under_way { shared.wait() } else { None };
+        found.unwrap_or_else(|| self.begin(&shared).end(fetch))
     }
 
-    /// Makes the read that others wait for. `under_way` has been left set for it; nobody
-    /// joins it once it begins.
-    fn make_next(
-        &self,
-        shared: Arc<Shared<ReadResult>>,
-        fetch: &dyn Fn() -> Result<Found, KvError>,
-    ) -> ReadResult {
-        let mut reads = self.gather();
-        reads.next = None;
-        let answers = std::mem::take(&mut reads.waiting);
-        drop(reads);
-        self.make(shared, answers, fetch)
-    }
-
-    /// Waits a moment for those to come back who were answered together.
-    fn gather(&self) -> MutexGuard<'_, Reads> {
-        let reads = self.reads();
-        let Some((callers, moment)) = reads.last.worth_waiting_for() else { return reads };
-        self.gathered
-            .wait_timeout_while(reads, moment, |reads| reads.waiting < callers)
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-    }
-
-    fn make(
-        &self,
-        shared: Arc<Shared<ReadResult>>,
-        answers: usize,
-        fetch: &dyn Fn() -> Result<Found, KvError>,
-    ) -> ReadResult {
-        let began = Instant::now();
-        let mut read = ReadUnderWay { lane: self, shared, answers, began, result: None };
-        let result = fetch().map(Arc::new);
-        read.result = Some(result.clone());
-        result
+    /// Begins the read that others wait for.
+    fn begin(self: &Arc<Self>, shared: &Arc<Shared<ReadResult>>) -> ReadUnderWay {
+        self.reads().begin();
+        ReadUnderWay { lane: Arc::clone(self), shared: Arc::clone(shared), result: None }
     }
 
     /// Nobody makes the next read yet: another is called upon, if there is one.
@@ -428,6 +491,7 @@ impl Lane {
         // Threads that have joined and do not wait yet hold it as well.
         if is_alone && Arc::strong_count(shared) <= 2 {
             reads.next = None;
+            reads.leader = None;
             reads.waiting = 0;
             reads.under_way = false;
         } else {
@@ -489,32 +553,32 @@ fn next_batch(waiting: &mut Vec<Arc<Change>>) -> Vec<Arc<Change>> {
     waiting.drain(..count.max(1)).collect()
 }
 
-/// A read; when it ends, be it by a panic, those who shared it have its result, and one of
-/// those who came meanwhile makes the next.
-struct ReadUnderWay<'a> {
-    lane: &'a Lane,
+/// A read that has begun; when it ends, be it by a panic, those who shared it have its
+/// result, and one of those who came meanwhile makes the next.
+struct ReadUnderWay {
+    lane: Arc<Lane>,
     shared: Arc<Shared<ReadResult>>,
-    answers: usize,
-    began: Instant,
     result: Option<ReadResult>,
 }
 
-impl Drop for ReadUnderWay<'_> {
+impl ReadUnderWay {
+    fn end(mut self, fetch: impl FnOnce() -> Result<Found, KvError>) -> ReadResult {
+        let result = fetch().map(Arc::new);
+        self.result = Some(result.clone());
+        result
+    }
+}
+
+impl Drop for ReadUnderWay {
     fn drop(&mut self) {
-        // First those who have their answer: who makes the next read may be on this thread.
-        self.shared.finish(self.result.take().unwrap_or_else(|| Err(panicked())));
         let mut reads = self.lane.reads();
-        reads.last = LastRead {
-            callers: self.answers + reads.waiting,
-            took: self.began.elapsed(),
-            ended: Some(Instant::now()),
-        };
-        if let Some(next) = reads.next.clone() {
-            drop(reads);
+        let next = reads.next.clone();
+        reads.under_way = next.is_some();
+        drop(reads);
+        if let Some(next) = next {
             next.call();
-        } else {
-            reads.under_way = false;
         }
+        self.shared.finish(self.result.take().unwrap_or_else(|| Err(panicked())));
     }
 }
 

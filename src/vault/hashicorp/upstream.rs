@@ -8,13 +8,18 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Deserialize;
-use ureq::http::{HeaderValue, Method, Request};
+use ureq::http::uri::Authority;
+use ureq::http::{HeaderValue, Method, Request, Uri};
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
-use crate::transport::{NoResolver, NotConnected, TcpConnector, UnixConnector, tls};
+use crate::transport::{
+    LastLink, Link, NoResolver, NotConnected, TcpConnector, UnixConnector, tls,
+};
 
-use super::breaker::{Breaker, Outcome};
+use super::breaker::{Breaker, Outcome, Ticket};
+use super::exchange::Answer;
+use super::in_flight::{InFlight, MAX_IDLE, Place, Seat};
 use super::settings::{Address, Settings};
 use super::{clock, jitter};
 
@@ -94,6 +99,11 @@ pub(super) struct Reply {
 }
 
 impl Reply {
+    fn new(status: u16, body: Zeroizing<Vec<u8>>, ask: &Ask<'_>) -> Self {
+        let errors = if status >= 400 { errors_in(&body, ask) } else { String::new() };
+        Self { status, body, errors }
+    }
+
     pub(super) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
@@ -118,7 +128,7 @@ impl Reply {
 }
 
 /// An answer, or a failure, as it came from one attempt.
-enum Attempt {
+pub(super) enum Attempt {
     Answered(Reply),
     /// To be tried again; nothing is known of what became of the request.
     Failed {
@@ -128,6 +138,14 @@ enum Attempt {
         unsent: bool,
         retry_after: Option<Duration>,
     },
+}
+
+/// A request of which one attempt may have been made.
+#[derive(Default)]
+pub(super) struct Begun {
+    pub(super) attempt: Option<Attempt>,
+    /// When it has to have come to its end, retries and all.
+    pub(super) deadline: Option<Duration>,
 }
 
 /// The server, as everything in this backend asks it.
@@ -143,7 +161,11 @@ pub(super) struct Upstream {
     timeout: Duration,
     max_retries: u32,
     breaker: Breaker,
-    in_flight: InFlight,
+    in_flight: Arc<InFlight>,
+    /// What comes before and after the path of a read, up to the token.
+    get_frame: (String, String),
+    /// It has sent a request elsewhere, as standbys do that do not forward.
+    sends_elsewhere: AtomicBool,
     contact: Mutex<Contact>,
     probed: Condvar,
     closed: AtomicBool,
@@ -165,9 +187,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// What a server that works says with status 500 to a request that it refuses: storage with
 /// a limit (Raft's is 1 MiB for a secret), and a role that has been deleted.
 const REFUSALS: [&str; 2] = ["value being too large", "does not exist during renewal"];
-/// An idle connection is not kept longer than this; servers and proxies close theirs after
-/// one minute or more.
-const MAX_IDLE: Duration = Duration::from_secs(50);
 
 impl Upstream {
     /// Does not connect yet.
@@ -177,10 +196,14 @@ impl Upstream {
     /// A text that says what is wrong with the TLS settings.
     pub(super) fn new(settings: &Settings) -> Result<Self, String> {
         let (connector, base, name) = Connect::new(settings)?;
-        let agents = (0..settings.max_in_flight).map(|_| connector.agent()).collect();
+        let seat = || {
+            let link = LastLink::default();
+            Seat::new(connector.agent(link.clone()), link)
+        };
+        let seats = (0..settings.max_in_flight).map(|_| seat()).collect();
         let namespace = settings.namespace.as_deref().map(HeaderValue::from_str).transpose();
         Ok(Self {
-            agent: connector.agent(),
+            agent: connector.agent(LastLink::default()),
             base: format!("{base}/v1/"),
             name,
             follows_redirects: matches!(settings.address, Address::Http(_)),
@@ -188,7 +211,9 @@ impl Upstream {
             timeout: settings.timeout,
             max_retries: settings.max_retries,
             breaker: Breaker::default(),
-            in_flight: InFlight::new(agents),
+            in_flight: InFlight::new(seats),
+            get_frame: get_frame(&base, settings.namespace.as_deref())?,
+            sends_elsewhere: AtomicBool::new(false),
             contact: Mutex::default(),
             probed: Condvar::new(),
             closed: AtomicBool::new(false),
@@ -220,27 +245,24 @@ impl Upstream {
     ///
     /// [`Unavailable`]; what became of the request is then not known.
     pub(super) fn send(&self, ask: &Ask<'_>) -> Result<Reply, Unavailable> {
-        let deadline = clock::now() + self.timeout;
+        self.go_on(ask, Begun::default())
+    }
+
+    /// The same, for a request that may have been sent once already.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]; what became of the request is then not known.
+    pub(super) fn go_on(&self, ask: &Ask<'_>, begun: Begun) -> Result<Reply, Unavailable> {
+        let Begun { attempt: mut first, deadline } = begun;
+        let deadline = deadline.unwrap_or_else(|| clock::now() + self.timeout);
         let mut pause = FIRST_PAUSE;
         let mut retries = self.max_retries;
         loop {
-            if self.is_closed() {
-                return Err(Unavailable::new("the vault is closed"));
-            }
-            let place = self.in_flight.enter(deadline).ok_or_else(|| {
-                Unavailable::new(format!("too many requests wait for Vault at {}", self.name))
-            })?;
-            let now = clock::now();
-            let ticket = self.breaker.admit(now).map_err(|pause| Unavailable {
-                reason: format!(
-                    "Vault at {} does not work ({}); it is tried again shortly",
-                    self.name,
-                    self.last_failure()
-                ),
-                retry_after: pause,
-            })?;
-            let attempt = self.attempt(place.agent(), ask, deadline.saturating_sub(now));
-            drop(place);
+            let (attempt, ticket) = match first.take() {
+                Some(attempt) => (attempt, self.breaker.ticket()),
+                None => self.try_once(ask, deadline)?,
+            };
             let now = clock::now();
             let (outcome, reason, unsent, retry_after) = match attempt {
                 Attempt::Answered(reply) => {
@@ -277,6 +299,64 @@ impl Upstream {
         }
     }
 
+    /// One attempt, when the breaker lets it through.
+    fn try_once(
+        &self,
+        ask: &Ask<'_>,
+        deadline: Duration,
+    ) -> Result<(Attempt, Ticket<'_>), Unavailable> {
+        if self.is_closed() {
+            return Err(Unavailable::new("the vault is closed"));
+        }
+        let place = self.in_flight.enter(deadline).ok_or_else(|| {
+            Unavailable::new(format!("too many requests wait for Vault at {}", self.name))
+        })?;
+        let now = clock::now();
+        let ticket = self.breaker.admit(now).map_err(|pause| Unavailable {
+            reason: format!(
+                "Vault at {} does not work ({}); it is tried again shortly",
+                self.name,
+                self.last_failure()
+            ),
+            retry_after: pause,
+        })?;
+        Ok((self.attempt(place.agent(), ask, deadline.saturating_sub(now)), ticket))
+    }
+
+    /// A place and its connection, for a read that waits for nothing: when the server works
+    /// and is the one that answers.
+    pub(super) fn place_at_hand(&self) -> Option<(Place, Arc<Link>)> {
+        let is_clear = !self.is_closed()
+            && self.breaker.is_calm()
+            && !self.sends_elsewhere.load(Ordering::Relaxed);
+        if is_clear { self.in_flight.enter_at_once() } else { None }
+    }
+
+    /// What comes before the path of a read, and after it, up to the token.
+    pub(super) fn get_frame(&self) -> (&str, &str) {
+        (&self.get_frame.0, &self.get_frame.1)
+    }
+
+    /// What an answer means; `None` when the request has to be sent again to know.
+    pub(super) fn judge(&self, answer: Answer, ask: &Ask<'_>) -> Option<Attempt> {
+        let Answer { status, retry_after, body } = answer;
+        if let 307 | 308 = status {
+            self.sends_elsewhere.store(true, Ordering::Relaxed);
+            return None;
+        }
+        Some(judged(Reply::new(status, body, ask), retry_after))
+    }
+
+    /// The outcome of a request that was not answered in time.
+    pub(super) fn timed_out(&self) -> Attempt {
+        Attempt::Failed {
+            outcome: Outcome::Failed,
+            reason: format!("it did not answer within {} s", self.timeout.as_secs_f32()),
+            unsent: false,
+            retry_after: None,
+        }
+    }
+
     fn attempt(&self, agent: &ureq::Agent, ask: &Ask<'_>, time: Duration) -> Attempt {
         let (mut reply, retry_after, location) = match self.exchange(agent, ask, None, time) {
             Ok(answered) => answered,
@@ -289,33 +369,7 @@ impl Upstream {
                 Err(error) => return self.failed(&error),
             }
         }
-        let again =
-            |outcome, reason| Attempt::Failed { outcome, reason, unsent: true, retry_after };
-        match reply.status {
-            503 if reply.says("sealed") => {
-                again(Outcome::Failed, "it is sealed; unseal it".to_owned())
-            }
-            307 | 308 => again(
-                Outcome::Failed,
-                "it sends elsewhere, where it cannot be followed; set VAULT_ADDR to the active \
-                 node"
-                    .to_owned(),
-            ),
-            412 | 429 => again(Outcome::Worked, reply.explain()),
-            // A mount that is being upgraded to version 2 says so for a moment.
-            400 if reply.says("Upgrading from non-versioned") => {
-                again(Outcome::Worked, reply.explain())
-            }
-            501 => Attempt::Answered(reply),
-            500 if REFUSALS.iter().any(|refusal| reply.says(refusal)) => Attempt::Answered(reply),
-            500..=599 => Attempt::Failed {
-                outcome: Outcome::Failed,
-                reason: reply.explain(),
-                unsent: false,
-                retry_after,
-            },
-            _ => Attempt::Answered(reply),
-        }
+        judged(reply, retry_after)
     }
 
     /// One request, one answer; with it the time to wait and the place to ask, where it
@@ -362,8 +416,8 @@ impl Upstream {
             Zeroizing::new(Vec::with_capacity(usize::try_from(expected).unwrap_or(0) + 1));
         let mut reader = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).reader();
         reader.read_to_end(&mut body).map_err(ureq::Error::from)?;
-        let errors = if status >= 400 { errors_in(&body, ask) } else { String::new() };
-        Ok((Reply { status, body, errors }, retry_after.map(Duration::from_secs), location))
+        let retry_after = retry_after.map(Duration::from_secs);
+        Ok((Reply::new(status, body, ask), retry_after, location))
     }
 
     /// A token is not sent where it could be read on the way, if it was not before.
@@ -380,9 +434,7 @@ impl Upstream {
             retry_after: None,
         };
         match error {
-            ureq::Error::Timeout(_) => {
-                failed(format!("it did not answer within {} s", self.timeout.as_secs_f32()), false)
-            }
+            ureq::Error::Timeout(_) => self.timed_out(),
             ureq::Error::Other(other) => match other.downcast_ref::<NotConnected>() {
                 Some(NotConnected(error)) => failed(
                     format!(
@@ -475,6 +527,34 @@ impl Upstream {
     }
 }
 
+/// What an answer comes to.
+fn judged(reply: Reply, retry_after: Option<Duration>) -> Attempt {
+    let again = |outcome, reason| Attempt::Failed { outcome, reason, unsent: true, retry_after };
+    match reply.status {
+        503 if reply.says("sealed") => again(Outcome::Failed, "it is sealed; unseal it".to_owned()),
+        307 | 308 => again(
+            Outcome::Failed,
+            "it sends elsewhere, where it cannot be followed; set VAULT_ADDR to the active \
+             node"
+                .to_owned(),
+        ),
+        412 | 429 => again(Outcome::Worked, reply.explain()),
+        // A mount that is being upgraded to version 2 says so for a moment.
+        400 if reply.says("Upgrading from non-versioned") => {
+            again(Outcome::Worked, reply.explain())
+        }
+        501 => Attempt::Answered(reply),
+        500 if REFUSALS.iter().any(|refusal| reply.says(refusal)) => Attempt::Answered(reply),
+        500..=599 => Attempt::Failed {
+            outcome: Outcome::Failed,
+            reason: reply.explain(),
+            unsent: false,
+            retry_after,
+        },
+        _ => Attempt::Answered(reply),
+    }
+}
+
 /// What is wrong with the certificates, when that is what broke the connection: before
 /// anything was sent.
 fn tls_failure(error: &io::Error) -> Option<String> {
@@ -540,10 +620,32 @@ fn errors_in(body: &[u8], ask: &Ask<'_>) -> String {
     if repeats { "(not shown, for it repeats part of the request)".to_owned() } else { text }
 }
 
+/// The host and port of a base, and what comes before a path.
+fn home_and_path(base: &str) -> Result<(Authority, String), String> {
+    let uri: Uri = base.parse().map_err(|_| "VAULT_ADDR is no URL")?;
+    let home = uri.authority().ok_or("VAULT_ADDR names no host")?.clone();
+    Ok((home, uri.path().trim_end_matches('/').to_owned()))
+}
+
+/// What comes before the path of a read, and after it, up to the token: as the HTTP library
+/// would send it.
+fn get_frame(base: &str, namespace: Option<&str>) -> Result<(String, String), String> {
+    let (home, path) = home_and_path(base)?;
+    let namespace =
+        namespace.map(|name| format!("X-Vault-Namespace: {name}\r\n")).unwrap_or_default();
+    let after = format!(
+        " HTTP/1.1\r\nHost: {home}\r\nX-Vault-Request: true\r\n{namespace}User-Agent: \
+         {USER_AGENT}\r\nAccept: */*\r\n"
+    );
+    Ok((format!("GET {path}/v1/"), after))
+}
+
+const USER_AGENT: &str = concat!("credential-vault/", env!("CARGO_PKG_VERSION"));
+
 /// How connections are made.
 enum Connect {
     Unix(PathBuf),
-    Tcp(Option<Arc<rustls::ClientConfig>>),
+    Tcp(Authority, Option<Arc<rustls::ClientConfig>>),
 }
 
 impl Connect {
@@ -558,13 +660,14 @@ impl Connect {
             Address::Http(base) => {
                 let is_tls = base.starts_with("https://");
                 let tls = is_tls.then(|| tls::client_config(&settings.tls)).transpose()?;
-                (Self::Tcp(tls), base.clone(), base.clone())
+                let (home, _) = home_and_path(base)?;
+                (Self::Tcp(home, tls), base.clone(), base.clone())
             }
         })
     }
 
     /// A client that keeps one connection, and another to where it was sent on to.
-    fn agent(&self) -> ureq::Agent {
+    fn agent(&self, last: LastLink) -> ureq::Agent {
         let config = ureq::Agent::config_builder()
             .proxy(None)
             .http_status_as_error(false)
@@ -573,74 +676,16 @@ impl Connect {
             .max_idle_age(MAX_IDLE)
             .max_idle_connections(2)
             .max_idle_connections_per_host(1)
-            .user_agent(concat!("credential-vault/", env!("CARGO_PKG_VERSION")))
+            .user_agent(USER_AGENT)
             .build();
         match self {
             Self::Unix(path) => {
-                ureq::Agent::with_parts(config, UnixConnector::new(path.clone()), NoResolver)
+                ureq::Agent::with_parts(config, UnixConnector::new(path.clone(), last), NoResolver)
             }
-            Self::Tcp(tls) => {
-                ureq::Agent::with_parts(config, TcpConnector::new(tls.clone()), NoResolver)
+            Self::Tcp(home, tls) => {
+                let connector = TcpConnector::new(home.clone(), last, tls.clone());
+                ureq::Agent::with_parts(config, connector, NoResolver)
             }
-        }
-    }
-}
-
-/// The requests that may be under way, each with a connection of its own. The one that was
-/// used last is taken first: the server has it at hand, and those that are not needed age.
-#[derive(Debug)]
-struct InFlight {
-    places: Mutex<Places>,
-    left: Condvar,
-}
-
-#[derive(Debug)]
-struct Places {
-    free: Vec<ureq::Agent>,
-    waiting: usize,
-}
-
-struct Place<'a> {
-    in_flight: &'a InFlight,
-    agent: Option<ureq::Agent>,
-}
-
-impl InFlight {
-    fn new(free: Vec<ureq::Agent>) -> Self {
-        Self { places: Mutex::new(Places { free, waiting: 0 }), left: Condvar::new() }
-    }
-
-    fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for a place, until the deadline.
-    fn enter(&self, deadline: Duration) -> Option<Place<'_>> {
-        let mut places = self.places();
-        loop {
-            if let Some(agent) = places.free.pop() {
-                return Some(Place { in_flight: self, agent: Some(agent) });
-            }
-            let time = deadline.checked_sub(clock::now())?;
-            places.waiting += 1;
-            places = self.left.wait_timeout(places, time).unwrap_or_else(PoisonError::into_inner).0;
-            places.waiting -= 1;
-        }
-    }
-}
-
-impl Place<'_> {
-    fn agent(&self) -> &ureq::Agent {
-        self.agent.as_ref().expect("it is there until the drop")
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut places = self.in_flight.places();
-        places.free.extend(self.agent.take());
-        if places.waiting > 0 {
-            self.in_flight.left.notify_one();
         }
     }
 }

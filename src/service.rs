@@ -227,6 +227,12 @@ impl VaultService {
         self.vault.may_block()
     }
 
+    /// Whether reading a value keeps a thread waiting, as a rule.
+    #[must_use]
+    pub fn reads_keep_threads(&self) -> bool {
+        self.vault.reads_keep_threads()
+    }
+
     /// Flushes the metadata and closes both stores. Closing twice is harmless.
     ///
     /// # Errors

@@ -105,10 +105,10 @@ impl Router {
         matches!(call.0, CallKind::List(_) | CallKind::RuntimeEnv)
     }
 
-    /// Whether reading a value may wait for something outside this process.
+    /// Whether reading a value keeps a worker waiting, as a rule.
     #[must_use]
-    pub fn reads_may_block(&self) -> bool {
-        self.service.reads_may_block()
+    pub fn reads_keep_workers(&self) -> bool {
+        self.service.reads_keep_threads()
     }
 
     /// Carries the call out.

@@ -32,6 +32,8 @@ pub(super) struct Pool {
     table: Table,
     arrivals: Arrivals,
     permits: CorePermits,
+    /// Events that a worker takes at a time.
+    batch: usize,
     /// A worker may stay awake for what comes next, and whether one does.
     may_stay_awake: bool,
     stays_awake: AtomicBool,
@@ -133,13 +135,17 @@ impl Pool {
         // on each, every answer has a worker and a client contend for one.
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let computing = (cores - 1).clamp(1, workers - 1);
+        // Where each read keeps a worker waiting, a core is hardly ever short. All workers wait
+        // at the poller, and take one event at a time, for another one would only wait for that.
+        let waits = router.reads_keep_workers();
         let pool = Arc::new(Self {
             router,
             poller: Poller::new()?,
             table: Table::new(limits.connections),
             arrivals: Arrivals::default(),
-            permits: CorePermits::new(computing),
-            may_stay_awake: cores > 1,
+            permits: CorePermits::new(if waits { workers } else { computing }),
+            batch: if waits { 1 } else { BATCH },
+            may_stay_awake: cores > 1 && !waits,
             stays_awake: AtomicBool::new(false),
             lane: BackendLane::new(workers - computing),
             started: Instant::now(),
@@ -265,7 +271,7 @@ impl Pool {
         let since = Instant::now();
         self.permits.while_polling(|| {
             let only_look = !self.arrivals.is_empty();
-            self.poller.wait(&mut agenda.ready, only_look)
+            self.poller.wait(&mut agenda.ready, self.batch, only_look)
         })?;
         let was_quick = since.elapsed() < LONGEST_AWAKE;
         agenda.quick_waits = if was_quick { agenda.quick_waits.saturating_add(1) } else { 0 };
@@ -292,7 +298,7 @@ impl Pool {
     fn linger(&self, agenda: &mut Agenda, longest: Duration, pause: impl Fn()) -> io::Result<bool> {
         let since = Instant::now();
         loop {
-            self.poller.wait(&mut agenda.ready, true)?;
+            self.poller.wait(&mut agenda.ready, self.batch, true)?;
             if !agenda.ready.is_empty() || !self.arrivals.is_empty() {
                 return Ok(true);
             }

@@ -115,6 +115,12 @@ pub trait CredentialVault: Send + Sync {
         true
     }
 
+    /// Whether a read keeps a thread waiting, as a rule: not where [`join`](Self::join) mostly
+    /// spares that.
+    fn reads_keep_threads(&self) -> bool {
+        self.may_block()
+    }
+
     /// The value of the credential, or `None` if there is none.
     ///
     /// # Errors

@@ -79,11 +79,12 @@ impl Poller {
         Ok(epoll::modify(&self.epoll, source, EventData::new_u64(token), interest(wanted))?)
     }
 
-    /// Waits for events, unless it is only to look for them, and adds up to [`BATCH`] of them
-    /// to `ready`. There may be none.
+    /// Waits for events, unless it is only to look for them, and adds up to `most` of them
+    /// to `ready`, or [`BATCH`]. There may be none.
     pub(in crate::server) fn wait(
         &self,
         ready: &mut VecDeque<Event>,
+        most: usize,
         only_look: bool,
     ) -> io::Result<()> {
         const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -92,7 +93,7 @@ impl Poller {
         let mut events = [NONE; BATCH];
         let timeout = only_look.then_some(&AT_ONCE);
         let count = loop {
-            match epoll::wait(&self.epoll, &mut events, timeout) {
+            match epoll::wait(&self.epoll, &mut events[..most.min(BATCH)], timeout) {
                 Err(rustix::io::Errno::INTR) => {}
                 result => break result?,
             }

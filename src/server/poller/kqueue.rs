@@ -69,17 +69,18 @@ impl Poller {
         self.change(socket_event(&source, EventFilter::EVFILT_WRITE, action, token))
     }
 
-    /// Waits for events, unless it is only to look for them, and adds up to [`BATCH`] of them
-    /// to `ready`. There may be none.
+    /// Waits for events, unless it is only to look for them, and adds up to `most` of them
+    /// to `ready`, or [`BATCH`]. There may be none.
     pub(in crate::server) fn wait(
         &self,
         ready: &mut VecDeque<Event>,
+        most: usize,
         only_look: bool,
     ) -> io::Result<()> {
         let timeout = only_look.then_some(timespec { tv_sec: 0, tv_nsec: 0 });
         let mut events = [user_event(END, EvFlags::empty(), FilterFlag::empty()); BATCH];
         let count = loop {
-            match self.kqueue.kevent(&[], &mut events, timeout) {
+            match self.kqueue.kevent(&[], &mut events[..most.min(BATCH)], timeout) {
                 Err(Errno::EINTR) => {}
                 result => break result?,
             }

@@ -153,6 +153,10 @@ impl CredentialVault for HashiCorpVault {
         "HashiCorpVault"
     }
 
+    fn reads_keep_threads(&self) -> bool {
+        false
+    }
+
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
         value(self.read(at.namespace()), at)
     }

@@ -1,5 +1,5 @@
 """The hashicorp section: the same values, asked for straight from the server, through
-OpenBao's or Vault's own proxy, and through the service."""
+OpenBao's or Vault's own proxy, through nginx, and through the service."""
 
 import contextlib
 import http.client
@@ -138,21 +138,72 @@ listener "unix" {{
     for variable in [name for name in environment if name.startswith(("VAULT_", "BAO_"))]:
         del environment[variable]
     with running(command, log, env=environment) as process:
-
-        def answers():
-            connection = http.client.HTTPConnection("localhost", timeout=5)
-            connection.sock = socket.socket(socket.AF_UNIX)
-            try:
-                connection.sock.connect(str(path))
-                connection.request("GET", "/v1/secret/data/intentframe/bench0")
-                return connection.getresponse().status == 200
-            except (OSError, http.client.HTTPException):
-                return False
-            finally:
-                connection.close()
-
-        wait_for(answers, "the proxy", process, log)
+        wait_for(lambda: is_answered(path), "the proxy", process, log)
         yield path
+
+
+@contextlib.contextmanager
+def relay(directory, upstream, running, wait_for):
+    """nginx on a Unix socket, adding the token: the least that a process between the load and
+    the server costs, for it passes on what it gets and knows nothing of it. None without one."""
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/sbin")
+    if nginx is None:
+        yield None
+        return
+    directory.mkdir(mode=0o700)
+    path = directory / "relay.sock"
+    user = "user root;" if os.geteuid() == 0 else ""
+    kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+    places = "".join(f"    {kind}_temp_path {directory}/{kind};\n" for kind in kinds)
+    configuration = directory / "nginx.conf"
+    configuration.touch(mode=0o600)
+    configuration.write_text(f"""
+{user}
+worker_processes auto;
+daemon off;
+pid {directory}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+{places}
+    upstream server {{
+        server {upstream.netloc};
+        keepalive 64;
+        keepalive_requests 1000000000;
+    }}
+    server {{
+        listen unix:{path};
+        location / {{
+            proxy_pass http://server;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header X-Vault-Request true;
+            proxy_set_header X-Vault-Token {upstream.token};
+        }}
+    }}
+}}
+""")
+    log = directory / "nginx.log"
+    command = [nginx, "-p", directory, "-c", configuration]
+    with running(command, log) as process:
+        wait_for(lambda: is_answered(path), "nginx", process, log)
+        yield path
+
+
+def is_answered(path):
+    """Whether the value is there, asked for at a Unix socket."""
+    connection = http.client.HTTPConnection("localhost", timeout=5)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.connect(str(path))
+        connection.request("GET", "/v1/secret/data/intentframe/bench0")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def measure(bench, running, wait_for):
@@ -169,31 +220,34 @@ def measure(bench, running, wait_for):
                         body=json.dumps({"value": VALUE}), requests=1)
         broker = stack.enter_context(
             proxy(bench.directory / "vault-proxy", vault, running, wait_for))
+        between = stack.enter_context(
+            relay(bench.directory / "vault-relay", vault, running, wait_for))
         bench.note(f"hashicorp: measured on {vault.name}")
-        measure_get(bench, vault, broker, service)
+        measure_get(bench, vault, {"its proxy": broker, "nginx in between": between}, service)
         measure_put(bench, vault, service)
         for number in range(NAMESPACES):
             vault.ask("DELETE", f"secret/metadata/intentframe/bench{number}")
 
 
-def measure_get(bench, vault, broker, service):
+def measure_get(bench, vault, others, service):
     # How many connections, over how many namespaces, and how many times the direct rate.
     kinds = [(1, 1, 0.8), (16, 1, 4), (64, 1, 4), (16, NAMESPACES, 0.9)]
     for connections, namespaces, target in kinds:
         options = {"connections": connections, "keys": namespaces}
         direct_path = "/v1/secret/data/intentframe/bench{n}"
-        ours, direct, brokered = [], [], []
+        ours, direct = [], []
+        others_rates = {name: [] for name, path in others.items() if path}
         for _ in bench.rounds():
             ours.append(bench.drive(service, f"/v1/credentials/bench{{n}}/{KEY}", **options)["rate"])
             direct.append(bench.drive(vault.netloc, direct_path, tcp=True,
                                       environment=vault.headers(), **options)["rate"])
-            if broker:
-                brokered.append(bench.drive(broker, direct_path, **options)["rate"])
+            for name, rates in others_rates.items():
+                rates.append(bench.drive(others[name], direct_path, **options)["rate"])
         spread = f" over {namespaces} namespaces" if namespaces > 1 else ""
         name = f"Vault GET, {connections} connection{'s' if connections > 1 else ''}{spread}"
         bench.compare(f"{name}, against straight", ours, direct, target=target)
-        if brokered:
-            bench.compare(f"{name}, against its proxy", ours, brokered)
+        for other, rates in others_rates.items():
+            bench.compare(f"{name}, against {other}", ours, rates)
 
 
 def measure_put(bench, vault, service):

@@ -126,7 +126,7 @@ struct Chunks {
 }
 
 /// Most answers fit in this.
-const FIRST_ROOM: usize = 2048;
+const FIRST_ROOM: usize = 1024;
 /// The longest answer that is read here.
 const MOST_BYTES: usize = 2 * 1024 * 1024;
 const MOST_HEADERS: usize = 48;

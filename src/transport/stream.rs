@@ -65,6 +65,10 @@ impl Stream for UnixStream {
 }
 
 /// How an idle connection is found to be usable.
+#[cfg_attr(
+    not(all(feature = "client", feature = "hashicorp")),
+    expect(dead_code, reason = "the client has one way, the backend the other")
+)]
 pub(crate) enum Idle {
     /// By asking the kernel whether anything has come on it, be it the end.
     Peek,
@@ -78,6 +82,7 @@ pub(crate) struct Era(Arc<AtomicU64>);
 
 impl Era {
     /// For a connection that is made now.
+    #[cfg(feature = "client")]
     pub(crate) fn idle(&self) -> Idle {
         Idle::Trust(self.clone(), self.0.load(Ordering::Acquire))
     }

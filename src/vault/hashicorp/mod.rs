@@ -10,6 +10,9 @@
 //!    |     auth     the token: obtained, kept alive (lease), replaced when it is dead
 //!    |      /
 //! upstream          one request: time-outs, retries, the breaker, requests in flight
+//!    |
+//! pending           its first attempt, where that is a read that waits without a thread
+//!                   (exchange: the bytes, on a connection that the HTTP library keeps)
 //! ```
 
 mod auth;

@@ -635,7 +635,7 @@ fn get_frame(base: &str, namespace: Option<&str>) -> Result<(String, String), St
         namespace.map(|name| format!("X-Vault-Namespace: {name}\r\n")).unwrap_or_default();
     let after = format!(
         " HTTP/1.1\r\nHost: {home}\r\nX-Vault-Request: true\r\n{namespace}User-Agent: \
-         {USER_AGENT}\r\nAccept: */*\r\n"
+         {USER_AGENT}\r\n"
     );
     Ok((format!("GET {path}/v1/"), after))
 }

@@ -2,6 +2,7 @@
 OpenBao's or Vault's own proxy, through nginx, and through the service."""
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -53,7 +54,7 @@ def free_port():
 
 
 @contextlib.contextmanager
-def server(directory, running, wait_for):
+def server(directory, running, wait_for, cores):
     """The one that VAULT_ADDR names, or one of our own with file storage and an audit file."""
     if os.environ.get("VAULT_ADDR", "").startswith("http://") and os.environ.get("VAULT_TOKEN"):
         named = Server(os.environ["VAULT_ADDR"], os.environ["VAULT_TOKEN"], "")
@@ -85,7 +86,8 @@ log_level     = "warn"
     log = directory / "server.log"
     command = [program(), "server", f"-config={directory}/config.hcl"]
     environment = dict(os.environ, HOME=str(directory))
-    with running(command, log, env=environment) as process:
+    confined = functools.partial(os.sched_setaffinity, 0, cores)
+    with running(command, log, env=environment, preexec_fn=confined) as process:
         ours = Server(f"http://127.0.0.1:{port}", None, "")
 
         def answers(path):
@@ -206,30 +208,54 @@ def is_answered(path):
         connection.close()
 
 
+def arrangements():
+    """Which cores the server has, and which are left to all others; how that is called.
+
+    A server is mostly on a host of its own. On cores of its own it is nearly so: what the
+    service and the load take is not taken from it. Where all share all cores, a process in
+    between is paid for by the server as well."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 1 and not os.environ.get("VAULT_ADDR"):
+        half = len(cores) // 2
+        yield set(cores[half:]), set(cores[:half]), "the server on cores of its own"
+    yield set(cores), set(cores), "all on the same cores"
+
+
 def measure(bench, running, wait_for):
     if program() is None and not os.environ.get("VAULT_ADDR"):
         bench.note("SKIPPED hashicorp: no bao or vault on the PATH, and no VAULT_ADDR")
         return
+    cores = os.sched_getaffinity(0)
+    for servers, others, name in arrangements():
+        try:
+            os.sched_setaffinity(0, others)
+            measure_on(bench, running, wait_for, servers, name)
+        finally:
+            os.sched_setaffinity(0, cores)
+
+
+def measure_on(bench, running, wait_for, cores, name):
+    directory = bench.directory / f"vault-{name.split()[0]}"
+    directory.mkdir(mode=0o700)
     with contextlib.ExitStack() as stack:
-        vault = stack.enter_context(
-            server(bench.directory / "vault-server", running, wait_for))
+        vault = stack.enter_context(server(directory / "server", running, wait_for, cores))
         environment = dict(os.environ, VAULT_ADDR=vault.address, VAULT_TOKEN=vault.token)
-        service, _ = stack.enter_context(bench.service("hashicorp", "hashicorp", environment))
+        service, _ = stack.enter_context(
+            bench.service(f"hashicorp-{name.split()[0]}", "hashicorp", environment))
         for number in range(NAMESPACES):
             bench.drive(service, f"/v1/credentials/bench{number}/{KEY}", method="PUT",
                         body=json.dumps({"value": VALUE}), requests=1)
-        broker = stack.enter_context(
-            proxy(bench.directory / "vault-proxy", vault, running, wait_for))
-        between = stack.enter_context(
-            relay(bench.directory / "vault-relay", vault, running, wait_for))
+        broker = stack.enter_context(proxy(directory / "proxy", vault, running, wait_for))
+        between = stack.enter_context(relay(directory / "relay", vault, running, wait_for))
         bench.note(f"hashicorp: measured on {vault.name}")
-        measure_get(bench, vault, {"its proxy": broker, "nginx in between": between}, service)
-        measure_put(bench, vault, service)
+        others = {"its proxy": broker, "nginx in between": between}
+        measure_get(bench, vault, others, service, name)
+        measure_put(bench, vault, service, name)
         for number in range(NAMESPACES):
             vault.ask("DELETE", f"secret/metadata/intentframe/bench{number}")
 
 
-def measure_get(bench, vault, others, service):
+def measure_get(bench, vault, others, service, arrangement):
     # How many connections, over how many namespaces, and how many times the direct rate.
     kinds = [(1, 1, 0.8), (16, 1, 4), (64, 1, 4), (16, NAMESPACES, 0.9)]
     for connections, namespaces, target in kinds:
@@ -244,13 +270,14 @@ def measure_get(bench, vault, others, service):
             for name, rates in others_rates.items():
                 rates.append(bench.drive(others[name], direct_path, **options)["rate"])
         spread = f" over {namespaces} namespaces" if namespaces > 1 else ""
-        name = f"Vault GET, {connections} connection{'s' if connections > 1 else ''}{spread}"
+        plural = "s" if connections > 1 else ""
+        name = f"Vault GET, {arrangement}, {connections} connection{plural}{spread}"
         bench.compare(f"{name}, against straight", ours, direct, target=target)
         for other, rates in others_rates.items():
             bench.compare(f"{name}, against {other}", ours, rates)
 
 
-def measure_put(bench, vault, service):
+def measure_put(bench, vault, service, arrangement):
     ours, direct = [], []
     for _ in bench.rounds():
         ours.append(bench.drive(service, "/v1/credentials/bench0/put{n}", 16, method="PUT",
@@ -259,4 +286,5 @@ def measure_put(bench, vault, service):
         direct.append(bench.drive(vault.netloc, "/v1/secret/data/intentframe/bench0", 16, tcp=True,
                                   environment=vault.headers(), method="PATCH", body=body, keys=16,
                                   content_type="application/merge-patch+json")["rate"])
-    bench.compare("Vault PUT, 16 connections, against straight PATCHes", ours, direct, target=3)
+    name = f"Vault PUT, {arrangement}, 16 connections, against straight PATCHes"
+    bench.compare(name, ours, direct, target=3)

@@ -55,7 +55,8 @@ impl Line {
     /// Sends the read.
     pub(super) fn get(self, path: &str, token: Option<&Secret>) -> Pending {
         let Self { upstream, place, link } = self;
-        let exchange = Exchange::begin(link, &upstream.get_request(path, token));
+        let request = upstream.get_request(path, token);
+        let exchange = request.and_then(|request| Exchange::begin(link, &request));
         let state = exchange.map_or(State::Broken, |exchange| State::UnderWay { exchange, place });
         let deadline = clock::now() + upstream.timeout();
         Pending { upstream, deadline, state }
@@ -105,15 +106,19 @@ impl Pending {
 }
 
 impl Upstream {
-    /// The bytes of a read.
-    fn get_request(&self, path: &str, token: Option<&Secret>) -> Zeroizing<Vec<u8>> {
+    /// The bytes of a read; `None` when the token fits in no header.
+    fn get_request(&self, path: &str, token: Option<&Secret>) -> Option<Zeroizing<Vec<u8>>> {
         let (before, after) = self.get_frame();
-        let token = token.map(|token| ["X-Vault-Token: ", token.expose(), "\r\n"]);
+        let token = token.map(Secret::expose);
+        if token.is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return None;
+        }
+        let token = token.map(|token| ["X-Vault-Token: ", token, "\r\n"]);
         let parts = [before, path, after].into_iter().chain(token.into_iter().flatten());
         let parts = parts.chain(["\r\n"]);
         let length = parts.clone().map(str::len).sum();
         let mut request = Zeroizing::new(Vec::with_capacity(length));
         parts.for_each(|part| request.extend_from_slice(part.as_bytes()));
-        request
+        Some(request)
     }
 }

@@ -103,6 +103,8 @@ impl Joined {
             }
             drop(reads);
             let Some(opening) = kv.opening() else { return true };
+            // Should sending it panic, it is over for all who share it.
+            self.part = Part::Over;
             let under_way = self.lane.begin(&self.shared);
             self.part = Part::Making(Box::new((kv.begin_read(namespace, opening), under_way)));
         }

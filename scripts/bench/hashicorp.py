@@ -12,9 +12,13 @@ import socket
 import subprocess
 import urllib.parse
 
+import processes
+from processes import answers, running, wait_for
+
 KEY = "key"
 VALUE = "sk-proj-0123456789abcdefghij"
 NAMESPACES = 16
+SECRET = "/v1/secret/data/intentframe/bench{n}"
 
 
 class Server:
@@ -54,7 +58,7 @@ def free_port():
 
 
 @contextlib.contextmanager
-def server(directory, running, wait_for, cores):
+def server(directory, cores):
     """The one that VAULT_ADDR names, or one of our own with file storage and an audit file."""
     if os.environ.get("VAULT_ADDR", "").startswith("http://") and os.environ.get("VAULT_TOKEN"):
         named = Server(os.environ["VAULT_ADDR"], os.environ["VAULT_TOKEN"], "")
@@ -90,30 +94,30 @@ log_level     = "warn"
     with running(command, log, env=environment, preexec_fn=confined) as process:
         ours = Server(f"http://127.0.0.1:{port}", None, "")
 
-        def answers(path):
+        def is_well(path):
             try:
                 ours.ask("GET", path)
                 return True
             except (OSError, http.client.HTTPException):
                 return False
 
-        wait_for(lambda: answers("sys/seal-status"), "the Vault server", process, log)
+        wait_for(lambda: is_well("sys/seal-status"), "the Vault server", process, log)
         keys = ours.ask("PUT", "sys/init", {"secret_shares": 1, "secret_threshold": 1})
         ours.ask("PUT", "sys/unseal", {"key": keys["keys_base64"][0]})
         ours.token = keys["root_token"]
-        wait_for(lambda: answers("sys/health"), "the unsealed Vault server", process, log)
+        wait_for(lambda: is_well("sys/health"), "the unsealed Vault server", process, log)
         if not is_bao:
             ours.ask("PUT", "sys/audit/file",
                      {"type": "file", "options": {"file_path": str(audit_file)}})
         ours.ask("POST", "sys/mounts/secret", {"type": "kv", "options": {"version": "2"}})
-        wait_for(lambda: answers("secret/config"), "the KV engine", process, log)
+        wait_for(lambda: is_well("secret/config"), "the KV engine", process, log)
         version = subprocess.run([program(), "version"], capture_output=True, text=True, check=True)
         ours.name = f"{version.stdout.split(',')[0].strip()}, file storage, audit file"
         yield ours
 
 
 @contextlib.contextmanager
-def proxy(directory, upstream, running, wait_for):
+def proxy(directory, upstream):
     """`bao proxy` or `vault proxy` on a Unix socket, adding the token; None without one."""
     if program() is None:
         yield None
@@ -140,21 +144,20 @@ listener "unix" {{
     for variable in [name for name in environment if name.startswith(("VAULT_", "BAO_"))]:
         del environment[variable]
     with running(command, log, env=environment) as process:
-        wait_for(lambda: is_answered(path), "the proxy", process, log)
+        wait_for(lambda: answers(path, SECRET.format(n=0)), "the proxy", process, log)
         yield path
 
 
 @contextlib.contextmanager
-def relay(directory, upstream, running, wait_for):
+def relay(directory, upstream):
     """nginx on a Unix socket, adding the token: the least that a process between the load and
     the server costs, for it passes on what it gets and knows nothing of it. None without one."""
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/sbin")
+    nginx, user = processes.nginx()
     if nginx is None:
         yield None
         return
     directory.mkdir(mode=0o700)
     path = directory / "relay.sock"
-    user = "user root;" if os.geteuid() == 0 else ""
     kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
     places = "".join(f"    {kind}_temp_path {directory}/{kind};\n" for kind in kinds)
     configuration = directory / "nginx.conf"
@@ -190,22 +193,8 @@ http {{
     log = directory / "nginx.log"
     command = [nginx, "-p", directory, "-c", configuration]
     with running(command, log) as process:
-        wait_for(lambda: is_answered(path), "nginx", process, log)
+        wait_for(lambda: answers(path, SECRET.format(n=0)), "nginx", process, log)
         yield path
-
-
-def is_answered(path):
-    """Whether the value is there, asked for at a Unix socket."""
-    connection = http.client.HTTPConnection("localhost", timeout=5)
-    connection.sock = socket.socket(socket.AF_UNIX)
-    try:
-        connection.sock.connect(str(path))
-        connection.request("GET", "/v1/secret/data/intentframe/bench0")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def arrangements():
@@ -221,7 +210,7 @@ def arrangements():
     yield set(cores), set(cores), "all on the same cores"
 
 
-def measure(bench, running, wait_for):
+def measure(bench):
     if program() is None and not os.environ.get("VAULT_ADDR"):
         bench.note("SKIPPED hashicorp: no bao or vault on the PATH, and no VAULT_ADDR")
         return
@@ -229,24 +218,24 @@ def measure(bench, running, wait_for):
     for servers, others, name in arrangements():
         try:
             os.sched_setaffinity(0, others)
-            measure_on(bench, running, wait_for, servers, name)
+            measure_on(bench, servers, name)
         finally:
             os.sched_setaffinity(0, cores)
 
 
-def measure_on(bench, running, wait_for, cores, name):
+def measure_on(bench, cores, name):
     directory = bench.directory / f"vault-{name.split()[0]}"
     directory.mkdir(mode=0o700)
     with contextlib.ExitStack() as stack:
-        vault = stack.enter_context(server(directory / "server", running, wait_for, cores))
+        vault = stack.enter_context(server(directory / "server", cores))
         environment = dict(os.environ, VAULT_ADDR=vault.address, VAULT_TOKEN=vault.token)
         service, _ = stack.enter_context(
             bench.service(f"hashicorp-{name.split()[0]}", "hashicorp", environment))
         for number in range(NAMESPACES):
             bench.drive(service, f"/v1/credentials/bench{number}/{KEY}", method="PUT",
                         body=json.dumps({"value": VALUE}), requests=1)
-        broker = stack.enter_context(proxy(directory / "proxy", vault, running, wait_for))
-        between = stack.enter_context(relay(directory / "relay", vault, running, wait_for))
+        broker = stack.enter_context(proxy(directory / "proxy", vault))
+        between = stack.enter_context(relay(directory / "relay", vault))
         bench.note(f"hashicorp: measured on {vault.name}")
         others = {"its proxy": broker, "nginx in between": between}
         measure_get(bench, vault, others, service, name)
@@ -260,15 +249,14 @@ def measure_get(bench, vault, others, service, arrangement):
     kinds = [(1, 1, 0.8), (16, 1, 4), (64, 1, 4), (16, NAMESPACES, 0.9)]
     for connections, namespaces, target in kinds:
         options = {"connections": connections, "keys": namespaces}
-        direct_path = "/v1/secret/data/intentframe/bench{n}"
         ours, direct = [], []
         others_rates = {name: [] for name, path in others.items() if path}
         for _ in bench.rounds():
             ours.append(bench.drive(service, f"/v1/credentials/bench{{n}}/{KEY}", **options)["rate"])
-            direct.append(bench.drive(vault.netloc, direct_path, tcp=True,
+            direct.append(bench.drive(vault.netloc, SECRET, tcp=True,
                                       environment=vault.headers(), **options)["rate"])
             for name, rates in others_rates.items():
-                rates.append(bench.drive(others[name], direct_path, **options)["rate"])
+                rates.append(bench.drive(others[name], SECRET, **options)["rate"])
         spread = f" over {namespaces} namespaces" if namespaces > 1 else ""
         plural = "s" if connections > 1 else ""
         name = f"Vault GET, {arrangement}, {connections} connection{plural}{spread}"

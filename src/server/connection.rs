@@ -309,14 +309,12 @@ impl Connection {
         let progress = self.read_and_serve(pool, buffers, now, &mut input, lane_entered);
         if is_swapped {
             std::mem::swap(&mut input, &mut self.input);
-            if self.input.is_empty() {
-                self.input = Vec::new();
-            }
         } else if !input.is_empty() {
             self.input.reserve_exact(self.needed.max(input.len()));
             self.input.extend_from_slice(&input);
             wipe(&mut input);
-        } else if self.input.capacity() > 0 {
+        }
+        if self.input.is_empty() {
             self.input = Vec::new();
         }
         buffers.input = input;

@@ -52,11 +52,9 @@ impl Deadlines {
         let mut sooner = self.sooner();
         let next = next.min(std::mem::replace(&mut *sooner, NEVER));
         self.next_look.store(next, Ordering::Relaxed);
-        if !is_over() {
-            let pause = Duration::from_millis(next.saturating_sub(now).max(1));
-            let asleep = |sooner: &mut Millis| *sooner >= next && !is_over();
-            drop(self.changed.wait_timeout_while(sooner, pause, asleep));
-        }
+        let pause = Duration::from_millis(next.saturating_sub(now).max(1));
+        let asleep = |sooner: &mut Millis| *sooner >= next && !is_over();
+        drop(self.changed.wait_timeout_while(sooner, pause, asleep));
     }
 
     /// Ends the sleep, for it may be over.

@@ -15,14 +15,12 @@ use crate::transport::Link;
 
 /// A request that has been sent. Until its answer is there, its connection is no good for
 /// another.
-#[derive(Debug)]
 pub(super) struct Exchange {
     link: Arc<Link>,
     answer: Reading,
 }
 
 /// What has become of a request.
-#[derive(Debug)]
 pub(super) enum Progress {
     /// There is nothing to do until more can be read.
     Waiting,
@@ -38,12 +36,6 @@ pub(super) struct Answer {
     /// What `Retry-After` says, in seconds.
     pub(super) retry_after: Option<Duration>,
     pub(super) body: Zeroizing<Vec<u8>>,
-}
-
-impl std::fmt::Debug for Answer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Answer({})", self.status)
-    }
 }
 
 impl Exchange {
@@ -100,12 +92,6 @@ struct Reading {
     filled: usize,
     head: Option<Head>,
     chunks: Chunks,
-}
-
-impl std::fmt::Debug for Reading {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Reading({} bytes)", self.filled)
-    }
 }
 
 struct Head {

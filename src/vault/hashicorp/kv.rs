@@ -2,7 +2,6 @@
 //! <https://developer.hashicorp.com/vault/api-docs/secret/kv/kv-v2>
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -135,31 +134,9 @@ pub(super) struct Opening {
 
 /// A read that has been sent, and waits without a thread.
 pub(super) struct PendingRead {
-    pending: Pending,
+    pub(super) pending: Pending,
     path: String,
     token: Option<Arc<Token>>,
-}
-
-impl PendingRead {
-    /// Goes on as far as that takes no waiting. Whether it has ended.
-    pub(super) fn advance(&mut self) -> bool {
-        self.pending.advance()
-    }
-
-    /// Whether it has ended with what takes no more requests.
-    pub(super) fn is_answered(&self) -> bool {
-        self.pending.is_answered()
-    }
-
-    /// What tells when it is worth to go on.
-    pub(super) fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.pending.source()
-    }
-
-    /// After which time it is worth to go on, whatever has come.
-    pub(super) fn time_left(&self) -> Duration {
-        self.pending.time_left()
-    }
 }
 
 /// The engine, as one token may use it.

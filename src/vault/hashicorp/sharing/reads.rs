@@ -35,11 +35,6 @@ impl Reads {
         Arc::clone(self.next.get_or_insert_default())
     }
 
-    /// The one to wake who puts the next read off, when nobody more is expected.
-    fn take_leader(&mut self) -> Option<Wake> {
-        if self.waiting < self.callers { None } else { self.leader.take() }
-    }
-
     /// Whether more are likely to come at once than wait for the next read already.
     fn are_more_expected(&self) -> bool {
         self.are_several() && self.waiting < self.callers
@@ -57,6 +52,16 @@ impl Reads {
         self.next = None;
         self.leader = None;
         self.callers = std::mem::take(&mut self.waiting);
+    }
+}
+
+/// Lets go of them after somebody joined, and wakes who puts the next read off, if nobody more
+/// is expected.
+fn release(mut reads: MutexGuard<'_, Reads>) {
+    let leader = if reads.are_more_expected() { None } else { reads.leader.take() };
+    drop(reads);
+    if let Some(wake) = leader {
+        wake();
     }
 }
 
@@ -109,7 +114,7 @@ impl Joined {
             self.part = Part::Making(Box::new((kv.begin_read(namespace, opening), under_way)));
         }
         match &mut self.part {
-            Part::Making(read) => read.0.advance(),
+            Part::Making(read) => read.0.pending.advance(),
             _ => true,
         }
     }
@@ -117,7 +122,7 @@ impl Joined {
     /// Whether the result is there.
     pub(in super::super) fn is_done(&self) -> bool {
         match &self.part {
-            Part::Making(read) => read.0.is_answered(),
+            Part::Making(read) => read.0.pending.is_answered(),
             _ => self.shared.is_done(),
         }
     }
@@ -135,7 +140,7 @@ impl Joined {
     /// What tells when it is worth to go on.
     pub(in super::super) fn source(&self) -> Option<BorrowedFd<'_>> {
         match &self.part {
-            Part::Making(read) => read.0.source(),
+            Part::Making(read) => read.0.pending.source(),
             _ => None,
         }
     }
@@ -143,7 +148,7 @@ impl Joined {
     /// After which time it is worth to go on, whatever has come.
     pub(in super::super) fn time_left(&self) -> Option<Duration> {
         match &self.part {
-            Part::Making(read) => Some(read.0.time_left()),
+            Part::Making(read) => Some(read.0.pending.time_left()),
             _ => None,
         }
     }
@@ -186,11 +191,7 @@ impl Lane {
         let mut reads = self.reads();
         let shared = reads.join();
         let is_under_way = std::mem::replace(&mut reads.under_way, true);
-        let leader = reads.take_leader();
-        drop(reads);
-        if let Some(wake) = leader {
-            wake();
-        }
+        release(reads);
         let found = if is_under_way { shared.wait() } else { None };
         found.unwrap_or_else(|| self.begin(&shared).end(fetch))
     }
@@ -204,11 +205,7 @@ impl Lane {
         } else {
             Part::Leading { put_off_since: None }
         };
-        let leader = reads.take_leader();
-        drop(reads);
-        if let Some(wake) = leader {
-            wake();
-        }
+        release(reads);
         Joined { lane: Arc::clone(self), shared, wake, part }
     }
 

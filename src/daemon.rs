@@ -4,13 +4,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::backend::{BackendOptions, create_vault};
 use crate::error::VaultError;
 use crate::metadata::{MetadataError, MetadataStore};
 use crate::model::{CredentialRef, StoreRequest};
 use crate::router::{Access, Router};
 use crate::server::{Endpoint, Limits, Server, StartError};
 use crate::service::VaultService;
-use crate::vault::{BackendOptions, create_vault};
 
 /// The database's file name in the data directory.
 pub const DATABASE: &str = "credentials.db";

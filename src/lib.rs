@@ -11,12 +11,12 @@
 //!    |
 //! service     the order of writes, and how each is undone    VaultService
 //!    |      \
-//! vault     metadata     where values are; all that is known of them but the value
+//! backend   metadata     where values are; all that is known of them but the value
 //! ```
 //!
 //! - [`model`] has the names that all of them speak of: [`Namespace`], [`CredentialRef`],
 //!   [`CredentialRecord`], [`MaskedSummary`], [`StoreRequest`]. A value is a [`Secret`].
-//! - [`vault`] has the trait [`CredentialVault`], its implementations, and the registry
+//! - [`backend`] has the trait [`CredentialVault`], its implementations, and the registry
 //!   behind [`create_vault`] and [`register_backend`].
 //! - `daemon` wires it all: settings in, a running vault out. A host program starts there;
 //!   the binary's `serve` and `dev` do no more.
@@ -52,6 +52,7 @@
 //! # }
 //! ```
 
+pub mod backend;
 #[cfg(all(unix, feature = "client"))]
 pub mod client;
 #[cfg(all(unix, feature = "server"))]
@@ -78,8 +79,11 @@ pub mod spawn;
 pub mod time;
 #[cfg(all(unix, any(feature = "client", feature = "hashicorp")))]
 mod transport;
-pub mod vault;
 
+pub use backend::{
+    BackendFactory, BackendOptions, BackendStatus, CredentialVault, RenewalState, RenewalStatus,
+    create_vault, register_backend, registered_backends,
+};
 #[cfg(all(unix, feature = "client"))]
 pub use client::{ClientError, VaultClient};
 pub use environment::Environment;
@@ -91,7 +95,3 @@ pub use model::{
 #[cfg(feature = "redact")]
 pub use redact::{CredentialScrubber, REDACTED_VALUE, SENSITIVE_KEYS, redact_credentials};
 pub use secret::{Secret, SecretWatch};
-pub use vault::{
-    BackendFactory, BackendOptions, BackendStatus, CredentialVault, RenewalState, RenewalStatus,
-    create_vault, register_backend, registered_backends,
-};

@@ -6,12 +6,6 @@ use zeroizing_alloc::ZeroAlloc;
 
 #[cfg(unix)]
 mod cli;
-#[cfg(unix)]
-mod dev;
-#[cfg(unix)]
-mod hardening;
-#[cfg(unix)]
-mod logging;
 
 /// Wipes all memory when it is freed: values and tokens also pass through buffers of
 /// libraries (JSON, TLS, HTTP headers, the bus), which do not wipe theirs.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use crate::backend::{BackendStatus, CredentialVault};
 use crate::error::VaultError;
 use crate::metadata::{Filter, MetadataError, MetadataStore};
 use crate::model::{
@@ -12,7 +13,6 @@ use crate::model::{
 };
 use crate::secret::Secret;
 use crate::time::Timestamp;
-use crate::vault::{BackendStatus, CredentialVault, JoinedRead, Wake};
 
 /// One vault: a backend for the values, a database for the metadata, unless the backend
 /// keeps that as well.
@@ -61,25 +61,6 @@ impl VaultService {
     /// [`VaultError::NotFound`], or what the backend says.
     pub fn get(&self, at: &CredentialRef) -> Result<Secret, VaultError> {
         self.used(at, self.vault.get(at)?)
-    }
-
-    /// Joins a request for the value that others wait for, as [`CredentialVault::join`].
-    #[must_use]
-    pub fn join(&self, at: &CredentialRef, wake: Wake) -> Option<Box<dyn JoinedRead>> {
-        self.vault.join(at, wake)
-    }
-
-    /// What [`get`](Self::get) would give, by a request that was joined.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`get`](Self::get).
-    pub fn finish(
-        &self,
-        at: &CredentialRef,
-        joined: Box<dyn JoinedRead>,
-    ) -> Result<Secret, VaultError> {
-        self.used(at, joined.finish()?)
     }
 
     fn used(&self, at: &CredentialRef, value: Option<Secret>) -> Result<Secret, VaultError> {
@@ -225,12 +206,6 @@ impl VaultService {
     #[must_use]
     pub fn reads_may_block(&self) -> bool {
         self.vault.may_block()
-    }
-
-    /// Whether reading a value keeps a thread waiting, as a rule.
-    #[must_use]
-    pub fn reads_keep_threads(&self) -> bool {
-        self.vault.reads_keep_threads()
     }
 
     /// Flushes the metadata and closes both stores. Closing twice is harmless.

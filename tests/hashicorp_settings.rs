@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use intentframe_credentials::vault::{HashiCorpOptions, HashiCorpVault};
+use intentframe_credentials::backend::{HashiCorpOptions, HashiCorpVault};
 use intentframe_credentials::{
     CredentialRef, CredentialVault as _, Environment, Secret, SecretWatch,
 };

@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use intentframe_credentials::{
-    BackendOptions, CredentialRef, CredentialVault, Environment, Secret, VaultError, create_vault,
-    vault::KeyringVault,
+    BackendOptions, CredentialRef, CredentialVault, Environment, Secret, VaultError,
+    backend::KeyringVault, create_vault,
 };
 
 const IN_SESSION: &str = "KEYRING_TEST_SESSION";

@@ -10,9 +10,9 @@ use intentframe_credentials::redact::RegisteredSecrets;
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, Environment, mask_value, paths};
 
-use crate::dev::dotenv::{self, Dotenv};
-use crate::dev::seed::{self, Plan};
-use crate::logging::keep_out;
+use super::dotenv::{self, Dotenv};
+use super::seed::{self, Plan};
+use crate::cli::logging::keep_out;
 
 use super::args::Dev;
 use super::failure::Failure;

@@ -3,10 +3,14 @@
 mod args;
 mod check;
 mod dev;
+mod dotenv;
 mod exec;
 mod failure;
+mod hardening;
+mod logging;
 mod output;
 mod read;
+mod seed;
 mod serve;
 mod supervised;
 mod write;
@@ -22,8 +26,7 @@ use intentframe_credentials::redact::RegisteredSecrets;
 use intentframe_credentials::{CredentialRef, Environment};
 use log::LevelFilter;
 
-use crate::hardening;
-use crate::logging::{self, LoggingError};
+use logging::LoggingError;
 
 use args::{Arguments, Command, Parsed};
 use failure::Failure;

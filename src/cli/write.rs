@@ -9,7 +9,7 @@ use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest}
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use zeroize::Zeroizing;
 
-use crate::logging::keep_out;
+use crate::cli::logging::keep_out;
 
 use super::args::{Store, VALUE_ADVICE};
 use super::credential;

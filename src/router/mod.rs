@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use tiny_http::Method;
 
+use crate::backend::{BackendStatus, RenewalStatus};
 use crate::error::VaultError;
 use crate::model::{CredentialRef, Namespace};
 use crate::peer::Peer;
 use crate::service::VaultService;
-use crate::vault::{BackendStatus, JoinedRead, RenewalStatus, Wake};
 
 pub use access::Access;
 pub use answer::{Answer, Body};
@@ -105,10 +105,10 @@ impl Router {
         matches!(call.0, CallKind::List(_) | CallKind::RuntimeEnv)
     }
 
-    /// Whether reading a value keeps a worker waiting, as a rule.
+    /// Whether reading a value may wait.
     #[must_use]
-    pub fn reads_keep_workers(&self) -> bool {
-        self.service.reads_keep_threads()
+    pub fn reads_may_block(&self) -> bool {
+        self.service.reads_may_block()
     }
 
     /// Carries the call out.
@@ -118,27 +118,6 @@ impl Router {
             CallKind::Head(_) => Answer::from(&error).without_body(),
             _ => Answer::from(&error),
         })
-    }
-
-    /// Joins a request that others wait for, when the call is a read and there is one.
-    #[must_use]
-    pub fn join(&self, call: &Call, wake: Wake) -> Option<Box<dyn JoinedRead>> {
-        match &call.0 {
-            CallKind::Get(at) => self.service.join(at, wake),
-            _ => None,
-        }
-    }
-
-    /// Answers a read whose request was joined.
-    #[must_use]
-    pub fn answer_joined(&self, call: &Call, joined: Box<dyn JoinedRead>) -> Answer {
-        match &call.0 {
-            CallKind::Get(at) => match self.service.finish(at, joined) {
-                Ok(value) => answer::value(&value),
-                Err(error) => Answer::from(&error),
-            },
-            _ => self.answer(call, &[]),
-        }
     }
 
     fn carry_out(&self, call: &CallKind, body: &[u8]) -> Result<Answer, VaultError> {

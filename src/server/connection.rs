@@ -13,11 +13,10 @@ use zeroize::optimization_barrier;
 
 use crate::peer::Peer;
 use crate::router::{Answer, RequestHead};
-use crate::vault::JoinedRead;
 
 use super::head::{self, Head, Parsed, Rejection};
 use super::poller::Poller;
-use super::pool::{Agenda, Buffers, Outcome, Pool, advance, millis};
+use super::pool::{Buffers, Outcome, Pool, millis};
 use super::response::{Dates, Outbox, Persistence, Queue};
 use super::table::{Millis, NEVER};
 
@@ -88,8 +87,6 @@ pub(super) struct Connection {
     began: Option<Millis>,
     /// `100 Continue` has been sent for it.
     continued: bool,
-    /// What a request waits for that others wait for as well.
-    joined: Option<Box<dyn JoinedRead>>,
     output: Queue,
     /// The poller tells when it can be written.
     wants_write: bool,
@@ -103,8 +100,6 @@ enum Phase {
     Open,
     /// A whole request waits to enter the backend lane.
     Queued,
-    /// A whole request waits for one to the backend that others wait for as well.
-    Joined,
     /// No more requests: once the output is sent, it is closed.
     Closing,
     /// The same, but what the client still sends is read and thrown away, so that it
@@ -134,8 +129,6 @@ enum Served {
     EnoughForNow,
     /// The next request waits for the lane.
     Queued,
-    /// The next request waits for one to the backend that others wait for as well.
-    Joined,
     /// The connection is not to be read any further.
     Ending,
 }
@@ -159,7 +152,6 @@ impl Connection {
             needed: 0,
             began: None,
             continued: false,
-            joined: None,
             output: Queue::default(),
             wants_write: false,
             hung_up: false,
@@ -206,10 +198,7 @@ impl Connection {
     pub(super) fn check(&mut self, pool: &Pool, deadline: Millis) -> Progress {
         if pool.now() >= deadline {
             // What it waits for knows what comes of that; the worker that is told next asks it.
-            return match self.phase {
-                Phase::Joined => Progress::Open { deadline: NEVER },
-                _ => self.expire(pool),
-            };
+            return self.expire(pool);
         }
         let is_idle = self.phase == Phase::Open && self.input.is_empty() && self.output.is_empty();
         if pool.is_draining() && is_idle {
@@ -246,20 +235,14 @@ impl Connection {
         deadline: Millis,
         mut lane_entered: bool,
     ) -> Progress {
-        if now >= deadline && self.phase != Phase::Joined {
+        if now >= deadline {
             return self.expire(pool);
         }
         match self.phase {
             Phase::Queued if !lane_entered => return Progress::Open { deadline },
-            Phase::Joined if self.joined.as_mut().is_some_and(|joined| !advance(joined)) => {
-                return self.wait_for_joined(pool, &mut buffers.agenda).unwrap_or_else(|error| {
-                    log::error!("an answer of the backend cannot be waited for: {error}");
-                    Progress::Done
-                });
-            }
             _ => {}
         }
-        if matches!(self.phase, Phase::Queued | Phase::Joined) {
+        if self.phase == Phase::Queued {
             self.phase = Phase::Open;
         }
         buffers.dates.move_to(now / 1000);
@@ -293,7 +276,7 @@ impl Connection {
             self.wants_write = false;
         }
         match self.phase {
-            Phase::Open | Phase::Queued | Phase::Joined => {}
+            Phase::Open | Phase::Queued => {}
             Phase::Closing | Phase::Refusing => return self.wind_up(pool),
             Phase::Lingering => return self.discard_input(deadline),
         }
@@ -349,10 +332,6 @@ impl Connection {
                 Served::Queued => {
                     self.phase = Phase::Queued;
                     return Ok(Progress::Open { deadline: NEVER });
-                }
-                Served::Joined => {
-                    self.phase = Phase::Joined;
-                    return self.wait_for_joined(pool, &mut buffers.agenda);
                 }
                 Served::All | Served::EnoughForNow if !sent => return self.wait_for_client(pool),
                 Served::EnoughForNow => {
@@ -424,11 +403,9 @@ impl Connection {
                     let entered = std::mem::take(lane_entered);
                     *has_waited |=
                         pool.router().may_block(&call) || pool.router().may_take_long(&call);
-                    let joined = &mut self.joined;
-                    match pool.answer(&call, body, self.token, entered, agenda, joined) {
+                    match pool.answer(&call, body, self.token, entered, agenda) {
                         Outcome::Answered(answer) => answer,
                         Outcome::Queued => return Ok(Served::Queued),
-                        Outcome::Joined => return Ok(Served::Joined),
                     }
                 }
             };
@@ -468,18 +445,6 @@ impl Connection {
             return Progress::Done;
         }
         Progress::Open { deadline: now + millis(pool.limits().idle) }
-    }
-
-    fn wait_for_joined(&self, pool: &Pool, agenda: &mut Agenda) -> io::Result<Progress> {
-        let Some(joined) = &self.joined else { return Ok(Progress::Open { deadline: NEVER }) };
-        if let Some(pause) = joined.put_off() {
-            agenda.put_off(self.token, pause);
-        }
-        if let Some(source) = joined.source() {
-            pool.poller().watch_for(source, self.token)?;
-        }
-        let deadline = joined.time_left().map_or(NEVER, |left| pool.now() + millis(left) + 1);
-        Ok(Progress::Asking { deadline })
     }
 
     fn wait_for_client(&mut self, pool: &Pool) -> io::Result<Progress> {

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use crate::peer::Peer;
 use crate::router::{Answer, Call, Router};
-use crate::vault::{JoinedRead, Wake};
 
 use super::Limits;
 use super::arrivals::Arrivals;
@@ -117,8 +116,6 @@ pub(super) enum Outcome {
     Answered(Answer),
     /// The lane is full: the connection is woken when it has entered it.
     Queued,
-    /// The call waits for a request that others wait for: the connection is woken.
-    Joined,
 }
 
 /// What a worker stays awake for comes within this time, if requests come that fast.
@@ -137,7 +134,7 @@ impl Pool {
         let computing = (cores - 1).clamp(1, workers - 1);
         // Where each read keeps a worker waiting, a core is hardly ever short. All workers wait
         // at the poller, and take one event at a time, for another one would only wait for that.
-        let waits = router.reads_keep_workers();
+        let waits = router.reads_may_block();
         let pool = Arc::new(Self {
             router,
             poller: Poller::new()?,
@@ -391,17 +388,9 @@ impl Pool {
         token: u64,
         mut lane_entered: bool,
         agenda: &mut Agenda,
-        joined: &mut Option<Box<dyn JoinedRead>>,
     ) -> Outcome {
         let may_block = self.router.may_block(call);
-        if may_block && !lane_entered && joined.is_none() {
-            *joined = self.router.join(call, self.wake(token));
-            if joined.as_mut().is_some_and(|joined| !advance(joined)) {
-                return Outcome::Joined;
-            }
-        }
-        let is_done = joined.as_ref().is_some_and(|joined| joined.is_done());
-        if is_done || !may_block {
+        if !may_block {
             if lane_entered {
                 self.leave_lane(agenda);
             }
@@ -410,7 +399,7 @@ impl Pool {
                 self.pass_on(agenda);
                 self.permits.leave();
             }
-            let answer = self.carry_out(call, body, joined.take());
+            let answer = self.carry_out(call, body);
             if takes_long {
                 self.permits.reenter();
             }
@@ -422,28 +411,10 @@ impl Pool {
         }
         self.pass_on(agenda);
         self.permits.leave();
-        let answer = self.carry_out(call, body, joined.take());
+        let answer = self.carry_out(call, body);
         self.permits.reenter();
         self.leave_lane(agenda);
         Outcome::Answered(answer)
-    }
-
-    /// How the connection is woken: by the worker that does it, when it is done with what
-    /// it is at, or else by way of the poller.
-    fn wake(&self, token: u64) -> Wake {
-        let pool = self.itself();
-        Arc::new(move || {
-            let is_own = WOKEN.with_borrow_mut(|(own, woken)| {
-                let is_own = own.ptr_eq(&pool);
-                if is_own {
-                    woken.push(token);
-                }
-                is_own
-            });
-            if !is_own && let Some(pool) = pool.upgrade() {
-                pool.check(pool.table.slot(token));
-            }
-        })
     }
 
     pub(super) fn leave_lane(&self, agenda: &mut Agenda) {
@@ -472,11 +443,8 @@ impl Pool {
     }
 
     /// A panic in one request is that request's failure only.
-    fn carry_out(&self, call: &Call, body: &[u8], joined: Option<Box<dyn JoinedRead>>) -> Answer {
-        let answer = || match joined {
-            Some(joined) => self.router.answer_joined(call, joined),
-            None => self.router.answer(call, body),
-        };
+    fn carry_out(&self, call: &Call, body: &[u8]) -> Answer {
+        let answer = || self.router.answer(call, body);
         catch_unwind(AssertUnwindSafe(answer))
             .unwrap_or_else(|_| Answer::error(500, "internal error; see the service's log"))
     }
@@ -539,12 +507,6 @@ impl Pool {
         self.stage_changed.notify_all();
         self.deadlines.wake();
     }
-}
-
-/// Goes on with a read that waits without a worker. When that panics, so that it is over,
-/// finishing it shows the failure.
-pub(super) fn advance(joined: &mut Box<dyn JoinedRead>) -> bool {
-    catch_unwind(AssertUnwindSafe(|| joined.advance())).unwrap_or(true)
 }
 
 pub(super) fn millis(duration: Duration) -> Millis {

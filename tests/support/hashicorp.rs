@@ -11,7 +11,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use intentframe_credentials::vault::{HashiCorpOptions, HashiCorpVault};
+use intentframe_credentials::backend::{HashiCorpOptions, HashiCorpVault};
 use intentframe_credentials::{CredentialRef, CredentialVault, Secret, VaultError};
 use serde_json::{Value, json};
 

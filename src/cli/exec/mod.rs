@@ -24,8 +24,8 @@ use intentframe_credentials::spawn::{RuntimeEnv, Selection, Watcher};
 use crate::cli::args::Exec;
 use crate::cli::credential;
 use crate::cli::failure::Failure;
+use crate::cli::hardening::CoreLimit;
 use crate::cli::output::escaped;
-use crate::hardening::CoreLimit;
 
 use environment::Inherited;
 use masking::Masks;

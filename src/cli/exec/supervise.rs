@@ -11,7 +11,7 @@ use intentframe_credentials::spawn::RuntimeEnv;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::cli::failure::Failure;
-use crate::hardening;
+use crate::cli::hardening;
 
 use super::Program;
 use super::environment::{Inherited, Variables};

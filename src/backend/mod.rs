@@ -2,16 +2,18 @@
 //! registry that names them.
 
 mod env;
+#[cfg(all(unix, feature = "client"))]
+mod forward;
 #[cfg(all(unix, feature = "hashicorp"))]
 mod hashicorp;
 #[cfg(feature = "keyring")]
 mod keyring;
 mod registry;
-#[cfg(all(unix, feature = "client"))]
-mod service;
 mod status;
 
 pub use env::EnvVault;
+#[cfg(all(unix, feature = "client"))]
+pub use forward::{ServiceVault, UPSTREAM_UID_VARIABLE, UPSTREAM_VARIABLE};
 #[cfg(all(unix, feature = "hashicorp"))]
 pub use hashicorp::{HashiCorpOptions, HashiCorpVault};
 #[cfg(feature = "keyring")]
@@ -19,58 +21,11 @@ pub use keyring::KeyringVault;
 pub use registry::{
     BackendFactory, BackendOptions, create_vault, register_backend, registered_backends,
 };
-#[cfg(all(unix, feature = "client"))]
-pub use service::{ServiceVault, UPSTREAM_UID_VARIABLE, UPSTREAM_VARIABLE};
 pub use status::{BackendStatus, RenewalState, RenewalStatus};
-
-use std::fmt;
-#[cfg(unix)]
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::time::Duration;
 
 use crate::error::VaultError;
 use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
 use crate::secret::Secret;
-
-/// How somebody who waits without a thread is told to go on.
-pub type Wake = Arc<dyn Fn() + Send + Sync>;
-
-/// A read that waits without a thread, for a request that others may wait for as well.
-pub trait JoinedRead: fmt::Debug + Send {
-    /// Goes on with it as far as that takes no waiting, and says whether it is time to
-    /// [`finish`](Self::finish). If not, it is to be called again when the store says so by
-    /// its [`Wake`], when its [`source`](Self::source) can be read, or when its
-    /// [`time_left`](Self::time_left) has passed.
-    fn advance(&mut self) -> bool;
-
-    /// How long, less than a millisecond, it is put off in the hope that others come who
-    /// share it; then it is to be advanced.
-    fn put_off(&self) -> Option<Duration> {
-        None
-    }
-
-    /// What tells when to advance it. That may be another one each time it was advanced.
-    #[cfg(unix)]
-    fn source(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    /// How long nothing has to come of it.
-    fn time_left(&self) -> Option<Duration> {
-        None
-    }
-
-    /// Whether the outcome is there, so that finishing does not block.
-    fn is_done(&self) -> bool;
-
-    /// The outcome, as [`CredentialVault::get`] gives it.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`CredentialVault::get`].
-    fn finish(self: Box<Self>) -> Result<Option<Secret>, VaultError>;
-}
 
 /// The metadata of a store that keeps it itself, such as another service. What the wire
 /// says of credentials then comes from here, and nothing is written to a database of our own.
@@ -115,12 +70,6 @@ pub trait CredentialVault: Send + Sync {
         true
     }
 
-    /// Whether a read keeps a thread waiting, as a rule: not where [`join`](Self::join) mostly
-    /// spares that.
-    fn reads_keep_threads(&self) -> bool {
-        self.may_block()
-    }
-
     /// The value of the credential, or `None` if there is none.
     ///
     /// # Errors
@@ -128,17 +77,6 @@ pub trait CredentialVault: Send + Sync {
     /// [`VaultError::BackendUnavailable`], or [`VaultError::ReadFailed`] when what is
     /// stored cannot be a value (it is not UTF-8, say).
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError>;
-
-    /// Begins a request for the credential's value, or joins one that others wait for as
-    /// well, instead of waiting in [`get`](Self::get). `wake` is called from
-    /// any thread, when it is worth to [advance](JoinedRead::advance) it.
-    ///
-    /// `None`, with `wake` dropped: that would take waiting, or this store knows no such
-    /// thing; call `get`.
-    fn join(&self, at: &CredentialRef, wake: Wake) -> Option<Box<dyn JoinedRead>> {
-        let (_, _) = (at, wake);
-        None
-    }
 
     /// Stores the value, over an earlier one if there is one.
     ///

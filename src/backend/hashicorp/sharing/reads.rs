@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::model::Namespace;
-use crate::vault::Wake;
+type Wake = std::sync::Arc<dyn Fn() + Send + Sync>;
 
 use super::super::kv::{Found, Kv, KvError, PendingRead};
 use super::shared::Shared;

@@ -17,8 +17,8 @@ use serde::Deserialize;
 use ureq::http::{HeaderValue, Method};
 use zeroize::Zeroizing;
 
+use crate::backend::{RenewalState, RenewalStatus};
 use crate::secret::{Secret, SecretWatch, WatchedSecret};
-use crate::vault::{RenewalState, RenewalStatus};
 
 use super::clock;
 use super::lease::{self, Backoff, Lease, Next};

@@ -42,7 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::model::Namespace;
 use crate::secret::Secret;
-use crate::vault::Wake;
+type Wake = std::sync::Arc<dyn Fn() + Send + Sync>;
 
 use super::kv::{Kv, KvError};
 use super::upstream::Unavailable;

@@ -86,7 +86,7 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vault::hashicorp::breaker::{Breaker, Outcome};
+    use crate::backend::hashicorp::breaker::{Breaker, Outcome};
 
     fn lease(seconds: u64, renewable: bool) -> Lease {
         Lease::from_seconds(seconds, renewable)

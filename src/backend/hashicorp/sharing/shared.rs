@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::vault::Wake;
+type Wake = std::sync::Arc<dyn Fn() + Send + Sync>;
 
 /// Something that one thread finds out and others wait for; or else one of them is called
 /// upon to find it out.

@@ -53,6 +53,7 @@
 //! ```
 
 pub mod backend;
+pub mod backoff;
 #[cfg(all(unix, feature = "client"))]
 pub mod client;
 #[cfg(all(unix, feature = "server"))]

@@ -1,0 +1,73 @@
+//! Exponential back-off: how long to wait before the next attempt.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
+
+/// Pauses that double from a first one up to a longest one.
+///
+/// ```
+/// use std::time::Duration;
+/// use intentframe_credentials::backoff::Backoff;
+///
+/// let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(30));
+/// assert_eq!(backoff.next_pause(), Duration::from_millis(10));
+/// assert_eq!(backoff.next_pause(), Duration::from_millis(20));
+/// assert_eq!(backoff.next_pause(), Duration::from_millis(30));
+/// backoff.reset();
+/// assert_eq!(backoff.next_pause(), Duration::from_millis(10));
+/// ```
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    /// Starts at `first`, and never exceeds `longest`.
+    #[must_use]
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, next: first }
+    }
+
+    /// The pause before the next attempt.
+    pub fn next_pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = pause.saturating_mul(2).min(self.longest);
+        pause
+    }
+
+    /// Starts again at the first pause. For after a success.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+
+    /// Whether no attempt has failed since the last success.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.next == self.first
+    }
+}
+
+/// A random duration between 90 % and 110 % of `pause`, so that many hosts do not act at the
+/// same moment. The randomness is not fit for secrets.
+#[must_use]
+pub fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(0.9 + 0.2 * fraction())
+}
+
+/// A random duration between zero and `pause` ("full jitter"), for callers who compete.
+#[must_use]
+pub fn full_jitter(pause: Duration) -> Duration {
+    pause.mul_f64(fraction())
+}
+
+/// A random number between 0 and 1.
+fn fraction() -> f64 {
+    // Each `RandomState` has keys of its own.
+    let random = RandomState::new().build_hasher().finish();
+    #[allow(clippy::cast_possible_truncation, reason = "the upper half is as random")]
+    let upper = (random >> 32) as u32;
+    f64::from(upper) / f64::from(u32::MAX)
+}

@@ -26,17 +26,23 @@ impl Access {
         Self { owner_uid }
     }
 
-    pub(super) fn check(self, head: &RequestHead<'_>, is_health: bool) -> Result<(), Answer> {
-        match head.peer {
-            Peer::Process(Process { uid, .. }) => {
-                if is_health || uid == self.owner_uid || uid == ROOT {
-                    return Ok(());
-                }
-                log::warn!("refused: {} is neither the service's user nor root", head.peer);
+    /// Whether the peer of a new connection may ask for anything.
+    pub(super) fn admit(self, peer: Peer) -> Result<(), Answer> {
+        match peer {
+            Peer::Process(Process { uid, .. }) if uid != self.owner_uid && uid != ROOT => {
+                log::warn!("refused: {peer} is neither the service's user nor root");
                 Err(Answer::forbidden(
                     "this vault answers only its own user and root; run as that user",
                 ))
             }
+            Peer::Process(_) | Peer::Tcp(_) => Ok(()),
+        }
+    }
+
+    /// Whether the request may be carried out for a peer that was admitted.
+    pub(super) fn check(self, head: &RequestHead<'_>) -> Result<(), Answer> {
+        match head.peer {
+            Peer::Process(_) => Ok(()),
             Peer::Tcp(_) if head.has_origin => {
                 Err(Answer::forbidden("requests from web pages (with an Origin) are refused"))
             }

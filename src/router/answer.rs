@@ -260,6 +260,11 @@ impl Body {
         }
     }
 
+    /// The bytes, in pieces.
+    pub fn into_segments(self) -> impl Iterator<Item = Zeroizing<Vec<u8>>> {
+        self.0.into_iter().map(|segment| segment.bytes)
+    }
+
     fn push(&mut self, bytes: Vec<u8>) {
         self.0.push_back(Segment::new(Zeroizing::new(bytes)));
     }

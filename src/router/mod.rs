@@ -71,16 +71,23 @@ impl Router {
         Self { service, access }
     }
 
+    /// Whether the peer of a new connection may ask for anything.
+    ///
+    /// # Errors
+    ///
+    /// The answer that tells it so.
+    pub fn admit(&self, peer: crate::peer::Peer) -> Result<(), Answer> {
+        self.access.admit(peer)
+    }
+
     /// Understands a request, from its head alone.
     ///
     /// # Errors
     ///
     /// The answer, when the request cannot be carried out whatever its body says.
     pub fn resolve(&self, head: &RequestHead<'_>) -> Result<Call, Answer> {
-        let path = Path::parse(head.target);
-        let is_health = matches!(path, Ok(Path::Resource(Resource::Health)));
-        self.access.check(head, is_health)?;
-        match path? {
+        self.access.check(head)?;
+        match Path::parse(head.target)? {
             Path::Resource(resource) => resource_call(resource, head).map(Call),
             Path::RedirectTo(location) => Err(Answer::redirect(&location)),
         }
@@ -97,18 +104,6 @@ impl Router {
             }
             CallKind::ListNothing | CallKind::DeleteNothing => false,
         }
-    }
-
-    /// Whether carrying out the call may take a while even when nothing is waited for.
-    #[must_use]
-    pub fn may_take_long(&self, call: &Call) -> bool {
-        matches!(call.0, CallKind::List(_) | CallKind::RuntimeEnv)
-    }
-
-    /// Whether reading a value may wait.
-    #[must_use]
-    pub fn reads_may_block(&self) -> bool {
-        self.service.reads_may_block()
     }
 
     /// Carries the call out.

@@ -1,66 +1,49 @@
 //! The accept loop: a thread that blocks in accept(2) until it is stopped.
 
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+
+use crate::backoff::Backoff;
+use crate::peer::Peer;
+use crate::router::Answer;
+
+use super::buffer::Lent;
+use super::connection::{Connection, Next, Stream};
 use super::listener::Listener;
-use super::pool::Pool;
+use super::worker::{Ended, Shared};
 
 /// The running accept loop.
-pub(super) struct Acceptor {
-    listener: Mutex<Option<Arc<Listener>>>,
-    stop: Arc<Stop>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
+pub(super) struct Acceptor(Mutex<Option<Running>>);
 
-/// Whether the loop is to end.
-#[derive(Default)]
-struct Stop {
-    is_set: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Stop {
-    fn set(&self) {
-        *self.is_set.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.changed.notify_all();
-    }
-
-    fn is_set(&self) -> bool {
-        *self.is_set.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_set_within(&self, pause: Duration) -> bool {
-        let is_set = self.is_set.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(is_set, pause, |is_set| !*is_set);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
-    }
+struct Running {
+    listener: Arc<Listener>,
+    stop: Sender<std::convert::Infallible>,
+    thread: JoinHandle<()>,
 }
 
 impl Acceptor {
-    pub(super) fn start(listener: Listener, pool: &Arc<Pool>) -> io::Result<Self> {
-        let (listener, pool, stop) =
-            (Arc::new(listener), Arc::clone(pool), Arc::new(Stop::default()));
+    pub(super) fn start(listener: Listener, server: &Arc<Shared>) -> io::Result<Self> {
+        let (listener, server) = (Arc::new(listener), Arc::clone(server));
+        let (stop, stopped) = bounded(0);
         let thread = thread::Builder::new().name("accept".to_owned()).spawn({
-            let (listener, stop) = (Arc::clone(&listener), Arc::clone(&stop));
-            move || accept_until(&stop, &listener, &pool)
+            let listener = Arc::clone(&listener);
+            move || accept_until(&stopped, &listener, &server)
         })?;
-        Ok(Self { listener: Mutex::new(Some(listener)), stop, thread: Mutex::new(Some(thread)) })
+        Ok(Self(Mutex::new(Some(Running { listener, stop, thread }))))
     }
 
     /// Ends the loop and waits for it; the listener is closed and its file removed.
     pub(super) fn stop(&self) {
-        self.stop.set();
-        if let Some(listener) = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take()
-        {
-            listener.wake_acceptor();
-        }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
+        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Running { listener, stop, thread }) = running else { return };
+        drop(stop);
+        listener.wake_acceptor();
+        drop(listener);
+        if thread.join().is_err() {
             log::error!("the accept loop panicked");
         }
     }
@@ -72,38 +55,64 @@ impl Drop for Acceptor {
     }
 }
 
-const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// Accepts until it is to stop. An error of accept(2), such as no descriptors left, makes
-/// it pause, longer each time, and never ends it.
-fn accept_until(stop: &Stop, listener: &Listener, pool: &Pool) {
-    let mut pause = SHORTEST_PAUSE;
-    while !stop.is_set() {
-        match listener.accept() {
-            // The connection that wakes the loop to stop is let go of.
-            Ok(_) if stop.is_set() => return,
+/// Accepts until it is stopped. An error of accept(2), such as no descriptors left, makes it
+/// pause and never ends it.
+fn accept_until(stopped: &Ended, listener: &Listener, server: &Shared) {
+    let mut lent = Lent::default();
+    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+    loop {
+        let accepted = listener.accept();
+        // The connection that wakes the loop to stop it is dropped.
+        if is_stopped(stopped) {
+            return;
+        }
+        match accepted {
             Ok((stream, peer)) => {
-                pause = SHORTEST_PAUSE;
-                pool.admit(stream, peer);
+                backoff.reset();
+                admit(server, stream, peer, &mut lent);
             }
-            Err(error) if is_of_one_connection(&error) => {}
-            Err(_) if stop.is_set() => return,
+            // The client went away before it was accepted: nothing to do with the next one.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionAborted | ErrorKind::Interrupted
+                ) => {}
             Err(error) => {
-                if pause == SHORTEST_PAUSE {
-                    log::error!("accepting connections fails, and is tried again: {error}");
+                if backoff.is_fresh() {
+                    log::error!("connections cannot be accepted; trying again: {error}");
                 }
-                if stop.is_set_within(pause) {
-                    return;
-                }
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                // Ends early when it is stopped.
+                let _ = stopped.recv_timeout(backoff.next_pause());
             }
         }
     }
 }
 
-/// Whether the error is the connection's own (it went away before it was accepted), and
-/// says nothing of the next one.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted)
+fn is_stopped(stopped: &Receiver<std::convert::Infallible>) -> bool {
+    matches!(stopped.try_recv(), Err(TryRecvError::Disconnected))
+}
+
+/// Takes a new connection in. One that is refused, by its peer or for want of a place, gets its
+/// answer before a byte of it is read.
+fn admit(server: &Shared, stream: Stream, peer: Peer, lent: &mut Lent) {
+    let connection = Connection::new(stream, peer, Instant::now() + server.limits.idle);
+    let refusal = server.router.admit(peer).err();
+    let is_trusted = matches!(peer, Peer::Process(_)) && refusal.is_none();
+    match (server.parked.admit(connection, is_trusted), refusal) {
+        (Ok(connection), None) => server.parked.park_new(connection),
+        (Ok(mut connection), Some(answer)) => {
+            connection.refuse(answer, lent);
+            match connection.turn(server, lent) {
+                Next::Park(_) => server.parked.park_new(connection),
+                Next::Close | Next::Block(_) => server.parked.close(connection),
+            }
+        }
+        (Err(mut connection), _) => {
+            log::warn!("refused a connection of {peer}: all places are taken");
+            let full = Answer::error(503, "too many connections; close some, or try again later")
+                .with_header("Retry-After", "1");
+            connection.refuse(full, lent);
+            connection.turn(server, lent);
+        }
+    }
 }

@@ -1,22 +1,28 @@
 //! The server: sockets and connections in front of the router.
 //!
-//! One thread accepts connections, puts each into a slot of the connection `table`, and
-//! hands it to the workers by way of the `arrivals`; a fixed pool of workers waits on one
-//! `poller`, and whichever worker the poller wakes serves the connection that is new or
-//! ready. An idle connection costs a slot and no thread.
+//! ```text
+//! accept ──> parked (poll, one-shot) ──> I/O workers, one per core
+//!               ^                          | read, parse, resolve the call
+//!               |                          |-- needs no backend: answer, park
+//!               |                          `-- may block ──queue──> blocking workers
+//!               `─────────────────────────────────────────────────────'  answer, park
+//! ```
+//!
+//! A connection has one owner at a time: the parking lot, an I/O worker, or a blocking worker. It
+//! is moved, not shared. I/O workers never wait for a backend, so that `/health` answers whatever
+//! the backends do.
 
 mod accept;
-mod arrivals;
+mod buffer;
 mod connection;
-mod deadlines;
 mod head;
 mod listener;
-mod permits;
-mod poller;
-mod pool;
+mod parked;
+mod poll;
 mod response;
-mod table;
+mod worker;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -29,8 +35,10 @@ use std::time::Duration;
 use crate::router::Router;
 
 use accept::Acceptor;
+use crossbeam_channel::{Sender, bounded};
 use listener::Listener;
-use pool::Pool;
+use parked::Parked;
+use worker::{MAX_QUEUED, Shared};
 
 /// What a client may ask of the server, at most.
 #[derive(Debug, Clone)]
@@ -117,15 +125,27 @@ impl fmt::Debug for Bound {
 
 /// A running server. Dropping it stops it, as [`stop`](Self::stop) does, but does not wait.
 pub struct Server {
-    pool: Arc<Pool>,
+    shared: Arc<Shared>,
     acceptor: Acceptor,
     address: Option<SocketAddr>,
-    workers: Vec<JoinHandle<()>>,
-    deadlines: JoinHandle<()>,
+    threads: Threads,
 }
 
-/// Workers whose backend calls do not end get a small stack each.
-const WORKER_STACK_BYTES: usize = 512 * 1024;
+/// The server's threads, which end when this is dropped.
+struct Threads {
+    shared: Arc<Shared>,
+    handles: Vec<JoinHandle<()>>,
+    _running: Sender<Infallible>,
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.shared.parked.poller.end();
+    }
+}
+
+/// A worker's stack. Most of them wait.
+const STACK_BYTES: usize = 512 * 1024;
 
 impl Server {
     /// Takes the endpoint: from now on connections wait to be accepted.
@@ -137,16 +157,12 @@ impl Server {
         Listener::bind(endpoint).map(|listener| Bound { listener, endpoint: endpoint.to_string() })
     }
 
-    /// Serves `router` at a bound endpoint with `workers` threads, at least 2. More than
-    /// there are cores are of use while others wait for a backend.
+    /// Serves `router` at a bound endpoint. Requests that may wait for a backend are carried out
+    /// by `workers` threads, at least 2; all others by a thread for each core.
     ///
     /// # Errors
     ///
     /// [`StartError::Io`], and nothing is left behind.
-    ///
-    /// # Panics
-    ///
-    /// Never: a started pool has a thread for its deadlines.
     pub fn start(
         bound: Bound,
         router: Router,
@@ -154,28 +170,26 @@ impl Server {
         limits: Limits,
     ) -> Result<Self, StartError> {
         let Bound { listener, endpoint } = bound;
-        let failed = |source| StartError::Io { endpoint, source };
         let address = listener.tcp_address();
         raise_descriptor_limit(limits.connections);
-        let pool = match Pool::new(router, workers.max(2), limits) {
-            Ok(pool) => pool,
-            Err(error) => return Err(failed(error)),
-        };
-        let threads: io::Result<Vec<_>> = (0..workers.max(2))
-            .map(|_| spawn("worker", &pool, Pool::work))
-            .chain([spawn("deadlines", &pool, Pool::watch_deadlines)])
-            .collect();
-        let started = threads.and_then(|threads| Ok((threads, Acceptor::start(listener, &pool)?)));
-        match started {
-            Ok((mut workers, acceptor)) => {
-                let deadlines = workers.pop().expect("the deadlines thread was chained on");
-                Ok(Self { pool, acceptor, address, workers, deadlines })
+        let started = Parked::new(limits.connections).and_then(|parked| {
+            let (jobs, queue) = bounded(MAX_QUEUED);
+            let shared = Arc::new(Shared { router, limits, parked, jobs });
+            let (running, ended) = bounded(0);
+            let handles = Vec::new();
+            let mut threads = Threads { shared: Arc::clone(&shared), handles, _running: running };
+            for _ in 0..io_workers() {
+                threads.spawn("io", Shared::serve_ready)?;
             }
-            Err(error) => {
-                pool.end();
-                Err(failed(error))
+            for _ in 0..workers.max(2) {
+                let (queue, ended) = (queue.clone(), ended.clone());
+                threads.spawn("blocking", move |shared| shared.serve_blocking(&queue, &ended))?;
             }
-        }
+            threads.spawn("sweep", move |shared| shared.sweep(&ended))?;
+            let acceptor = Acceptor::start(listener, &shared)?;
+            Ok(Self { shared, acceptor, address, threads })
+        });
+        started.map_err(|source| StartError::Io { endpoint, source })
     }
 
     /// Where it listens, when on TCP.
@@ -184,33 +198,45 @@ impl Server {
         self.address
     }
 
-    /// Stops accepting, closes idle connections, and lets what runs finish. Does not
-    /// wait. The socket file is gone when this returns.
+    /// Stops accepting, closes idle connections, and lets the others finish their answer. Does
+    /// not wait. The socket file is gone when this returns.
     pub fn stop(&self) {
         self.acceptor.stop();
-        self.pool.drain();
+        self.shared.parked.drain();
     }
 
     /// Waits until all connections are served after a [`stop`](Self::stop), at most
-    /// [`Limits::drain`] from now. Says whether all were.
+    /// [`Limits::drain`]. Says whether all were.
     #[must_use]
     pub fn join(self) -> bool {
-        self.pool.wait_until_stopping();
-        let drained = self.pool.wait_until_drained();
-        self.pool.end();
+        let drained = self.shared.parked.wait_until_drained(self.shared.limits.drain);
+        let mut threads = self.threads;
+        let handles = std::mem::take(&mut threads.handles);
+        drop(threads);
         if drained {
-            for thread in self.workers.into_iter().chain([self.deadlines]) {
+            for handle in handles {
                 // A worker catches what panics in a request; nothing is left to report.
-                let _ = thread.join();
+                let _ = handle.join();
             }
         }
         drained
     }
 }
 
+impl Threads {
+    fn spawn(&mut self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
+        self.handles.push(thread.spawn(move || run(&shared))?);
+        Ok(())
+    }
+}
+
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("workers", &self.workers.len()).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("threads", &self.threads.handles.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -241,12 +267,9 @@ impl Endpoint {
     }
 }
 
-fn spawn(name: &str, pool: &Arc<Pool>, run: fn(&Pool)) -> io::Result<JoinHandle<()>> {
-    let pool = Arc::clone(pool);
-    thread::Builder::new()
-        .name(name.to_owned())
-        .stack_size(WORKER_STACK_BYTES)
-        .spawn(move || run(&pool))
+/// One for each core, and two at least, so that a long listing holds up nobody.
+fn io_workers() -> usize {
+    thread::available_parallelism().map_or(2, usize::from).max(2)
 }
 
 /// Raises this process's soft limit on descriptors, as far as the hard one allows, to

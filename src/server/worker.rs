@@ -1,0 +1,123 @@
+//! The two pools: I/O workers, which never wait for a backend, and blocking workers, which do.
+
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, select};
+
+use crate::router::{Answer, Call, Router};
+
+use super::Limits;
+use super::buffer::Lent;
+use super::connection::{Connection, Next, Request};
+use super::parked::Parked;
+use super::poll::END;
+
+/// What all threads of the server share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) router: Router,
+    pub(super) limits: Limits,
+    pub(super) parked: Parked,
+    pub(super) jobs: Sender<Job>,
+}
+
+/// A request that may block, with its connection.
+#[derive(Debug)]
+pub(super) struct Job {
+    connection: Box<Connection>,
+    request: Request,
+}
+
+/// How many requests wait for a blocking worker, at most.
+pub(super) const MAX_QUEUED: usize = 512;
+
+/// Disconnected when the server has ended.
+pub(super) type Ended = Receiver<Infallible>;
+
+impl Shared {
+    /// The life of an I/O worker: it serves what the poller finds ready.
+    pub(super) fn serve_ready(&self) {
+        let mut lent = Lent::default();
+        let mut tokens = Vec::new();
+        loop {
+            if let Err(error) = self.parked.poller.wait(&mut tokens) {
+                log::error!("the poller failed, and this worker ends: {error}");
+                return;
+            }
+            for token in tokens.drain(..) {
+                if token == END {
+                    return;
+                }
+                if let Some(mut connection) = self.parked.take(token) {
+                    let next = connection.turn(self, &mut lent);
+                    self.settle(connection, next, &mut lent);
+                }
+            }
+        }
+    }
+
+    /// The life of a blocking worker: it carries out what may wait for a backend.
+    pub(super) fn serve_blocking(&self, jobs: &Receiver<Job>, ended: &Ended) {
+        let mut lent = Lent::default();
+        loop {
+            let Job { mut connection, request } = select! {
+                recv(jobs) -> job => match job {
+                    Ok(job) => job,
+                    Err(_) => return,
+                },
+                recv(ended) -> _ => return,
+            };
+            let answer = self.answer(&request.call, connection.body(&request));
+            let next = connection.answered(&request, answer, self, &mut lent);
+            self.settle(connection, next, &mut lent);
+        }
+    }
+
+    /// The life of the thread that ends overdue connections. It looks when one is due, and at
+    /// least once in the shortest limit, or a second.
+    pub(super) fn sweep(&self, ended: &Ended) {
+        let Limits { request, idle, write, .. } = self.limits;
+        let longest_pause = request.min(idle).min(write).min(Duration::from_secs(1));
+        let mut lent = Lent::default();
+        let mut pause = longest_pause;
+        while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(pause) {
+            let now = Instant::now();
+            let (overdue, next_due) = self.parked.take_overdue(now);
+            for mut connection in overdue {
+                let next = connection.expire(self, &mut lent);
+                self.settle(connection, next, &mut lent);
+            }
+            let until_due =
+                next_due.map_or(longest_pause, |due| due.saturating_duration_since(now));
+            pause = until_due.clamp(Duration::from_millis(1), longest_pause);
+        }
+    }
+
+    /// Sends a connection where its turn has left it.
+    fn settle(&self, mut connection: Box<Connection>, mut next: Next, lent: &mut Lent) {
+        loop {
+            let request = match next {
+                Next::Park(interest) => return self.parked.park(connection, interest),
+                Next::Close => return self.parked.close(connection),
+                Next::Block(request) => request,
+            };
+            let job = match self.jobs.try_send(Job { connection, request }) {
+                Ok(()) => return,
+                Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
+            };
+            let busy =
+                Answer::error(503, "too many requests wait for the backend; try again later")
+                    .with_header("Retry-After", "1");
+            connection = job.connection;
+            next = connection.answered(&job.request, busy, self, lent);
+        }
+    }
+
+    /// Carries a call out. A panic fails this request only.
+    pub(super) fn answer(&self, call: &Call, body: &[u8]) -> Answer {
+        catch_unwind(AssertUnwindSafe(|| self.router.answer(call, body)))
+            .unwrap_or_else(|_| Answer::error(500, "internal error; see the service's log"))
+    }
+}

@@ -132,6 +132,11 @@ impl Output {
         self.pieces.is_empty()
     }
 
+    /// Whether it is time to send, before more is made.
+    pub(super) fn is_long(&self) -> bool {
+        self.pieces.len() > 1
+    }
+
     /// A buffer with room for `length` more bytes, at the end of what is to be sent.
     pub(super) fn room_for(&mut self, length: usize, lent: &mut Lent) -> &mut Vec<u8> {
         let has_room =

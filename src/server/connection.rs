@@ -289,6 +289,9 @@ impl Connection {
             if self.phase != Phase::Open {
                 return Served::Ending;
             }
+            if self.output.is_long() {
+                return Served::Enough;
+            }
         }
         Served::Enough
     }

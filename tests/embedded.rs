@@ -18,7 +18,7 @@ use intentframe_credentials::{
 };
 use serde_json::{Value, json};
 
-use support::{Connection, Place, delete, get, put, request, wait_until};
+use support::{Connection, Place, delete, get, put, raise_descriptor_limit, request, wait_until};
 
 /// A backend in memory whose keys tell how it behaves.
 #[derive(Default)]
@@ -266,6 +266,44 @@ fn slow_backend_calls_hold_up_nobody_else() {
             1 => assert_eq!(connection.response_to_head().status, 404, "{n}"),
             _ => assert_eq!(connection.response().status, 404, "{n}"),
         }
+    }
+}
+
+#[test]
+fn beyond_the_queue_for_the_backend_is_503() {
+    const QUEUED: usize = 512;
+    const WORKERS: usize = 2;
+    const TOO_MANY: usize = 10;
+    raise_descriptor_limit();
+    let (vault, moody) = start_moody(WORKERS, Limits::default());
+    let ask = |n: usize| {
+        let mut connection = vault.connect();
+        connection.send(&get(&path("slow", &format!("slow-{n}"))));
+        connection
+    };
+    // Each worker takes one out of the queue before the queue can be filled.
+    let mut waiting: Vec<Connection> = (0..WORKERS).map(ask).collect();
+    wait_until("every worker waits", || moody.waiting() == WORKERS);
+    waiting.extend((0..QUEUED + TOO_MANY).map(ask));
+
+    // Which ones are turned away depends on who reads first, not how many.
+    let mut refused = 0;
+    wait_until("the rest are turned away", || {
+        waiting.retain_mut(|connection| {
+            if connection.is_silent() {
+                return true;
+            }
+            let answer = connection.response();
+            assert_eq!((answer.status, answer.header("Retry-After")), (503, Some("1")));
+            refused += 1;
+            false
+        });
+        refused == TOO_MANY
+    });
+    assert_eq!(vault.ask(&get("/health")).status, 200);
+    moody.let_go();
+    for mut connection in waiting {
+        assert_eq!(connection.response().status, 404);
     }
 }
 

@@ -401,7 +401,8 @@ fn open_to_everyone(place: &Place) {
     }
 }
 
-const EVERYTHING_ELSE: [(&str, &str); 8] = [
+const EVERYTHING: [(&str, &str); 9] = [
+    ("GET", "/health"),
     ("GET", "/v1/credentials"),
     ("GET", "/v1/credentials/lifecycle"),
     ("GET", KEY),
@@ -413,7 +414,7 @@ const EVERYTHING_ELSE: [(&str, &str); 8] = [
 ];
 
 #[test]
-fn other_users_get_nothing_but_health() {
+fn other_users_are_refused_before_they_ask() {
     if !rustix::process::getuid().is_root() {
         skip("connecting as another user needs root");
         return;
@@ -422,10 +423,17 @@ fn other_users_get_nothing_but_health() {
     let service = place.start();
     assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
     open_to_everyone(&place);
-    for (method, path) in EVERYTHING_ELSE {
+    for (method, path) in EVERYTHING {
         assert_eq!(status_for(SOMEBODY, &service, method, path), "403", "{method} {path}");
     }
-    assert_eq!(status_for(SOMEBODY, &service, "GET", "/health"), "200");
+    // A client that sends nothing at all is told so, too.
+    let silent = Command::new("setpriv")
+        .args(["--reuid", &SOMEBODY.to_string(), "--clear-groups", "timeout", "20", "python3", "-c"])
+        .arg("import socket,sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(12).decode())")
+        .arg(&service.socket)
+        .output()
+        .expect("setpriv is installed");
+    assert_eq!(String::from_utf8_lossy(&silent.stdout), "HTTP/1.1 403\n");
     assert_eq!(service.get(KEY).value(), "v", "as it was");
     assert_eq!(service.get("/health").json()["credential_count"], 1);
 }
@@ -450,7 +458,6 @@ fn root_is_served_by_another_users_service() {
     assert_eq!(status_for(SOMEBODY, &service, "GET", KEY), "200");
     open_to_everyone(&place);
     assert_eq!(status_for(SOMEBODY_ELSE, &service, "GET", KEY), "403");
-    assert_eq!(status_for(SOMEBODY_ELSE, &service, "GET", "/health"), "200");
 
     // And root's client sends nothing to a service of somebody else's, unless it is told to.
     let vault = |arguments: &[&str]| {

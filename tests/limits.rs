@@ -143,68 +143,60 @@ fn a_value_over_256_kib_is_422() {
     }
 }
 
-#[test]
-fn connections_over_1024_are_503_and_closed() {
+/// A service that holds as many connections as it may. The usual soft limit on descriptors has no
+/// room for 1,024: the service raises it.
+fn start_with_few_descriptors(place: &Place) -> Service {
     raise_descriptor_limit();
-    let place = Place::new();
-    // The usual soft limit has no room for 1,024 connections: the service raises it.
     let service = place.setup().after("ulimit -S -n 1024").start();
+    service.assert_healthy();
+    service
+}
+
+#[test]
+fn the_longest_idle_connection_makes_room() {
+    let place = Place::new();
+    let service = start_with_few_descriptors(&place);
     let health = get("/health");
-
-    let mut served = open_until_full(&service);
-    assert_eq!(served.len(), CONNECTION_LIMIT);
-
-    for extra in CONNECTION_LIMIT..2000 {
+    let mut connections: Vec<Connection> = Vec::new();
+    for _ in 0..CONNECTION_LIMIT {
         let mut connection = service.connect();
-        // One that says nothing is refused as well. A request may find the door closed.
-        if extra % 2 == 0 {
-            let _ = connection.try_send(&health);
-        }
-        let answers = connection.responses_to_end();
-        assert_eq!(answers.len(), 1, "connection {extra}");
-        assert_eq!(answers[0].status, 503);
-        assert!(answers[0].closes());
-        assert!(answers[0].json()["detail"].is_string());
-    }
-    for connection in &mut served {
-        assert_eq!(connection.exchange(&health).status, 200, "those inside go on");
-    }
-
-    served.truncate(CONNECTION_LIMIT - 100);
-    wait_until("there is room for 100 new connections", || {
-        served.extend(try_open(&service));
-        served.len() == CONNECTION_LIMIT
-    });
-    wait_until("it is full again", || try_open(&service).is_none());
-    for connection in &mut served {
         assert_eq!(connection.exchange(&health).status, 200);
+        connections.push(connection);
     }
+    // The second one is used again, so that it is not the longest idle any more.
+    assert_eq!(connections[1].exchange(&health).status, 200);
+    for _ in 0..2 {
+        assert_eq!(service.connect().exchange(&health).status, 200, "there is always room");
+    }
+    connections[0].assert_closed();
+    for connection in connections.iter_mut().skip(3) {
+        assert_eq!(connection.exchange(&health).status, 200, "the others go on");
+    }
+    assert_eq!(connections[1].exchange(&health).status, 200);
 }
 
-/// Connections that were all served, up to the first that was refused.
-fn open_until_full(service: &Service) -> Vec<Connection> {
-    let mut served = Vec::new();
-    // The connection that found out that the service is up may take a moment to go.
-    wait_until("all places are taken", || {
-        while served.len() < 2 * CONNECTION_LIMIT {
-            match try_open(service) {
-                Some(connection) => served.push(connection),
-                None => return served.len() >= CONNECTION_LIMIT,
-            }
-        }
-        true
+#[test]
+fn connections_over_1024_are_503_when_none_is_idle() {
+    let place = Place::new();
+    let service = start_with_few_descriptors(&place);
+    let health = get("/health");
+    let (start, rest) = health.split_at(10);
+    let mut busy: Vec<Connection> = Vec::new();
+    let refused = eventually("all places are taken", || {
+        let mut connection = service.connect();
+        connection.send(start);
+        busy.push(connection);
+        // Only the newest can have been refused, since every other one was let in before it.
+        (busy.len() > CONNECTION_LIMIT).then(|| busy.pop()).flatten()
     });
-    served
-}
-
-/// A connection that was served, or nothing if it was refused with 503.
-fn try_open(service: &Service) -> Option<Connection> {
-    let mut connection = service.connect();
-    let _ = connection.try_send(&get("/health"));
-    match connection.response().status {
-        200 => Some(connection),
-        503 => None,
-        other => panic!("neither served nor refused: {other}"),
+    for mut connection in [refused, service.connect()] {
+        let answers = connection.responses_to_end();
+        assert_eq!(answers.len(), 1);
+        assert_eq!((answers[0].status, answers[0].header("Retry-After")), (503, Some("1")));
+        assert!(answers[0].closes() && answers[0].json()["detail"].is_string());
+    }
+    for connection in &mut busy {
+        assert_eq!(connection.exchange(rest).status, 200, "those inside go on");
     }
 }
 

@@ -2,14 +2,13 @@
 //! for any may belong to a value.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Write};
+use std::io;
+use std::os::fd::OwnedFd;
 
 use rustix::buffer::spare_capacity;
-use rustix::io::Errno;
+use rustix::io::{Errno, write};
 use rustix::net::{RecvFlags, recv};
 use zeroize::{Zeroizing, optimization_barrier};
-
-use super::connection::Stream;
 
 /// The size of the buffers that a worker lends to the connection it serves.
 const LENT_BYTES: usize = 16 * 1024;
@@ -50,7 +49,7 @@ impl Input {
 
     /// Receives what has come, at most as much as there is room for: for `needed` bytes in
     /// all, or more. Returns 0 at the end of the stream, and `None` when nothing has come.
-    pub(super) fn receive(&mut self, stream: &Stream, needed: usize) -> io::Result<Option<usize>> {
+    pub(super) fn receive(&mut self, stream: &OwnedFd, needed: usize) -> io::Result<Option<usize>> {
         self.compact();
         self.reserve(needed.saturating_sub(self.bytes.len()).max(1));
         loop {
@@ -155,14 +154,13 @@ impl Output {
     }
 
     /// Writes what the client takes. Says whether that is all.
-    pub(super) fn send(&mut self, mut stream: &Stream, lent: &mut Lent) -> io::Result<bool> {
+    pub(super) fn send(&mut self, stream: &OwnedFd, lent: &mut Lent) -> io::Result<bool> {
         while let Some(piece) = self.pieces.front_mut() {
-            match stream.write(&piece[self.sent..]) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            match write(stream, &piece[self.sent..]) {
                 Ok(count) => self.sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
             }
             if self.sent == piece.len() {
                 if piece.capacity() == LENT_BYTES {

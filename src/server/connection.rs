@@ -1,11 +1,11 @@
 //! One client's connection, and what a worker does with it in a turn.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use rustix::io::{Errno, read};
+use rustix::net::{Shutdown, shutdown};
 use tiny_http::Method;
 
 use crate::peer::Peer;
@@ -14,62 +14,16 @@ use crate::router::{Answer, Call, RequestHead};
 use super::buffer::{Input, Lent, Output};
 use super::head::{self, Parsed, Rejection};
 use super::poll::Interest;
-use super::response::{self, Persistence};
+use super::response::{self, CLOSED, KEPT, KEPT_ANNOUNCED};
 use super::worker::Shared;
-
-/// A connected socket, non-blocking.
-#[derive(Debug)]
-pub(super) enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-impl Stream {
-    fn shutdown_write(&self) -> io::Result<()> {
-        match self {
-            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
-        }
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix(stream) => stream.as_fd(),
-            Self::Tcp(stream) => stream.as_fd(),
-        }
-    }
-}
-
-impl Read for &Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => (&mut &*stream).read(buffer),
-            Stream::Tcp(stream) => (&mut &*stream).read(buffer),
-        }
-    }
-}
-
-impl Write for &Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => (&mut &*stream).write(bytes),
-            Stream::Tcp(stream) => (&mut &*stream).write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// One client. It is moved between the parking lot and the worker that serves it, and never
 /// shared. Between turns it holds only the start of an unfinished request and what the
 /// client has not taken of the answers; an idle one holds neither.
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) stream: Stream,
+    /// Non-blocking.
+    pub(super) stream: OwnedFd,
     pub(super) token: u64,
     peer: Peer,
     phase: Phase,
@@ -143,7 +97,7 @@ const REQUESTS_PER_TURN: usize = 64;
 const MAX_DISCARDED_BYTES: usize = 4 * 1024 * 1024;
 
 impl Connection {
-    pub(super) fn new(stream: Stream, peer: Peer, deadline: Instant) -> Box<Self> {
+    pub(super) fn new(stream: OwnedFd, peer: Peer, deadline: Instant) -> Box<Self> {
         Box::new(Self {
             stream,
             token: 0,
@@ -198,7 +152,7 @@ impl Connection {
     /// Answers, and reads no further request.
     pub(super) fn refuse(&mut self, answer: Answer, lent: &mut Lent) {
         self.input.consume(self.input.unserved().len());
-        response::write(&mut self.output, answer, Persistence::Closed, false, lent);
+        response::write(&mut self.output, answer, CLOSED, false, lent);
         self.phase = Phase::Refusing;
     }
 
@@ -298,19 +252,18 @@ impl Connection {
 
     /// Adds the answer to the request at the start of the input, which is then done with.
     fn respond(&mut self, framing: Framing, answer: Answer, server: &Shared, lent: &mut Lent) {
-        let persistence = if !framing.keep_alive || server.parked.is_draining() {
-            Persistence::Closed
-        } else if framing.is_http_1_0 {
-            Persistence::KeptAnnounced
-        } else {
-            Persistence::Kept
+        let is_last = !framing.keep_alive || server.parked.is_draining();
+        let connection = match (is_last, framing.is_http_1_0) {
+            (true, _) => CLOSED,
+            (false, true) => KEPT_ANNOUNCED,
+            (false, false) => KEPT,
         };
-        response::write(&mut self.output, answer, persistence, framing.is_head, lent);
+        response::write(&mut self.output, answer, connection, framing.is_head, lent);
         self.input.consume(framing.len);
         self.needed = 0;
         self.began = None;
         self.continued = false;
-        if persistence == Persistence::Closed {
+        if is_last {
             self.phase = Phase::Closing;
         }
     }
@@ -330,20 +283,17 @@ impl Connection {
     /// Discards what the client still sends, until it closes or the deadline passes.
     fn linger(&mut self, server: &Shared) -> io::Result<Next> {
         if self.phase == Phase::Refusing {
-            self.stream.shutdown_write()?;
+            shutdown(&self.stream, Shutdown::Write)?;
             self.phase = Phase::Lingering;
             self.deadline = Instant::now() + server.limits.write;
         }
         let mut discarded = [0; 4096];
         for _ in 0..MAX_DISCARDED_BYTES / discarded.len() {
-            match (&self.stream).read(&mut discarded) {
+            match read(&self.stream, &mut discarded) {
                 Ok(0) => break,
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Ok(Next::Park(Interest::Read));
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(Next::Park(Interest::Read)),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(Next::Close)

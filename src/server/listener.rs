@@ -1,173 +1,183 @@
-//! The listening socket: one instance per path, private from the moment it exists, gone
-//! when the server is.
+//! The listening socket: one instance for each path, private from the moment it exists, removed
+//! when the server ends.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, PipeReader, PipeWriter, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags};
-use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketType};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
-use super::connection::Stream;
 use super::{Endpoint, StartError};
 use crate::peer::{Peer, Process};
 
-/// Connections that wait to be accepted, at most; the kernel may allow fewer.
+/// How many connections wait to be accepted, at most; the kernel may allow fewer.
 const BACKLOG: i32 = 1024;
 
-/// A listening socket. Dropping it closes it and removes its file.
-pub(super) enum Listener {
-    Unix(UnixSocket),
-    Inherited(InheritedSocket),
+/// A listening socket, non-blocking, and a pipe that tells when to stop.
+pub(super) struct Listener {
+    socket: Socket,
+    stopped: PipeReader,
+    stop: PipeWriter,
+    /// Held until here: the file of a socket that we have bound.
+    _file: Option<SocketFile>,
+}
+
+enum Socket {
+    Unix(UnixListener),
     Tcp(TcpListener),
+}
+
+/// What came of waiting for a connection.
+pub(super) enum Accepted {
+    Client(OwnedFd, Peer),
+    /// The client is gone already, or another process has accepted it.
+    Nobody,
+    Stopped,
+}
+
+/// Stops a listener.
+pub(super) struct Stop(PipeWriter);
+
+impl Stop {
+    pub(super) fn now(self) {
+        // The reader is the listener's, and the pipe is empty.
+        let _ = io::Write::write_all(&mut &self.0, &[0]);
+    }
 }
 
 impl Listener {
     pub(super) fn bind(endpoint: &Endpoint) -> Result<Self, StartError> {
-        match endpoint {
-            Endpoint::Unix(path) => UnixSocket::bind(path).map(Self::Unix),
-            Endpoint::Inherited(listener) => InheritedSocket::new(listener)
-                .map(Self::Inherited)
-                .map_err(|source| StartError::Io { endpoint: endpoint.to_string(), source }),
+        let failed = |source| StartError::Io { endpoint: endpoint.to_string(), source };
+        let (socket, file) = match endpoint {
+            Endpoint::Unix(path) => {
+                let (listener, file) = SocketFile::bind(path)?;
+                (Socket::Unix(listener), Some(file))
+            }
+            Endpoint::Inherited(listener) => {
+                (Socket::Unix(listener.try_clone().map_err(failed)?), None)
+            }
             Endpoint::LoopbackTcp(port) => {
                 let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, *port));
-                bound
-                    .map(Self::Tcp)
-                    .map_err(|source| StartError::Io { endpoint: endpoint.to_string(), source })
+                (Socket::Tcp(bound.map_err(failed)?), None)
             }
+        };
+        match &socket {
+            Socket::Unix(listener) => listener.set_nonblocking(true),
+            Socket::Tcp(listener) => listener.set_nonblocking(true),
         }
+        .map_err(failed)?;
+        let (stopped, stop) = io::pipe().map_err(failed)?;
+        Ok(Self { socket, stopped, stop, _file: file })
     }
 
-    /// Takes the next connection, non-blocking, with who made it.
-    pub(super) fn accept(&self) -> io::Result<(Stream, Peer)> {
-        match self {
-            Self::Unix(socket) => accept_unix(&socket.listener),
-            Self::Inherited(socket) => {
-                socket.wait()?;
-                accept_unix(&socket.listener)
-            }
-            Self::Tcp(listener) => {
-                let (stream, address) = listener.accept()?;
+    /// Waits for the next connection, or for the end. An inherited socket goes on with its
+    /// owner, so that it is neither shut down nor connected to for that: no client is lost.
+    pub(super) fn accept(&self) -> io::Result<Accepted> {
+        match self.try_accept() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            accepted => return accepted,
+        }
+        let mut watched = match &self.socket {
+            Socket::Unix(listener) => [PollFd::new(listener, PollFlags::IN), self.end()],
+            Socket::Tcp(listener) => [PollFd::new(listener, PollFlags::IN), self.end()],
+        };
+        poll(&mut watched, None)?;
+        Ok(if watched[1].revents().is_empty() { Accepted::Nobody } else { Accepted::Stopped })
+    }
+
+    fn try_accept(&self) -> io::Result<Accepted> {
+        let accepted = match &self.socket {
+            Socket::Unix(listener) => listener.accept().and_then(|(stream, _)| {
+                stream.set_nonblocking(true)?;
+                let peer = Peer::Process(Process::across(&stream)?);
+                Ok(Accepted::Client(stream.into(), peer))
+            }),
+            Socket::Tcp(listener) => listener.accept().and_then(|(stream, address)| {
                 stream.set_nonblocking(true)?;
                 stream.set_nodelay(true)?;
-                Ok((Stream::Tcp(stream), Peer::Tcp(address)))
+                Ok(Accepted::Client(stream.into(), Peer::Tcp(address)))
+            }),
+        };
+        match accepted {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionAborted | ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(Accepted::Nobody)
             }
+            accepted => accepted,
         }
     }
 
-    /// Makes a thread that blocks in [`accept`](Self::accept) return from it, with an
-    /// error or a connection.
-    pub(super) fn wake_acceptor(&self) {
-        let woken = match self {
-            Self::Inherited(socket) => socket.end_wait(),
-            // On Linux an accept(2) on a socket that is shut down fails at once.
-            _ if cfg!(target_os = "linux")
-                && rustix::net::shutdown(self, Shutdown::Read).is_ok() =>
-            {
-                return;
-            }
-            Self::Unix(socket) => UnixStream::connect(&socket.path).map(drop),
-            Self::Tcp(listener) => listener.local_addr().and_then(TcpStream::connect).map(drop),
-        };
-        if let Err(error) = woken {
-            log::warn!("the accept loop could not be woken to stop: {error}");
-        }
+    fn end(&self) -> PollFd<'_> {
+        PollFd::new(&self.stopped, PollFlags::IN)
+    }
+
+    /// Waits for `pause`, or until it is stopped.
+    pub(super) fn is_stopped_within(&self, pause: Duration) -> bool {
+        let mut watched = [self.end()];
+        let pause = Timespec::try_from(pause).expect("pauses are short");
+        // An interruption makes the pause shorter, no more.
+        poll(&mut watched, Some(&pause)).is_ok() && !watched[0].revents().is_empty()
+    }
+
+    /// What makes [`accept`](Self::accept) return, now or later.
+    pub(super) fn stop(&self) -> io::Result<Stop> {
+        self.stop.try_clone().map(Stop)
     }
 
     pub(super) fn tcp_address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Unix(_) | Self::Inherited(_) => None,
-            Self::Tcp(listener) => listener.local_addr().ok(),
+        match &self.socket {
+            Socket::Unix(_) => None,
+            Socket::Tcp(listener) => listener.local_addr().ok(),
         }
     }
 }
 
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix(socket) => socket.listener.as_fd(),
-            Self::Inherited(socket) => socket.listener.as_fd(),
-            Self::Tcp(listener) => listener.as_fd(),
-        }
-    }
-}
-
-/// A bound Unix socket and the lock that makes it the only one of its path.
-pub(super) struct UnixSocket {
-    listener: UnixListener,
+/// The file of a bound socket, and the lock that makes it the only one of its path.
+struct SocketFile {
     path: PathBuf,
     /// Device and inode of the socket's file: only that very file is removed.
-    file: (u64, u64),
-    /// Held until the socket's file is gone. The lock file itself stays: removing it
-    /// would let two instances lock two files of one name.
+    id: (u64, u64),
+    /// Held until the socket's file is gone. The lock file itself stays: removing it would let
+    /// two instances lock two files of one name.
     _lock: File,
 }
 
-impl UnixSocket {
-    fn bind(path: &Path) -> Result<Self, StartError> {
+impl SocketFile {
+    fn bind(path: &Path) -> Result<(UnixListener, Self), StartError> {
         let failed = |source| StartError::Io { endpoint: path.display().to_string(), source };
         let directory = match path.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
-        create_private_directory(directory).map_err(failed)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
         let lock = lock(path)?;
-        clear_stale(path)?;
+        remove_stale(path)?;
         secure_directory(directory, path)?;
         let listener = listen(path).map_err(failed)?;
         let metadata = fs::symlink_metadata(path).map_err(failed)?;
-        let file = (metadata.dev(), metadata.ino());
-        Ok(Self { listener, path: path.to_owned(), file, _lock: lock })
+        let id = (metadata.dev(), metadata.ino());
+        Ok((listener, Self { path: path.to_owned(), id, _lock: lock }))
     }
 }
 
-impl Drop for UnixSocket {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         let is_ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file);
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.id);
         if is_ours && let Err(error) = fs::remove_file(&self.path) {
             log::warn!("{} could not be removed: {error}", self.path.display());
         }
     }
-}
-
-/// A listening socket of somebody else's, who goes on with it when the server has ended. So
-/// it is neither shut down nor connected to for the accept loop to end: no client is lost.
-pub(super) struct InheritedSocket {
-    listener: UnixListener,
-    /// Readable when nothing more is to be accepted.
-    end: PipeReader,
-    ending: PipeWriter,
-}
-
-impl InheritedSocket {
-    fn new(listener: &UnixListener) -> io::Result<Self> {
-        let listener = listener.try_clone()?;
-        // Somebody else may accept what was waited for.
-        listener.set_nonblocking(true)?;
-        let (end, ending) = io::pipe()?;
-        Ok(Self { listener, end, ending })
-    }
-
-    /// Waits for a connection, or for the end.
-    fn wait(&self) -> io::Result<()> {
-        let mut watched =
-            [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.end, PollFlags::IN)];
-        rustix::event::poll(&mut watched, None)?;
-        if watched[1].revents().is_empty() { Ok(()) } else { Err(ErrorKind::Interrupted.into()) }
-    }
-
-    fn end_wait(&self) -> io::Result<()> {
-        (&self.ending).write_all(&[0])
-    }
-}
-
-fn create_private_directory(directory: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 fn lock_path(socket: &Path) -> PathBuf {
@@ -193,9 +203,9 @@ fn lock(socket: &Path) -> Result<File, StartError> {
     }
 }
 
-/// Removes a socket file that nobody serves. One that answers belongs to a service that
-/// knows nothing of our lock.
-fn clear_stale(path: &Path) -> Result<(), StartError> {
+/// Removes a socket file that no process serves. One that answers belongs to a service that
+/// does not use our lock.
+fn remove_stale(path: &Path) -> Result<(), StartError> {
     let failed = |source| StartError::Io { endpoint: path.display().to_string(), source };
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -205,7 +215,7 @@ fn clear_stale(path: &Path) -> Result<(), StartError> {
     if !metadata.file_type().is_socket() {
         return Err(StartError::BadPath {
             path: path.to_owned(),
-            reason: "there is a file that is no socket; remove it, or choose another --socket"
+            reason: "a file that is not a socket is in the way; remove it, or choose another path"
                 .to_owned(),
         });
     }
@@ -214,14 +224,13 @@ fn clear_stale(path: &Path) -> Result<(), StartError> {
             fs::remove_file(path).map_err(failed)
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        // Connected, or its backlog is full, or it is not ours to ask: it lives.
+        // Connected, or its backlog is full, or we may not ask: it is alive.
         _ => Err(StartError::AlreadyRunning(path.to_owned())),
     }
 }
 
-/// Makes a directory that holds nothing but the vault's own files private (0700). One
-/// that is shared with other files is left as it is, and refused where others could
-/// replace the socket.
+/// Makes a directory that holds only the vault's own files private (0700). A directory with
+/// other files is left as it is, and refused if other users could replace the socket.
 fn secure_directory(directory: &Path, socket: &Path) -> Result<(), StartError> {
     const PRIVATE: u32 = 0o700;
     const STICKY: u32 = 0o1000;
@@ -245,8 +254,8 @@ fn secure_directory(directory: &Path, socket: &Path) -> Result<(), StartError> {
         return Err(StartError::BadPath {
             path: socket.to_owned(),
             reason: format!(
-                "others may write to its directory and could replace the socket; \
-                 run chmod go-w {}, or choose another --socket",
+                "other users may write to its directory and could replace the socket; \
+                 run chmod go-w {}, or choose another path",
                 directory.display()
             ),
         });
@@ -266,31 +275,6 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(UnixListener::from(socket))
-}
-
-/// Takes the next connection. When there is none after all, that is as good as an
-/// interruption.
-fn accept_unix(listener: &UnixListener) -> io::Result<(Stream, Peer)> {
-    let stream = accept_non_blocking(listener).map_err(|error| match error.kind() {
-        ErrorKind::WouldBlock => ErrorKind::Interrupted.into(),
-        _ => error,
-    })?;
-    let process = Process::across(&stream)?;
-    Ok((Stream::Unix(stream), Peer::Process(process)))
-}
-
-#[cfg(target_os = "linux")]
-fn accept_non_blocking(listener: &UnixListener) -> io::Result<UnixStream> {
-    use rustix::net::{SocketFlags, accept_with};
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(UnixStream::from(accept_with(listener, flags)?))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn accept_non_blocking(listener: &UnixListener) -> io::Result<UnixStream> {
-    let (stream, _) = listener.accept()?;
-    stream.set_nonblocking(true)?;
-    Ok(stream)
 }
 
 #[cfg(target_os = "linux")]

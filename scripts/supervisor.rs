@@ -34,7 +34,7 @@ mod unix {
 
     use intentframe_credentials::client::VaultClient;
     use intentframe_credentials::spawn::{CommandCredentials as _, runtime_env};
-    use intentframe_credentials::{Environment, paths};
+    use intentframe_credentials::{Environment, settings};
     use rustix::process::{Pid, Signal, kill_process};
     use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
     use signal_hook::iterator::Signals;
@@ -54,7 +54,7 @@ mod unix {
 
         // Before anything is started, so that no end of it is missed.
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGCHLD])?;
-        let socket = paths::socket(None, &Environment::of_process())?;
+        let socket = settings::socket(None, &Environment::of_process())?;
         let mut vault = Running(Command::new(vault_program()?).args(to_vault).spawn()?);
         let client = VaultClient::new(socket);
         vault.wait_until_ready(&client)?;

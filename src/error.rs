@@ -1,5 +1,4 @@
-//! The error hierarchy of the vault. No variant ever carries a value, a token or a
-//! request body.
+//! The errors of the vault. No variant carries a value, a token or a request body.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,57 +6,57 @@ use std::time::Duration;
 
 use crate::model::CredentialRef;
 
-/// What can go wrong between a request and the store that keeps the value.
+/// An error on the way between a request and the store that keeps the value.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
     /// There is no such credential.
     #[error("no credential {0}")]
     NotFound(CredentialRef),
 
-    /// The backend answered a read with something that is no value.
+    /// The backend holds something under this name that is not a value.
     #[error("{at} cannot be read: {reason}")]
     ReadFailed {
-        /// Which credential.
+        /// The credential.
         at: CredentialRef,
         /// Why, and what to do.
         reason: String,
     },
 
-    /// The backend refused to store; the credential is as it was.
+    /// The backend refused to store; the credential is unchanged.
     #[error("{at} was not stored: {reason}")]
     StoreFailed {
-        /// Which credential.
+        /// The credential.
         at: CredentialRef,
         /// Why, and what to do.
         reason: String,
     },
 
-    /// The backend refused to delete; the credential is as it was.
+    /// The backend refused to delete; the credential is unchanged.
     #[error("{at} was not deleted: {reason}")]
     DeleteFailed {
-        /// Which credential.
+        /// The credential.
         at: CredentialRef,
         /// Why, and what to do.
         reason: String,
     },
 
-    /// An input is not what it has to be; nothing was touched.
+    /// An input is invalid; nothing was changed.
     #[error("{field}: {reason}")]
     ValidationFailed {
-        /// Which input.
+        /// The input.
         field: Field,
-        /// What it has to be.
+        /// What is wrong with it, or what it must be.
         reason: String,
     },
 
-    /// The backend cannot be reached, is locked, or did not answer in time.
+    /// The backend is unreachable or locked, or did not answer in time.
     #[error("the {backend} backend is unavailable: {reason}")]
     BackendUnavailable {
         /// The backend's registered name, such as `keyring`.
         backend: String,
         /// Why, and what to do.
         reason: String,
-        /// When it is worth trying again.
+        /// How long to wait before trying again.
         retry_after: Duration,
     },
 
@@ -66,10 +65,10 @@ pub enum VaultError {
     Metadata(#[from] MetadataError),
 }
 
-/// What can go wrong with the metadata database.
+/// An error of the metadata database.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetadataError {
-    /// The file is not one that this service may use; it was not touched.
+    /// The service must not or cannot use the file; the file was not changed.
     #[error("{} cannot be used: {reason}", path.display())]
     Unusable {
         /// The database file.
@@ -94,7 +93,9 @@ pub enum Field {
     Key,
     /// The value.
     Value,
-    /// The name of a backend.
+    /// The list of consumers.
+    AllowedConsumers,
+    /// The name of a backend, or one of its settings.
     Backend,
 }
 
@@ -104,6 +105,7 @@ impl fmt::Display for Field {
             Self::Namespace => "namespace",
             Self::Key => "key",
             Self::Value => "value",
+            Self::AllowedConsumers => "allowed_consumers",
             Self::Backend => "backend",
         })
     }

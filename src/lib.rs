@@ -2,39 +2,39 @@
 //!
 //! # A guided tour
 //!
-//! A request travels down this list, and no module knows the one before it:
+//! A request travels down this list. Each module knows the next one, never the one before.
 //!
 //! ```text
-//! server      sockets, connections, the pool of workers      HTTP in, HTTP out
-//!    |        a whole request, and the peer that the kernel vouches for
-//! router      access, method and path, the body of a store   request in, answer out
+//! server     sockets, connections, HTTP                    bytes in, bytes out
 //!    |
-//! service     the order of writes, and how each is undone    VaultService
-//!    |      \
-//! backend   metadata     where values are; all that is known of them but the value
+//! router     access, method and path, request bodies       request in, answer out
+//!    |
+//! service    the order of writes, and the undo of each     VaultService
+//!    |     \
+//! backend  metadata      the values; everything else known about them
 //! ```
 //!
-//! - [`model`] has the names that all of them speak of: [`Namespace`], [`CredentialRef`],
+//! - [`model`] has the types that all modules share: [`Namespace`], [`CredentialRef`],
 //!   [`CredentialRecord`], [`MaskedSummary`], [`StoreRequest`]. A value is a [`Secret`].
 //! - [`backend`] has the trait [`CredentialVault`], its implementations, and the registry
 //!   behind [`create_vault`] and [`register_backend`].
-//! - `daemon` wires it all: settings in, a running vault out. A host program starts there;
-//!   the binary's `serve` and `dev` do no more.
-//! - `client` asks a running vault from another process; `spawn` starts a process with its
-//!   credentials in its environment.
+//! - `daemon` wires everything together: settings in, a running vault out. A host program
+//!   starts there; so do the binary's `serve` and `dev`.
+//! - `client` talks to a running vault from another process; `spawn` starts a process with
+//!   its credentials in its environment.
 //! - `redact` keeps values out of streams, log lines and documents.
 //!
 //! # Features
 //!
-//! By default all of it is built. With `default-features = false`, a program depends on
-//! what it uses: `client` (the blocking client; no database, no keyring, no TLS), `server`
-//! (the service, to embed), and the backends `keyring` and `hashicorp`. The backend `env` is
-//! always there.
+//! By default everything is built. With `default-features = false`, a program chooses what it
+//! uses: `client` (the blocking client; no database, no keyring, no TLS), `server` (the
+//! service, to embed), and the backends `keyring` and `hashicorp`. The backend `env` is always
+//! there.
 //!
 //! # A first look
 //!
-//! Everything is synchronous. The environment is read once, by the caller, into an
-//! [`Environment`]; no module looks at it by itself.
+//! Everything is synchronous. The caller reads the environment once, into an
+//! [`Environment`]; no other module reads it.
 //!
 //! ```
 //! use intentframe_credentials::{
@@ -59,12 +59,10 @@ pub mod client;
 #[cfg(all(unix, feature = "server"))]
 pub mod daemon;
 pub mod env_name;
-pub mod environment;
 pub mod error;
 #[cfg(feature = "server")]
 pub mod metadata;
 pub mod model;
-pub mod paths;
 pub mod peer;
 #[cfg(feature = "redact")]
 pub mod redact;
@@ -75,6 +73,7 @@ pub mod secret;
 pub mod server;
 #[cfg(feature = "server")]
 pub mod service;
+pub mod settings;
 #[cfg(all(unix, feature = "client"))]
 pub mod spawn;
 pub mod time;
@@ -87,7 +86,6 @@ pub use backend::{
 };
 #[cfg(all(unix, feature = "client"))]
 pub use client::{ClientError, VaultClient};
-pub use environment::Environment;
 pub use error::VaultError;
 pub use model::{
     CredentialRecord, CredentialRef, DeliveryMode, MaskedSummary, Namespace, RuntimeEnvEntry,
@@ -96,3 +94,4 @@ pub use model::{
 #[cfg(feature = "redact")]
 pub use redact::{CredentialScrubber, REDACTED_VALUE, SENSITIVE_KEYS, redact_credentials};
 pub use secret::{Secret, SecretWatch};
+pub use settings::Environment;

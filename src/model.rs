@@ -1,6 +1,5 @@
-//! What the vault speaks of: names, references, records, summaries, requests.
+//! The vocabulary of the vault: names, records, summaries and store requests.
 
-use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -10,8 +9,14 @@ use crate::error::{Field, VaultError};
 use crate::secret::Secret;
 use crate::time::Timestamp;
 
-/// A credential's namespace: letters, digits and `_ . @ + -`, starting with a
-/// letter or a digit. Letters are ASCII.
+/// The most names that [`StoreRequest::allowed_consumers`] may have.
+pub const MAX_CONSUMERS: usize = 64;
+
+/// The longest name of a consumer, in bytes.
+pub const MAX_CONSUMER_BYTES: usize = 128;
+
+/// A credential's namespace: ASCII letters, digits and `_ . @ + -`, starting with a letter
+/// or a digit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Namespace(String);
@@ -24,23 +29,16 @@ impl Namespace {
     /// [`VaultError::ValidationFailed`], with what to write instead.
     pub fn new(name: impl Into<String>) -> Result<Self, VaultError> {
         let name = name.into();
-        let invalid = |reason: &str| {
-            Err(VaultError::ValidationFailed { field: Field::Namespace, reason: reason.to_owned() })
-        };
-        if name.contains('/') {
-            return invalid("a namespace has no slash: use dots, as in github.myorg");
-        }
-        let Some(first) = name.bytes().next() else {
-            return invalid("a namespace is not empty");
-        };
-        if !first.is_ascii_alphanumeric() {
-            return invalid("a namespace starts with a letter or a digit");
-        }
-        if name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.@+-".contains(&b)) {
-            Ok(Self(name))
+        let reason = if name.contains('/') {
+            "a namespace has no slash: use dots, as in github.myorg"
+        } else if !name.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+            "a namespace starts with a letter or a digit"
+        } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.@+-".contains(&b)) {
+            "a namespace has only letters, digits and _ . @ + -"
         } else {
-            invalid("a namespace has only letters, digits and _ . @ + -")
-        }
+            return Ok(Self(name));
+        };
+        Err(invalid(Field::Namespace, reason))
     }
 
     /// The namespace as text.
@@ -64,13 +62,7 @@ impl FromStr for Namespace {
     }
 }
 
-impl Borrow<str> for Namespace {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Which credential: a namespace, and a key in it. A key is any non-empty text
+/// The name of a credential: a namespace, and a key in it. A key is any non-empty text
 /// without `/` or control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CredentialRef {
@@ -83,12 +75,12 @@ impl CredentialRef {
     ///
     /// # Errors
     ///
-    /// [`VaultError::ValidationFailed`] for a key that is empty, or has a `/` or a
+    /// [`VaultError::ValidationFailed`] for a key that is empty, or contains a `/` or a
     /// control character.
     pub fn new(namespace: Namespace, key: impl Into<String>) -> Result<Self, VaultError> {
         let key = key.into();
         let reason = if key.is_empty() {
-            "a key is not empty"
+            "a key must not be empty"
         } else if key.contains('/') {
             "a key has no slash"
         } else if key.chars().any(char::is_control) {
@@ -96,14 +88,14 @@ impl CredentialRef {
         } else {
             return Ok(Self { namespace, key });
         };
-        Err(VaultError::ValidationFailed { field: Field::Key, reason: reason.to_owned() })
+        Err(invalid(Field::Key, reason))
     }
 
     /// Parses both halves; see [`Namespace::new`] and [`CredentialRef::new`].
     ///
     /// # Errors
     ///
-    /// [`VaultError::ValidationFailed`], naming the half that is wrong.
+    /// [`VaultError::ValidationFailed`], which says which half is invalid.
     pub fn parse(namespace: &str, key: &str) -> Result<Self, VaultError> {
         Self::new(Namespace::new(namespace)?, key)
     }
@@ -121,7 +113,7 @@ impl CredentialRef {
     }
 }
 
-/// `namespace/key`, which no other credential is written as.
+/// `namespace/key`; unambiguous, since neither half contains a slash.
 impl fmt::Display for CredentialRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.key)
@@ -149,7 +141,7 @@ impl DeliveryMode {
         }
     }
 
-    /// The mode that is written as `name`.
+    /// The mode with this name on the wire, or `None` if there is none.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::ExecutorOnly, Self::RuntimeEnv].into_iter().find(|mode| mode.as_str() == name)
@@ -162,33 +154,52 @@ impl fmt::Display for DeliveryMode {
     }
 }
 
-/// All that is known of a credential but its value: one row of the database.
+/// Everything known about a credential except its value: one row of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialRecord {
-    /// Which credential.
+    /// The credential's name.
     pub at: CredentialRef,
     /// How it is delivered.
     pub delivery_mode: DeliveryMode,
     /// Who may have it; empty means everyone.
     pub allowed_consumers: Vec<String>,
-    /// The variable it is delivered in.
+    /// The name of the environment variable it is delivered in.
     pub env_name: Option<String>,
-    /// What checks that the value still works.
+    /// The validator that checks whether the value still works.
     pub validator_id: Option<String>,
-    /// What may be shown of the value; see [`mask_value`].
+    /// The part of the value that may be shown; see [`mask_value`].
     pub masked_preview: String,
     /// When it was first stored.
     pub created_at: Timestamp,
     /// When it was last stored.
     pub updated_at: Timestamp,
-    /// When a validator last looked at it.
+    /// When a validator last checked it.
     pub last_validated_at: Option<Timestamp>,
-    /// When its value was last handed out.
+    /// When its value was last read.
     pub last_used_at: Option<Timestamp>,
 }
 
-/// What a listing shows of a credential. Serialises to the wire form: these fields,
-/// in this order.
+impl CredentialRecord {
+    /// The record of a credential that is stored at `now` for the first time.
+    #[must_use]
+    pub fn new(at: CredentialRef, request: &StoreRequest, now: Timestamp) -> Self {
+        Self {
+            at,
+            delivery_mode: request.delivery_mode,
+            allowed_consumers: request.allowed_consumers.clone(),
+            env_name: request.env_name.clone(),
+            validator_id: request.validator_id.clone(),
+            masked_preview: mask_value(request.value.expose()),
+            created_at: now,
+            updated_at: now,
+            last_validated_at: None,
+            last_used_at: None,
+        }
+    }
+}
+
+/// One credential in a listing. It serialises to the wire form: these fields, in this
+/// order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaskedSummary {
     /// The namespace.
@@ -197,17 +208,17 @@ pub struct MaskedSummary {
     pub key: String,
     /// How the credential is delivered.
     pub delivery_mode: DeliveryMode,
-    /// What may be shown of the value.
+    /// The part of the value that may be shown.
     pub masked_preview: String,
     /// When it was first stored.
     pub created_at: Timestamp,
     /// When it was last stored.
     pub updated_at: Timestamp,
-    /// When a validator last looked at it.
+    /// When a validator last checked it.
     pub last_validated_at: Option<Timestamp>,
-    /// When its value was last handed out.
+    /// When its value was last read.
     pub last_used_at: Option<Timestamp>,
-    /// What that validator found; unset until one has looked.
+    /// The validator's result; unset until one has checked.
     pub valid: Option<bool>,
 }
 
@@ -228,15 +239,15 @@ impl From<CredentialRecord> for MaskedSummary {
     }
 }
 
-/// One credential that is delivered as an environment variable: an element of the
-/// answer to `GET /v1/runtime-env`, in wire order. Never a value.
+/// One credential that is delivered as an environment variable: an element of the answer
+/// to `GET /v1/runtime-env`, with its fields in wire order. It has no value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeEnvEntry {
     /// The namespace.
     pub namespace: String,
     /// The key in the namespace.
     pub key: String,
-    /// The variable's name; may be unset, which the supervisor reports.
+    /// The variable's name. The supervisor reports an unset one.
     pub env_name: Option<String>,
     /// Who may have it; empty means everyone.
     pub allowed_consumers: Vec<String>,
@@ -254,18 +265,19 @@ impl From<CredentialRecord> for RuntimeEnvEntry {
     }
 }
 
-/// What a store carries: the value and what is to be known of it.
+/// A value to store, with its metadata.
 #[derive(Debug)]
 pub struct StoreRequest {
     /// The value. The empty string is a value.
     pub value: Secret,
     /// How the credential is delivered.
     pub delivery_mode: DeliveryMode,
-    /// Who may have it; empty means everyone.
+    /// Who may have it; empty means everyone. At most [`MAX_CONSUMERS`] names of at most
+    /// [`MAX_CONSUMER_BYTES`] each.
     pub allowed_consumers: Vec<String>,
-    /// The variable it is delivered in.
+    /// The name of the environment variable it is delivered in.
     pub env_name: Option<String>,
-    /// What checks that the value still works.
+    /// The validator that checks whether the value still works.
     pub validator_id: Option<String>,
 }
 
@@ -281,9 +293,29 @@ impl StoreRequest {
             validator_id: None,
         }
     }
+
+    /// Checks the limits of `allowed_consumers`.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::ValidationFailed`].
+    pub fn check_consumers(&self) -> Result<(), VaultError> {
+        let is_too_long = |name: &String| name.len() > MAX_CONSUMER_BYTES;
+        let consumers = &self.allowed_consumers;
+        if consumers.len() > MAX_CONSUMERS || consumers.iter().any(is_too_long) {
+            let reason =
+                format!("at most {MAX_CONSUMERS} names of at most {MAX_CONSUMER_BYTES} bytes each");
+            return Err(invalid(Field::AllowedConsumers, &reason));
+        }
+        Ok(())
+    }
 }
 
-/// What may be shown of `value`: `****` when it has fewer than 12 characters, else
+fn invalid(field: Field, reason: &str) -> VaultError {
+    VaultError::ValidationFailed { field, reason: reason.to_owned() }
+}
+
+/// The part of `value` that may be shown: `****` if it has fewer than 12 characters, else
 /// its first 6, `....` and its last 2. Characters are Unicode scalar values.
 ///
 /// ```
@@ -316,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_are_what_the_contract_says() {
+    fn namespaces_follow_the_contract() {
         for good in ["openai", "email.you@gmail.com", "a", "9", "a_b.c@d+e-f"] {
             assert_eq!(Namespace::new(good).expect(good).as_str(), good);
         }
@@ -326,6 +358,20 @@ mod tests {
         }
         let error = Namespace::new("github/myorg").expect_err("a slash");
         assert!(error.to_string().contains("use dots"), "{error}");
+    }
+
+    #[test]
+    fn the_list_of_consumers_is_limited() {
+        let check = |names: usize, bytes: usize| {
+            let mut request = StoreRequest::new(Secret::new("v".to_owned()));
+            request.allowed_consumers = vec!["c".repeat(bytes); names];
+            request.check_consumers()
+        };
+        check(MAX_CONSUMERS, MAX_CONSUMER_BYTES).expect("at the limit");
+        for (names, bytes) in [(MAX_CONSUMERS + 1, 1), (1, MAX_CONSUMER_BYTES + 1)] {
+            let error = check(names, bytes).expect_err("beyond the limit");
+            assert!(error.to_string().starts_with("allowed_consumers: at most 64"), "{error}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! [`Peer`]: who is at the other end of a connection, as the kernel vouches for it.
+//! [`Peer`]: the other end of a connection, as the kernel reports it.
 
 use std::fmt;
 #[cfg(unix)]
@@ -10,36 +10,36 @@ use std::os::unix::net::UnixStream;
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// A process, by the credentials that the kernel recorded when it connected
-    /// (`SO_PEERCRED` in unix(7); `LOCAL_PEERCRED` on macOS).
+    /// A process on a Unix socket, with the credentials that the kernel recorded when it
+    /// connected (`SO_PEERCRED` in unix(7); `LOCAL_PEERCRED` on macOS).
     Process(Process),
-    /// A TCP client, of which nothing but the address is known. Development only.
+    /// A TCP client; only its address is known. For development.
     Tcp(SocketAddr),
 }
 
 /// A connected process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
-    /// Effective user id.
+    /// Effective user ID.
     pub uid: u32,
-    /// Effective group id.
+    /// Effective group ID.
     pub gid: u32,
-    /// Process id, where the system tells it. It may have been reused since.
+    /// Process ID, if the system reports it. Another process may have it by now.
     pub pid: Option<i32>,
 }
 
 impl Process {
-    /// The process at the other end: the one that connected, as it was then, or seen from
-    /// there the one that listens (`SO_PEERCRED`, unix(7)).
+    /// The process at the other end, as it was when the connection was made: the client, or
+    /// the listener if the client asks (`SO_PEERCRED`, unix(7)).
     ///
     /// # Errors
     ///
-    /// What getsockopt(2) says.
+    /// The error of getsockopt(2).
     #[cfg(target_os = "linux")]
     pub fn across(stream: &UnixStream) -> io::Result<Self> {
         use nix::sys::socket::{getsockopt, sockopt};
         let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
-        // A process of another pid namespace has none here, which reads as 0.
+        // A process in another PID namespace has no number here; the kernel reports 0.
         let pid = Some(credentials.pid()).filter(|&pid| pid != 0);
         Ok(Self { uid: credentials.uid(), gid: credentials.gid(), pid })
     }
@@ -48,7 +48,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// What getsockopt(2) says.
+    /// The error of getpeereid(3).
     #[cfg(target_os = "macos")]
     pub fn across(stream: &UnixStream) -> io::Result<Self> {
         use nix::sys::socket::{getsockopt, sockopt};

@@ -1,4 +1,4 @@
-//! [`Secret`]: the one type that a credential's value is held in.
+//! [`Secret`]: the only type that holds a credential's value.
 
 use std::any::Any;
 use std::fmt;
@@ -8,9 +8,9 @@ use zeroize::Zeroizing;
 
 /// A credential's value.
 ///
-/// It has no `Clone` and no `Display`, its `Debug` prints `[REDACTED]`, and its
-/// memory is wiped when it is dropped. [`Secret::expose`] is the only way out, so
-/// searching for that name lists every place that a value can leave the process.
+/// It has no `Clone` and no `Display`, its `Debug` prints `[REDACTED]`, and its memory is
+/// wiped when it is dropped. [`Secret::expose`] is the only way out, so searching for that
+/// name lists every place where a value can leave the process.
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
@@ -20,11 +20,11 @@ impl Secret {
         Self(Zeroizing::new(value))
     }
 
-    /// Takes bytes that a store handed out.
+    /// Takes ownership of bytes that a store returned.
     ///
     /// # Errors
     ///
-    /// Gives nothing but the fact when the bytes are not UTF-8; they are wiped.
+    /// [`NotUtf8`]; the bytes are then wiped.
     pub fn from_utf8(bytes: Vec<u8>) -> Result<Self, NotUtf8> {
         String::from_utf8(bytes).map(Self::new).map_err(|error| {
             drop(Zeroizing::new(error.into_bytes()));
@@ -32,13 +32,13 @@ impl Secret {
         })
     }
 
-    /// The value itself. Every call is a place where the value may leave.
+    /// The value itself.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// The length in bytes of UTF-8.
+    /// The length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
@@ -50,8 +50,8 @@ impl Secret {
         self.0.is_empty()
     }
 
-    /// A second holder of the same value, for a store that keeps one and hands one
-    /// out. Named, unlike `Clone`, so that it cannot happen by accident.
+    /// A copy of the value, for a store that keeps one and returns one. Unlike `Clone`, it
+    /// has a name of its own, so that no copy is made by accident.
     #[must_use]
     pub fn duplicate(&self) -> Self {
         Self(self.0.clone())
@@ -70,23 +70,22 @@ impl From<String> for Secret {
     }
 }
 
-/// Hears of each secret that somebody holds for longer than a request, such as a token, and
-/// gives what is to be dropped with it. So a log can be kept clean of secrets of which only
-/// a backend knows.
+/// A callback for each secret that a backend holds for longer than a request, such as a
+/// token. A log filter registers them through it, so that it can remove them from the log.
 #[derive(Clone)]
-pub struct SecretWatch(Arc<Hear>);
+pub struct SecretWatch(Arc<Callback>);
 
-type Hear = dyn Fn(&Secret) -> Box<dyn Any + Send + Sync> + Send + Sync;
+type Callback = dyn Fn(&Secret) -> Box<dyn Any + Send + Sync> + Send + Sync;
 
 impl SecretWatch {
-    /// Tells `hear` of each secret.
+    /// Calls `watch` for each secret. What it returns is dropped together with the secret.
     pub fn new<T: Send + Sync + 'static>(
-        hear: impl Fn(&Secret) -> T + Send + Sync + 'static,
+        watch: impl Fn(&Secret) -> T + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(move |secret| Box::new(hear(secret))))
+        Self(Arc::new(move |secret| Box::new(watch(secret))))
     }
 
-    /// Tells of a secret. What is given back is to be dropped with it.
+    /// Announces a secret. The holder drops the result when it drops the secret.
     #[must_use]
     pub fn tell(&self, secret: &Secret) -> WatchedSecret {
         WatchedSecret(self.0(secret))
@@ -99,12 +98,12 @@ impl fmt::Debug for SecretWatch {
     }
 }
 
-/// A secret that was told of; see [`SecretWatch::tell`].
+/// Keeps a secret registered until it is dropped; see [`SecretWatch::tell`].
 pub struct WatchedSecret(
-    #[expect(dead_code, reason = "it is there to be dropped")] Box<dyn Any + Send + Sync>,
+    #[expect(dead_code, reason = "only its drop matters")] Box<dyn Any + Send + Sync>,
 );
 
-/// A value's bytes are not UTF-8.
+/// The bytes of a value are not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the stored value is not UTF-8 text")]
 pub struct NotUtf8;
@@ -122,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_not_utf8_are_refused_without_showing_them() {
+    fn invalid_utf8_is_rejected_and_not_shown() {
         let error = Secret::from_utf8(vec![b'k', 0xff]).expect_err("0xff is never UTF-8");
         assert_eq!(error.to_string(), "the stored value is not UTF-8 text");
     }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
 
-use crate::environment::Environment;
 use crate::error::VaultError;
 use crate::model::{CredentialRef, Namespace};
 use crate::secret::Secret;
+use crate::settings::Environment;
 
 use super::CredentialVault;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::client::{ClientError, ClientOptions, Health, VaultClient};
 use crate::error::{Field, VaultError};
 use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
-use crate::paths;
 use crate::secret::Secret;
+use crate::settings;
 
 use super::{BackendOptions, BackendStatus, Catalogue, CredentialVault};
 
@@ -54,7 +54,7 @@ impl ServiceVault {
             |reason: String| VaultError::ValidationFailed { field: Field::Backend, reason };
         let upstream = environment.setting(UPSTREAM_VARIABLE).map(Path::new);
         let socket =
-            paths::socket(upstream, environment).map_err(|error| invalid(error.to_string()))?;
+            settings::socket(upstream, environment).map_err(|error| invalid(error.to_string()))?;
         let server_uid = environment
             .setting(UPSTREAM_UID_VARIABLE)
             .map(str::parse)

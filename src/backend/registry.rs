@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
-use crate::environment::Environment;
 use crate::error::{Field, VaultError};
 use crate::secret::SecretWatch;
+use crate::settings::Environment;
 
 #[cfg(feature = "keyring")]
 use super::KeyringVault;

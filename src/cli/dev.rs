@@ -8,7 +8,7 @@ use std::path::Path;
 use intentframe_credentials::daemon::Settings;
 use intentframe_credentials::redact::RegisteredSecrets;
 use intentframe_credentials::server::Endpoint;
-use intentframe_credentials::{BackendOptions, Environment, mask_value, paths};
+use intentframe_credentials::{BackendOptions, Environment, mask_value, settings};
 
 use super::dotenv::{self, Dotenv};
 use super::seed::{self, Plan};
@@ -34,18 +34,15 @@ pub fn run(
         (true, port) => Endpoint::LoopbackTcp(port.unwrap_or(DEFAULT_PORT)),
         (false, Some(_)) => return Err(Failure::usage("--port goes with --tcp")),
         (false, None) => Endpoint::Unix(
-            paths::socket(args.socket.as_deref(), environment).map_err(Failure::usage)?,
+            settings::socket(args.socket.as_deref(), environment).map_err(Failure::usage)?,
         ),
     };
     // INTENTFRAME_DATA_DIR is not asked: it names the directory of the real service,
     // whose database must not hear of seeds.
-    let data_dir = match args.data_dir.as_deref() {
-        Some(path) => paths::expand_tilde(path, environment),
-        None => paths::default_dev_data_dir(environment),
-    }
-    .map_err(Failure::usage)?;
+    let data_dir =
+        settings::dev_data_dir(args.data_dir.as_deref(), environment).map_err(Failure::usage)?;
     let workers = workers(args.workers)?;
-    let env_file = args.env_file.as_deref().map(|path| paths::expand_tilde(path, environment));
+    let env_file = args.env_file.as_deref().map(|path| settings::expand_tilde(path, environment));
 
     let (opening, dotenv) =
         read_env_file(env_file.transpose().map_err(Failure::usage)?.as_deref())?;

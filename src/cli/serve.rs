@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, bounded, unbounded};
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
 use intentframe_credentials::redact::RegisteredSecrets;
 use intentframe_credentials::server::Endpoint;
-use intentframe_credentials::{BackendOptions, Environment, SecretWatch, VaultError, paths};
+use intentframe_credentials::{BackendOptions, Environment, SecretWatch, VaultError, settings};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
@@ -31,9 +31,9 @@ pub fn run(
     environment: &Environment,
     secrets: &RegisteredSecrets,
 ) -> Result<(), Failure> {
-    let socket = paths::socket(args.socket.as_deref(), environment).map_err(Failure::usage)?;
+    let socket = settings::socket(args.socket.as_deref(), environment).map_err(Failure::usage)?;
     let data_dir =
-        paths::data_dir(args.data_dir.as_deref(), environment).map_err(Failure::usage)?;
+        settings::data_dir(args.data_dir.as_deref(), environment).map_err(Failure::usage)?;
     let backend = args.backend.as_deref().or_else(|| environment.setting(BACKEND_VARIABLE));
     let endpoint = match supervised::inherited_socket(environment)? {
         Some(listener) => Endpoint::Inherited(Arc::new(listener)),

@@ -14,12 +14,11 @@ use serde::{Deserialize, Serialize};
 use ureq::http::{Method, Request};
 use zeroize::Zeroizing;
 
-use crate::environment::Environment;
 use crate::model::{
     CredentialRef, DeliveryMode, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest,
 };
-use crate::paths::{self, PathError};
 use crate::secret::Secret;
+use crate::settings::{self, Environment, PathError};
 use crate::transport::{
     Era, ForeignServer, NoResolver, NotConnected, OwnedUnixConnector, Owners, Unanswered,
 };
@@ -117,7 +116,7 @@ impl VaultClient {
         environment: &Environment,
         options: &ClientOptions,
     ) -> Result<Self, PathError> {
-        Ok(Self::with_options(paths::socket(socket, environment)?, options))
+        Ok(Self::with_options(settings::socket(socket, environment)?, options))
     }
 
     /// A client of the service that listens on `socket`, which asks as `options` say.

@@ -122,6 +122,7 @@ impl From<&VaultError> for Answer {
                     Field::Namespace => ["path", "namespace"],
                     Field::Key => ["path", "key"],
                     Field::Value => ["body", "value"],
+                    Field::AllowedConsumers => ["body", "allowed_consumers"],
                     Field::Backend => ["body", "backend"],
                 };
                 Self::unprocessable(&[Problem::new("value_error", &loc, reason.clone())])

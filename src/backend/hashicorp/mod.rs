@@ -34,10 +34,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::environment::Environment;
 use crate::error::{Field, VaultError};
 use crate::model::{CredentialRef, Namespace};
 use crate::secret::Secret;
+use crate::settings::Environment;
 
 use super::{BackendStatus, CredentialVault};
 use auth::Auth;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use crate::environment::Environment;
 use crate::error::{Field, VaultError};
 use crate::secret::{Secret, SecretWatch};
+use crate::settings::Environment;
 use crate::transport::tls::TlsSettings;
 
 /// What a [`HashiCorpVault`](super::HashiCorpVault) is made from. What is `None` is taken

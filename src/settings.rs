@@ -1,0 +1,170 @@
+//! The environment the process was started with, and the paths that follow from it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::secret::Secret;
+
+/// The variable that holds the path of the service's socket.
+pub const SOCKET_VARIABLE: &str = "INTENTFRAME_VAULT_SOCKET";
+
+/// The variable that holds the directory of the metadata database.
+pub const DATA_DIR_VARIABLE: &str = "INTENTFRAME_DATA_DIR";
+
+const DEFAULT_SOCKET: &str = "~/.intentframe/run/credential-vault.sock";
+const DEFAULT_DATA_DIR: &str = "~/.intentframe/data";
+const DEFAULT_DEV_DATA_DIR: &str = "~/.intentframe/dev-data";
+
+/// A snapshot of environment variables, read once and passed down.
+///
+/// Cloning is cheap. `Debug` shows no values, since any of them may be a secret. Variables
+/// that are not UTF-8 are left out.
+#[derive(Clone, Default)]
+pub struct Environment(Arc<HashMap<String, Secret>>);
+
+impl Environment {
+    /// The environment of this process, now.
+    #[must_use]
+    pub fn of_process() -> Self {
+        std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect()
+    }
+
+    /// The variable's value; the empty string is a value.
+    #[must_use]
+    pub fn var(&self, name: &str) -> Option<&Secret> {
+        self.0.get(name)
+    }
+
+    /// The value of a setting; an empty variable counts as unset.
+    #[must_use]
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.var(name).map(Secret::expose).filter(|value| !value.is_empty())
+    }
+
+    /// Every variable with its value, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+}
+
+impl FromIterator<(String, String)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(vars: I) -> Self {
+        Self(Arc::new(vars.into_iter().map(|(name, value)| (name, Secret::new(value))).collect()))
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Environment({} variables)", self.0.len())
+    }
+}
+
+/// A path whose `~` cannot be expanded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// `~` stands for `HOME`, which is not set.
+    #[error("HOME is not set, so {path:?} cannot be expanded; set HOME or write the path in full")]
+    NoHome {
+        /// The path as it was written.
+        path: PathBuf,
+    },
+    /// `~name` would need the user database, which the vault does not read.
+    #[error("{path:?} begins with another user's home directory; write the path in full")]
+    OtherHome {
+        /// The path as it was written.
+        path: PathBuf,
+    },
+}
+
+/// The socket's path: the one given, else [`SOCKET_VARIABLE`], else
+/// `~/.intentframe/run/credential-vault.sock`.
+///
+/// # Errors
+///
+/// [`PathError`].
+pub fn socket(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
+    resolve(given, environment.setting(SOCKET_VARIABLE), DEFAULT_SOCKET, environment)
+}
+
+/// The data directory: the one given, else [`DATA_DIR_VARIABLE`], else `~/.intentframe/data`.
+///
+/// # Errors
+///
+/// [`PathError`].
+pub fn data_dir(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
+    resolve(given, environment.setting(DATA_DIR_VARIABLE), DEFAULT_DATA_DIR, environment)
+}
+
+/// The data directory for development: the one given, else `~/.intentframe/dev-data`. It
+/// ignores [`DATA_DIR_VARIABLE`], so it is never the real service's by accident.
+///
+/// # Errors
+///
+/// [`PathError`].
+pub fn dev_data_dir(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
+    resolve(given, None, DEFAULT_DEV_DATA_DIR, environment)
+}
+
+fn resolve(
+    given: Option<&Path>,
+    variable: Option<&str>,
+    default: &str,
+    environment: &Environment,
+) -> Result<PathBuf, PathError> {
+    let path = given.or(variable.map(Path::new)).unwrap_or(Path::new(default));
+    expand_tilde(path, environment)
+}
+
+/// Replaces a leading `~` with `HOME`, as a shell does.
+///
+/// # Errors
+///
+/// [`PathError`], when `HOME` is not set, or for `~name`.
+pub fn expand_tilde(path: &Path, environment: &Environment) -> Result<PathBuf, PathError> {
+    let mut parts = path.components();
+    match parts.next().map(|part| part.as_os_str().as_encoded_bytes()) {
+        Some(b"~") => match environment.setting("HOME") {
+            Some(home) => Ok(Path::new(home).join(parts)),
+            None => Err(PathError::NoHome { path: path.to_owned() }),
+        },
+        Some([b'~', ..]) => Err(PathError::OtherHome { path: path.to_owned() }),
+        _ => Ok(path.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(vars: &[(&str, &str)]) -> Environment {
+        vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_leading_tilde_is_the_home_directory() {
+        let environment = environment(&[("HOME", "/home/ann")]);
+        let expand = |path: &str| expand_tilde(Path::new(path), &environment);
+        assert_eq!(expand("~"), Ok("/home/ann".into()));
+        assert_eq!(expand("~/a/b"), Ok("/home/ann/a/b".into()));
+        assert_eq!(expand("/a/~"), Ok("/a/~".into()));
+        assert_eq!(expand("a~b"), Ok("a~b".into()));
+        assert_eq!(expand("./~"), Ok("./~".into()));
+        assert_eq!(expand("~bob/a"), Err(PathError::OtherHome { path: "~bob/a".into() }));
+    }
+
+    #[test]
+    fn a_given_path_wins_over_the_environment_and_that_over_the_default() {
+        let set = environment(&[("HOME", "/h"), (SOCKET_VARIABLE, "~/s"), (DATA_DIR_VARIABLE, "")]);
+        assert_eq!(socket(Some(Path::new("~/o")), &set), Ok("/h/o".into()));
+        assert_eq!(socket(None, &set), Ok("/h/s".into()));
+        assert_eq!(data_dir(None, &set), Ok("/h/.intentframe/data".into()), "empty is unset");
+
+        let bare = environment(&[]);
+        assert!(matches!(socket(None, &bare), Err(PathError::NoHome { .. })));
+        assert_eq!(socket(Some(Path::new("/s")), &bare), Ok("/s".into()));
+    }
+}

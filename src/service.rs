@@ -2,8 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::ops::ControlFlow;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::{BackendStatus, CredentialVault};
 use crate::error::VaultError;
@@ -14,95 +13,85 @@ use crate::model::{
 use crate::secret::Secret;
 use crate::time::Timestamp;
 
-/// One vault: a backend for the values, a database for the metadata, unless the backend
-/// keeps that as well.
+/// One vault: a backend for the values, and a database for the metadata, unless the backend
+/// keeps that too.
 ///
-/// The order of writes, and how a failure is undone, is told at [`CredentialVault`]. All
-/// methods may be called from many threads; stores and deletes of one credential wait
-/// for each other, so that its value and its metadata are always of the same store.
+/// [`CredentialVault`] documents the order of writes, and how each failure is undone. All
+/// methods may be called from many threads. Stores and deletes of one credential wait for
+/// each other, so that its value and its metadata always come from the same store.
 pub struct VaultService {
     vault: Arc<dyn CredentialVault>,
-    metadata: Metadata,
+    /// `None` if the backend keeps the metadata, in its [catalogue](CredentialVault::catalogue).
+    metadata: Option<MetadataStore>,
     changing: ChangeLocks,
 }
 
-/// Who keeps what is known of credentials.
-enum Metadata {
-    Ours(MetadataStore),
-    /// The backend, in its [catalogue](CredentialVault::catalogue).
-    Backends,
-}
-
 impl VaultService {
-    /// Puts a backend and a database together.
+    /// A service over a backend that keeps values only.
     #[must_use]
     pub fn new(vault: Arc<dyn CredentialVault>, metadata: MetadataStore) -> Self {
-        Self { vault, metadata: Metadata::Ours(metadata), changing: ChangeLocks::default() }
+        Self { vault, metadata: Some(metadata), changing: ChangeLocks::default() }
     }
 
     /// A service over a backend that keeps the metadata itself.
     ///
     /// # Errors
     ///
-    /// Gives the backend back when it has no [catalogue](CredentialVault::catalogue).
+    /// Returns the backend if it has no [catalogue](CredentialVault::catalogue).
     pub fn over_catalogue(
         vault: Arc<dyn CredentialVault>,
     ) -> Result<Self, Arc<dyn CredentialVault>> {
         if vault.catalogue().is_none() {
             return Err(vault);
         }
-        Ok(Self { vault, metadata: Metadata::Backends, changing: ChangeLocks::default() })
+        Ok(Self { vault, metadata: None, changing: ChangeLocks::default() })
     }
 
-    /// The value, whose use is noted in `last_used_at`.
+    /// The value. Sets `last_used_at`.
     ///
     /// # Errors
     ///
-    /// [`VaultError::NotFound`], or what the backend says.
+    /// [`VaultError::NotFound`], or the backend's error.
     pub fn get(&self, at: &CredentialRef) -> Result<Secret, VaultError> {
-        self.used(at, self.vault.get(at)?)
-    }
-
-    fn used(&self, at: &CredentialRef, value: Option<Secret>) -> Result<Secret, VaultError> {
-        let value = value.ok_or_else(|| VaultError::NotFound(at.clone()))?;
-        if let Metadata::Ours(metadata) = &self.metadata {
+        let value = self.vault.get(at)?.ok_or_else(|| VaultError::NotFound(at.clone()))?;
+        if let Some(metadata) = &self.metadata {
             metadata.touch(at, Timestamp::now());
         }
         Ok(value)
     }
 
-    /// Whether there is a value. Not a use of it.
+    /// Whether there is a value. Does not set `last_used_at`.
     ///
     /// # Errors
     ///
-    /// What the backend says.
+    /// The backend's error.
     pub fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         self.vault.has(at)
     }
 
-    /// Stores value and metadata; both are durable when this returns, as far as the
-    /// backend keeps anything.
+    /// Stores value and metadata. Both are durable when this returns, as far as the backend
+    /// keeps anything.
     ///
     /// # Errors
     ///
-    /// What the database or the backend says; then neither has changed.
+    /// [`VaultError::ValidationFailed`] for too many or too long names of consumers, or the
+    /// error of the database or the backend. Then neither value nor metadata has changed.
     pub fn store(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {
-        let Metadata::Ours(metadata) = &self.metadata else {
-            return self.vault.store_request(at, request);
-        };
-        let _alone = self.changing.lock(at);
-        let before = metadata.put(at, request)?;
+        request.check_consumers()?;
+        let Some(metadata) = &self.metadata else { return self.vault.store_request(at, request) };
+        let _lock = self.changing.lock(at);
+        let before = metadata.put(CredentialRecord::new(at.clone(), request, Timestamp::now()))?;
         self.vault.store_request(at, request).inspect_err(|error| undo(metadata, at, before, error))
     }
 
-    /// Deletes value and metadata. Says whether there was a value.
+    /// Deletes value and metadata. Returns whether there was a value.
     ///
     /// # Errors
     ///
-    /// What the database or the backend says; then neither has changed.
+    /// The error of the database or the backend. Then neither value nor metadata has changed.
     pub fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        let Metadata::Ours(metadata) = &self.metadata else { return self.vault.delete(at) };
-        let _alone = self.changing.lock(at);
+        let Some(metadata) = &self.metadata else { return self.vault.delete(at) };
+        let _lock = self.changing.lock(at);
         let before = metadata.remove(at)?;
         self.vault.delete(at).inspect_err(|error| undo(metadata, at, before, error))
     }
@@ -111,22 +100,17 @@ impl VaultService {
     ///
     /// # Errors
     ///
-    /// What the database says, or the backend's catalogue.
+    /// The error of the database, or of the backend's catalogue.
     pub fn summaries(
         &self,
         namespace: Option<&Namespace>,
         visit: &mut dyn FnMut(MaskedSummary),
     ) -> Result<(), VaultError> {
-        match &self.metadata {
-            Metadata::Ours(metadata) => {
-                let filter = namespace.map_or(Filter::All, Filter::Namespace);
-                visit_all(metadata, filter, &mut |record| visit(record.into()))?;
-            }
-            Metadata::Backends => {
-                if let Some(catalogue) = self.vault.catalogue() {
-                    catalogue.summaries(namespace)?.into_iter().for_each(visit);
-                }
-            }
+        if let Some(metadata) = &self.metadata {
+            let filter = namespace.map_or(Filter::All, Filter::Namespace);
+            metadata.for_each(filter, &mut |record| visit(record.into()))?;
+        } else if let Some(catalogue) = self.vault.catalogue() {
+            catalogue.summaries(namespace)?.into_iter().for_each(visit);
         }
         Ok(())
     }
@@ -135,53 +119,45 @@ impl VaultService {
     ///
     /// # Errors
     ///
-    /// What the database says, or the backend's catalogue.
+    /// The error of the database, or of the backend's catalogue.
     pub fn runtime_env(&self, visit: &mut dyn FnMut(RuntimeEnvEntry)) -> Result<(), VaultError> {
-        match &self.metadata {
-            Metadata::Ours(metadata) => {
-                visit_all(metadata, Filter::RuntimeEnv, &mut |record| visit(record.into()))?;
-            }
-            Metadata::Backends => {
-                if let Some(catalogue) = self.vault.catalogue() {
-                    catalogue.runtime_env()?.into_iter().for_each(visit);
-                }
-            }
+        if let Some(metadata) = &self.metadata {
+            metadata.for_each(Filter::RuntimeEnv, &mut |record| visit(record.into()))?;
+        } else if let Some(catalogue) = self.vault.catalogue() {
+            catalogue.runtime_env()?.into_iter().for_each(visit);
         }
         Ok(())
     }
 
-    /// How many credentials there are, by the database; `None` where the backend keeps the
-    /// metadata, whose [status](Self::backend_status) says it.
+    /// The number of credentials in the database. `None` if the backend keeps the metadata;
+    /// then its [status](Self::backend_status) has the number.
     ///
     /// # Errors
     ///
-    /// What the database says.
+    /// The error of the database.
     pub fn count(&self) -> Result<Option<u64>, VaultError> {
-        match &self.metadata {
-            Metadata::Ours(metadata) => Ok(Some(metadata.count()?)),
-            Metadata::Backends => Ok(None),
-        }
+        Ok(self.metadata.as_ref().map(MetadataStore::count).transpose()?)
     }
 
     /// Whether listings and the status may wait for something outside this process.
     #[must_use]
     pub fn listings_may_block(&self) -> bool {
-        matches!(self.metadata, Metadata::Backends) && self.vault.may_block()
+        self.metadata.is_none() && self.vault.may_block()
     }
 
-    /// Removes the metadata of credentials that the backend has no value for; says how
-    /// many. For a backend that forgets, such as `env`, after a restart.
+    /// Removes the metadata of credentials that the backend has no value for, and returns
+    /// how many. For a backend that forgets, such as `env`, after a restart.
     ///
     /// # Errors
     ///
-    /// What the database or the backend says.
+    /// The error of the database or the backend.
     pub fn forget_metadata_without_value(&self) -> Result<usize, VaultError> {
-        let Metadata::Ours(metadata) = &self.metadata else { return Ok(0) };
+        let Some(metadata) = &self.metadata else { return Ok(0) };
         let mut all = Vec::new();
-        visit_all(metadata, Filter::All, &mut |record| all.push(record.at))?;
+        metadata.for_each(Filter::All, &mut |record| all.push(record.at))?;
         let mut forgotten = 0;
         for at in all {
-            let _alone = self.changing.lock(&at);
+            let _lock = self.changing.lock(&at);
             if !self.vault.has(&at)? {
                 metadata.remove(&at)?;
                 forgotten += 1;
@@ -196,7 +172,7 @@ impl VaultService {
         self.vault.name()
     }
 
-    /// How the backend is.
+    /// The state of the backend.
     #[must_use]
     pub fn backend_status(&self) -> BackendStatus {
         self.vault.status()
@@ -208,42 +184,15 @@ impl VaultService {
         self.vault.may_block()
     }
 
-    /// Flushes the metadata and closes both stores. Closing twice is harmless.
+    /// Flushes the metadata and closes database and backend. Closing again does nothing.
     ///
     /// # Errors
     ///
-    /// When what was still to be written could not be.
+    /// [`MetadataError::Failed`] if something could not be written.
     pub fn close(&self) -> Result<(), MetadataError> {
         self.vault.close();
-        match &self.metadata {
-            Metadata::Ours(metadata) => metadata.close(),
-            Metadata::Backends => Ok(()),
-        }
+        self.metadata.as_ref().map_or(Ok(()), MetadataStore::close)
     }
-}
-
-/// Puts the row back as it was before a change that the backend refused. Should the database
-/// not take that now, the metadata store does it later.
-fn undo(
-    metadata: &MetadataStore,
-    at: &CredentialRef,
-    before: Option<CredentialRecord>,
-    cause: &VaultError,
-) {
-    if let Err(error) = metadata.restore(at, before) {
-        log::error!("{cause}; and its metadata is not put back yet: {error}");
-    }
-}
-
-fn visit_all(
-    metadata: &MetadataStore,
-    filter: Filter<'_>,
-    visit: &mut dyn FnMut(CredentialRecord),
-) -> Result<(), MetadataError> {
-    metadata.for_each(filter, &mut |record| {
-        visit(record);
-        ControlFlow::Continue(())
-    })
 }
 
 impl fmt::Debug for VaultService {
@@ -252,17 +201,24 @@ impl fmt::Debug for VaultService {
     }
 }
 
+/// Restores the row after the backend refused a change. If the database cannot be written
+/// now, the metadata store does it later.
+fn undo(
+    metadata: &MetadataStore,
+    at: &CredentialRef,
+    before: Option<CredentialRecord>,
+    cause: &VaultError,
+) {
+    if let Err(error) = metadata.restore(at, before) {
+        log::error!("{cause}; and its metadata is not restored yet: {error}");
+    }
+}
+
 /// The credentials that are being changed, each by one caller.
 #[derive(Default)]
 struct ChangeLocks {
-    held: Mutex<Held>,
+    held: Mutex<HashSet<CredentialRef>>,
     released: Condvar,
-}
-
-#[derive(Default)]
-struct Held {
-    credentials: HashSet<CredentialRef>,
-    waiting: usize,
 }
 
 struct ChangeLock<'a> {
@@ -271,25 +227,21 @@ struct ChangeLock<'a> {
 }
 
 impl ChangeLocks {
-    /// Waits until nobody else changes `at`.
+    /// Waits until no other caller changes `at`. The lock is released when it is dropped.
     fn lock<'a>(&'a self, at: &'a CredentialRef) -> ChangeLock<'a> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        while held.credentials.contains(at) {
-            held.waiting += 1;
-            held = self.released.wait(held).unwrap_or_else(PoisonError::into_inner);
-            held.waiting -= 1;
-        }
-        held.credentials.insert(at.clone());
+        let held = self.released.wait_while(self.held(), |held| held.contains(at));
+        held.unwrap_or_else(PoisonError::into_inner).insert(at.clone());
         ChangeLock { locks: self, at }
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashSet<CredentialRef>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for ChangeLock<'_> {
     fn drop(&mut self) {
-        let mut held = self.locks.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.credentials.remove(self.at);
-        if held.waiting > 0 {
-            self.locks.released.notify_all();
-        }
+        self.locks.held().remove(self.at);
+        self.locks.released.notify_all();
     }
 }

@@ -231,7 +231,7 @@ fn a_full_disk_changes_nothing_and_ends_nothing() {
         assert_eq!(last_used_at(disk, "kept"), None, "there was no room for it");
         if disk.spares_the_log() {
             wait_until("it says that times of use wait", || {
-                service.log().contains("times of last use are not written yet")
+                service.log().contains("wait to be written")
             });
         }
 

@@ -1,7 +1,6 @@
 //! The metadata database: files of other makers, and what survives.
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -32,18 +31,15 @@ fn at(key: &str) -> CredentialRef {
     CredentialRef::parse("n", key).expect("valid")
 }
 
-fn request(value: &str) -> StoreRequest {
-    StoreRequest::new(Secret::new(value.to_owned()))
+/// The record of a value that is stored now.
+fn row(key: &str, value: &str) -> CredentialRecord {
+    let request = StoreRequest::new(Secret::new(value.to_owned()));
+    CredentialRecord::new(at(key), &request, Timestamp::now())
 }
 
 fn records(store: &MetadataStore) -> Vec<CredentialRecord> {
     let mut records = Vec::new();
-    store
-        .for_each(Filter::All, &mut |record| {
-            records.push(record);
-            ControlFlow::Continue(())
-        })
-        .expect("lists");
+    store.for_each(Filter::All, &mut |record| records.push(record)).expect("lists");
     records
 }
 
@@ -90,8 +86,8 @@ fn a_file_of_the_python_service_is_taken_over_and_stays_its_own() {
     assert_eq!(record.delivery_mode, DeliveryMode::RuntimeEnv);
     assert_eq!(record.allowed_consumers, ["uwe"]);
     assert_eq!(record.updated_at.to_string(), "2026-11-23T18:17:36.500000Z");
-    store.put(&at("old"), &request("another value")).expect("stores");
-    store.put(&at("new"), &request("short")).expect("stores");
+    store.put(row("old", "another value")).expect("stores");
+    store.put(row("new", "short")).expect("stores");
     store.close().expect("closes");
 
     let mode = fs::metadata(&file).expect("is there").permissions().mode();
@@ -143,6 +139,29 @@ fn a_newer_a_foreign_and_a_damaged_file_are_refused_untouched() {
     assert_refused_untouched(&directory, &file, "damaged");
 }
 
+/// A process that was killed leaves its log; what the log holds counts, and stays there.
+#[test]
+fn a_newer_file_with_a_log_is_refused_and_both_stay_as_they_are() {
+    let (directory, file) = place();
+    let newer = Connection::open(&file).expect("opens");
+    newer.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).expect("switches");
+    newer.execute_batch(PYTHON_SCHEMA).expect("creates");
+    newer.execute_batch("PRAGMA user_version = 7").expect("sets");
+    let (_copy, killed) = place();
+    let log = |file: &Path| PathBuf::from(format!("{}-wal", file.display()));
+    fs::copy(&file, &killed).expect("copies");
+    fs::copy(log(&file), log(&killed)).expect("copies");
+    let content = || [&killed, &log(&killed)].map(|file| fs::read(file).expect("is there"));
+    let before = content();
+    let error = MetadataStore::open(&killed).expect_err("refused");
+    assert!(error.to_string().contains("newer"), "{error}");
+    assert!(content() == before, "a file was touched");
+
+    // Without a log, nothing may be left beside the file.
+    drop(newer);
+    assert_refused_untouched(&directory, &file, "newer");
+}
+
 #[test]
 fn an_empty_file_is_a_new_database() {
     let (_directory, file) = place();
@@ -156,7 +175,7 @@ fn an_acknowledged_store_is_in_the_files_as_they_are_then() {
     let (_directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
     for n in 0..20 {
-        store.put(&at(&format!("key-{n}")), &request("v")).expect("stores");
+        store.put(row(&format!("key-{n}"), "v")).expect("stores");
         // What a crash would leave: the files, copied while the store has them open.
         let (_copy, after_crash) = place();
         for suffix in ["", "-wal"] {
@@ -175,7 +194,7 @@ fn an_acknowledged_store_is_in_the_files_as_they_are_then() {
 fn a_use_is_seen_at_once_and_on_disk_within_a_second() {
     let (_directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
-    store.put(&at("key"), &request("v")).expect("stores");
+    store.put(row("key", "v")).expect("stores");
     let used = Timestamp::parse("2030-01-02T03:04:05.000006Z").expect("valid");
     store.touch(&at("key"), used);
     assert_eq!(records(&store)[0].last_used_at, Some(used));
@@ -202,9 +221,9 @@ fn a_use_is_seen_at_once_and_on_disk_within_a_second() {
 fn a_change_can_be_undone_exactly() {
     let (_directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
-    assert_eq!(store.put(&at("key"), &request("v")).expect("stores"), None);
+    assert_eq!(store.put(row("key", "v")).expect("stores"), None);
     let before = records(&store);
-    let replaced = store.put(&at("key"), &request("another value")).expect("stores");
+    let replaced = store.put(row("key", "another value")).expect("stores");
     assert_eq!(replaced.as_ref(), before.first());
     store.restore(&at("key"), replaced).expect("restores");
     assert_eq!(records(&store), before);
@@ -224,27 +243,27 @@ fn what_cannot_be_undone_at_once_is_undone_later() {
     let other = Connection::open(&file).expect("opens");
     let refuse = |what: &str| {
         let trigger = format!(
-            "CREATE TRIGGER refuse BEFORE {what} ON credential_metadata WHEN {}.key <> 'other'
-             BEGIN SELECT RAISE(ABORT, 'not now'); END",
-            if what == "DELETE" { "OLD" } else { "NEW" }
+            "CREATE TRIGGER refuse BEFORE {what} ON credential_metadata
+             BEGIN SELECT RAISE(ABORT, 'not now'); END"
         );
         other.execute_batch(&trigger).expect("creates");
     };
     let accept = || other.execute_batch("DROP TRIGGER refuse").expect("drops");
     let failed = |outcome| assert!(matches!(outcome, Err(MetadataError::Failed(_))), "{outcome:?}");
-    store.put(&at("kept"), &request("v")).expect("stores");
+    store.put(row("kept", "v")).expect("stores");
     let before = records(&store);
 
-    // The next change of anything makes up for it,
-    store.put(&at("new"), &request("v")).expect("stores");
+    // The next change of any row completes the undo,
+    store.put(row("new", "v")).expect("stores");
     refuse("DELETE");
     failed(store.restore(&at("new"), None).map(|()| None));
-    failed(store.put(&at("new"), &request("v")));
-    store.put(&at("other"), &request("v")).expect("one that it does not touch goes on");
+    failed(store.put(row("new", "v")));
+    failed(store.put(row("other", "v")));
     accept();
+    store.put(row("other", "v")).expect("stores");
     store.remove(&at("other")).expect("removes");
     assert_eq!(records(&store), before);
-    assert_eq!(store.put(&at("new"), &request("v")).expect("stores"), None);
+    assert_eq!(store.put(row("new", "v")).expect("stores"), None);
     store.remove(&at("new")).expect("removes");
 
     // or the passing of time,
@@ -277,7 +296,7 @@ fn stores_from_many_threads_are_all_there_in_order() {
             let store = &store;
             scope.spawn(move || {
                 for n in 0..50 {
-                    store.put(&at(&format!("{thread}-{n}")), &request("v")).expect("stores");
+                    store.put(row(&format!("{thread}-{n}"), "v")).expect("stores");
                 }
             });
         }
@@ -292,13 +311,12 @@ fn stores_from_many_threads_are_all_there_in_order() {
 fn a_row_that_cannot_be_read_is_named() {
     let (_directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
-    store.put(&at("key"), &request("v")).expect("stores");
+    store.put(row("key", "v")).expect("stores");
     Connection::open(&file)
         .expect("opens")
         .execute_batch("UPDATE credential_metadata SET created_at = 'yesterday'")
         .expect("changes");
-    let error =
-        store.for_each(Filter::All, &mut |_| ControlFlow::Continue(())).expect_err("no timestamp");
+    let error = store.for_each(Filter::All, &mut |_| ()).expect_err("no timestamp");
     assert!(
         error.to_string().contains("n/key") && error.to_string().contains("created_at"),
         "{error}"

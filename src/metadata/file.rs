@@ -1,6 +1,5 @@
-//! The database as a file: made private, found, kept private.
+//! The database as a file: created private, and made private if it was not.
 
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -8,118 +7,86 @@ use std::path::{Path, PathBuf};
 #[cfg(unix)]
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 
-/// What `SQLite` appends to the database's name for the files beside it.
-pub(super) const WAL_SUFFIX: &str = "-wal";
-const SHM_SUFFIX: &str = "-shm";
+use super::schema::Reason;
 
-/// Makes an empty file where there is none, and gives the path without symbolic links:
-/// that is where `SQLite` puts its other files.
-pub(super) fn prepare(path: &Path) -> Result<PathBuf, String> {
-    match fs::metadata(path) {
-        Ok(found) if found.is_file() => {}
-        Ok(_) => return Err("it is not a regular file; choose another data directory".to_owned()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            create(path).map_err(|error| format!("it cannot be created: {error}"))?;
-        }
-        Err(error) => return Err(unreadable(&error)),
+/// The write-ahead log and its index, which `SQLite` keeps beside the database.
+pub(super) const WAL: &str = "-wal";
+const WAL_INDEX: &str = "-shm";
+
+/// Creates an empty file (mode 0600) if there is none, with the directories that are missing
+/// (0700). Returns the path without symbolic links: `SQLite` puts its other files there.
+pub(super) fn prepare(path: &Path) -> Result<PathBuf, Reason> {
+    let path = std::path::absolute(path)?;
+    let file = open_or_create(&path).map_err(|error| {
+        format!(
+            "it cannot be created or opened to write: {error}; correct that or choose another \
+             data directory"
+        )
+    })?;
+    if !file.metadata()?.is_file() {
+        return Err("it is not a regular file; choose another data directory".into());
     }
-    fs::canonicalize(path).map_err(|error| unreadable(&error))
+    Ok(fs::canonicalize(&path)?)
 }
 
-/// Whether there is anything in the file: an empty one is a new database.
-pub(super) fn has_content(path: &Path) -> Result<bool, String> {
-    Ok(fs::metadata(path).map_err(|error| unreadable(&error))?.len() > 0)
+/// The path of a file beside the database.
+pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
-/// The first `N` bytes, or `None` when the file is shorter.
-pub(super) fn head<const N: usize>(path: &Path) -> Result<Option<[u8; N]>, String> {
-    let mut head = [0; N];
-    let read = File::open(path).and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
-    match read {
-        Ok(()) => Ok(Some(head)),
-        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
-        Err(error) => Err(unreadable(&error)),
-    }
-}
-
-/// The length of the file beside the database with this suffix, `None` if there is none.
-pub(super) fn length_beside(path: &Path, suffix: &str) -> Option<u64> {
-    fs::metadata(beside(path, suffix)).ok().map(|found| found.len())
-}
-
-/// Takes the rights of group and others away. `SQLite` gives the files beside a database
-/// its mode; those left by an earlier process may have been made with another.
+/// Removes the permissions of group and others. `SQLite` gives the files beside a database
+/// the mode of the database, but an earlier process may have left some with another mode.
 #[cfg(unix)]
-pub(super) fn tighten(path: &Path) -> Result<(), String> {
-    for suffix in ["", WAL_SUFFIX, SHM_SUFFIX] {
-        let file = beside(path, suffix);
+pub(super) fn make_private(database: &Path) -> Result<(), Reason> {
+    for file in ["", WAL, WAL_INDEX].map(|suffix| beside(database, suffix)) {
         let Ok(found) = fs::metadata(&file) else { continue };
         let mode = found.permissions().mode();
         if mode & 0o077 != 0 {
-            fs::set_permissions(&file, fs::Permissions::from_mode(mode & 0o700)).map_err(
-                |error| {
-                    format!(
-                        "others may read {} and its mode cannot be changed ({error}); \
-                         run `chmod 600` on it as its owner",
-                        file.display()
-                    )
-                },
-            )?;
+            let private = fs::Permissions::from_mode(mode & 0o700);
+            fs::set_permissions(&file, private).map_err(|error| {
+                format!(
+                    "others may read {} and its mode cannot be changed ({error}); run \
+                     `chmod 600` on it as its owner",
+                    file.display()
+                )
+            })?;
         }
     }
     Ok(())
 }
 
 #[cfg(not(unix))]
-pub(super) fn tighten(_path: &Path) -> Result<(), String> {
+pub(super) fn make_private(_database: &Path) -> Result<(), Reason> {
     Ok(())
 }
 
-fn unreadable(error: &io::Error) -> String {
-    format!("it cannot be read: {error}")
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    name.into()
-}
-
-/// Creates the file, and the directories that are missing, for the owner alone, so that
-/// they are still there after a power cut.
-fn create(path: &Path) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let missing: Vec<&Path> = directory
-        .ancestors()
-        .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
-        .collect();
-
-    let mut builder = DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    builder.mode(0o700);
-    builder.create(directory)?;
-
+fn open_or_create(path: &Path) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        create_directory(directory)?;
+    }
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
+    options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
     options.mode(0o600);
-    match options.open(path) {
-        Ok(_) => {}
-        // Another process was faster; what it made is looked at like any other file.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
-        Err(error) => return Err(error),
-    }
+    options.open(path)
+}
 
+/// Creates the directory and its missing parents, and syncs each parent, so that a power cut
+/// does not take a new directory away. `SQLite` syncs the directory of the database itself.
+fn create_directory(directory: &Path) -> io::Result<()> {
+    let Some(parent) = directory.parent().filter(|_| !directory.is_dir()) else { return Ok(()) };
+    create_directory(parent)?;
+    let mut builder = DirBuilder::new();
     #[cfg(unix)]
-    for changed in std::iter::once(directory).chain(missing.iter().filter_map(|new| new.parent())) {
-        let changed = if changed.as_os_str().is_empty() { Path::new(".") } else { changed };
-        File::open(changed)?.sync_all()?;
+    builder.mode(0o700);
+    match builder.create(directory) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        // Another process may have created it meanwhile.
+        _ => {}
     }
-    #[cfg(not(unix))]
-    drop(missing);
+    #[cfg(unix)]
+    File::open(parent)?.sync_all()?;
     Ok(())
 }

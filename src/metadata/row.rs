@@ -1,104 +1,121 @@
-//! A row of `credential_metadata` as a [`CredentialRecord`], and back.
+//! The rows of `credential_metadata`: each statement on one of them.
 
-use rusqlite::Row;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::model::{CredentialRecord, CredentialRef, DeliveryMode};
+use crate::model::{CredentialRecord, CredentialRef, DeliveryMode, Namespace};
 use crate::time::Timestamp;
 
 use super::MetadataError;
 
-/// The table's columns, in its order; [`read`] expects them in this order too.
-pub(super) const COLUMNS: [&str; 11] = [
-    "namespace",
-    "key",
-    "delivery_mode",
-    "allowed_consumers",
-    "env_name",
-    "validator_id",
-    "masked_preview",
-    "created_at",
-    "updated_at",
-    "last_validated_at",
-    "last_used_at",
-];
+/// The table's columns in the table's order, which [`read`] and [`set`] rely on.
+pub(super) const COLUMNS: &str = "namespace, key, delivery_mode, allowed_consumers, env_name, \
+     validator_id, masked_preview, created_at, updated_at, last_validated_at, last_used_at";
 
-/// [`COLUMNS`], for a statement.
-macro_rules! columns {
-    () => {
-        "namespace, key, delivery_mode, allowed_consumers, env_name, validator_id, \
-         masked_preview, created_at, updated_at, last_validated_at, last_used_at"
-    };
+/// The record of one credential. The outer error is about the database, the inner one about
+/// this row.
+pub(super) fn find(
+    connection: &Connection,
+    at: &CredentialRef,
+) -> rusqlite::Result<Result<Option<CredentialRecord>, MetadataError>> {
+    let sql =
+        format!("SELECT {COLUMNS} FROM credential_metadata WHERE namespace = ?1 AND key = ?2");
+    let row = connection
+        .prepare_cached(&sql)?
+        .query_row([at.namespace().as_str(), at.key()], |row| Ok(read(row)));
+    Ok(row.optional()?.transpose())
 }
-pub(super) use columns;
 
-/// Reads a row of all columns. The error names the row and the column, not what is in it.
+/// Writes the row of one credential, over an earlier one if there is one; `None` deletes it.
+pub(super) fn set(
+    connection: &Connection,
+    at: &CredentialRef,
+    record: Option<&CredentialRecord>,
+) -> rusqlite::Result<()> {
+    let (namespace, key) = (at.namespace().as_str(), at.key());
+    let Some(record) = record else {
+        let sql = "DELETE FROM credential_metadata WHERE namespace = ?1 AND key = ?2";
+        return connection.prepare_cached(sql)?.execute([namespace, key]).map(drop);
+    };
+    let consumers =
+        serde_json::to_string(&record.allowed_consumers).expect("a list of strings is always JSON");
+    let sql = format!(
+        "INSERT OR REPLACE INTO credential_metadata ({COLUMNS})
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+    );
+    connection
+        .prepare_cached(&sql)?
+        .execute(params![
+            namespace,
+            key,
+            record.delivery_mode.as_str(),
+            consumers,
+            record.env_name,
+            record.validator_id,
+            record.masked_preview,
+            record.created_at.to_database(),
+            record.updated_at.to_database(),
+            record.last_validated_at.map(Timestamp::to_database),
+            record.last_used_at.map(Timestamp::to_database),
+        ])
+        .map(drop)
+}
+
+/// Sets the time of the last use, unless a later one is there or the row is gone.
+pub(super) fn set_last_used(
+    connection: &Connection,
+    at: &CredentialRef,
+    when: Timestamp,
+) -> rusqlite::Result<()> {
+    // Both services write UTC, so that times sort as text.
+    let sql = "UPDATE credential_metadata SET last_used_at = ?3
+         WHERE namespace = ?1 AND key = ?2 AND (last_used_at IS NULL OR last_used_at < ?3)";
+    connection
+        .prepare_cached(sql)?
+        .execute([at.namespace().as_str(), at.key(), &when.to_database()])
+        .map(drop)
+}
+
+/// Reads a row of [`COLUMNS`]. The error names the row and the column, but not the content.
 pub(super) fn read(row: &Row<'_>) -> Result<CredentialRecord, MetadataError> {
-    let fields = Fields(row);
-    let at = CredentialRef::parse(fields.text(0)?, fields.text(1)?)
-        .map_err(|error| fields.unreadable(1, &error.to_string()))?;
-    let delivery_mode = DeliveryMode::from_name(fields.text(2)?)
-        .ok_or_else(|| fields.unreadable(2, "it is neither executor_only nor runtime_env"))?;
+    let text = |text: &str| Some(text.to_owned());
+    let namespace = required(row, 0, |text| Namespace::new(text).ok())?;
     Ok(CredentialRecord {
-        at,
-        delivery_mode,
-        allowed_consumers: fields.consumers(3)?,
-        env_name: fields.optional_text(4)?.map(str::to_owned),
-        validator_id: fields.optional_text(5)?.map(str::to_owned),
-        masked_preview: fields.text(6)?.to_owned(),
-        created_at: fields.time(7)?,
-        updated_at: fields.time(8)?,
-        last_validated_at: fields.optional_time(9)?,
-        last_used_at: fields.optional_time(10)?,
+        at: required(row, 1, |key| CredentialRef::new(namespace, key).ok())?,
+        delivery_mode: required(row, 2, DeliveryMode::from_name)?,
+        allowed_consumers: required(row, 3, |json| serde_json::from_str(json).ok())?,
+        env_name: optional(row, 4, text)?,
+        validator_id: optional(row, 5, text)?,
+        masked_preview: required(row, 6, text)?,
+        created_at: required(row, 7, Timestamp::parse)?,
+        updated_at: required(row, 8, Timestamp::parse)?,
+        last_validated_at: optional(row, 9, Timestamp::parse)?,
+        last_used_at: optional(row, 10, Timestamp::parse)?,
     })
 }
 
-/// The JSON array that the column `allowed_consumers` holds.
-pub(super) fn consumers_to_json(consumers: &[String]) -> String {
-    serde_json::to_string(consumers).expect("a list of strings is always JSON")
+fn required<T>(
+    row: &Row<'_>,
+    column: usize,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, MetadataError> {
+    optional(row, column, parse)?.ok_or_else(|| invalid(row, column))
 }
 
-struct Fields<'a>(&'a Row<'a>);
+fn optional<T>(
+    row: &Row<'_>,
+    column: usize,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<Option<T>, MetadataError> {
+    let text = row.get_ref(column)?.as_str_or_null().map_err(|_| invalid(row, column))?;
+    text.map(|text| parse(text).ok_or_else(|| invalid(row, column))).transpose()
+}
 
-impl<'a> Fields<'a> {
-    fn optional_text(&self, column: usize) -> Result<Option<&'a str>, MetadataError> {
-        let value = self.0.get_ref(column)?;
-        value.as_str_or_null().map_err(|_| self.unreadable(column, "it is not text"))
-    }
-
-    fn text(&self, column: usize) -> Result<&'a str, MetadataError> {
-        self.optional_text(column)?.ok_or_else(|| self.unreadable(column, "it is not set"))
-    }
-
-    fn optional_time(&self, column: usize) -> Result<Option<Timestamp>, MetadataError> {
-        let Some(text) = self.optional_text(column)? else { return Ok(None) };
-        let time = Timestamp::parse(text)
-            .ok_or_else(|| self.unreadable(column, "it is not ISO 8601 with an offset"))?;
-        Ok(Some(time))
-    }
-
-    fn time(&self, column: usize) -> Result<Timestamp, MetadataError> {
-        self.optional_time(column)?.ok_or_else(|| self.unreadable(column, "it is not set"))
-    }
-
-    fn consumers(&self, column: usize) -> Result<Vec<String>, MetadataError> {
-        match self.text(column)? {
-            "[]" => Ok(Vec::new()),
-            json => serde_json::from_str(json)
-                .map_err(|_| self.unreadable(column, "it is not a JSON array of strings")),
-        }
-    }
-
-    fn unreadable(&self, column: usize, why: &str) -> MetadataError {
-        let name = |column| {
-            let value = self.0.get_ref(column).ok();
-            value.and_then(|value| value.as_str().ok()).unwrap_or("?").escape_debug().to_string()
-        };
-        MetadataError::Failed(format!(
-            "the row {}/{} has an unreadable {} ({why}); correct it or delete the row with \
-             the program sqlite3",
-            name(0),
-            name(1),
-            COLUMNS[column],
-        ))
-    }
+fn invalid(row: &Row<'_>, column: usize) -> MetadataError {
+    let name = |column| row.get::<_, String>(column).unwrap_or_else(|_| "?".to_owned());
+    MetadataError::Failed(format!(
+        "the row {}/{} has an invalid {}; correct or delete the row with the program sqlite3",
+        name(0).escape_debug(),
+        name(1).escape_debug(),
+        COLUMNS.split(", ").nth(column).unwrap_or("column"),
+    ))
 }

@@ -1,5 +1,5 @@
-//! Many clients at once: value and metadata stay one credential, and nobody reads a value
-//! older than one that was acknowledged.
+//! Many clients at once: value and metadata stay consistent, and no client reads a value
+//! older than an acknowledged one.
 
 mod support;
 
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use support::{Connection, Place, Service, delete, get, put, request};
 
-/// A small generator (xorshift), so that a run mixes differently on each thread and in
-/// the same way each time.
+/// A small random generator (xorshift): a different sequence for each thread, the same in
+/// each run.
 struct Dice(u64);
 
 impl Dice {
@@ -35,7 +35,7 @@ fn summaries(service: &Service) -> Vec<Value> {
 }
 
 #[test]
-fn mixed_operations_keep_value_and_metadata_one() {
+fn mixed_operations_keep_value_and_metadata_consistent() {
     const THREADS: u64 = 16;
     const OPERATIONS: u64 = 60;
     const KEYS: u64 = 4;
@@ -72,8 +72,8 @@ fn mixed_operations_keep_value_and_metadata_one() {
         }
     });
 
-    // Quiet now: what is listed has a value and the other way round, and all that is known
-    // of a credential comes from the store that left its value.
+    // No request runs now. Each listed credential has a value and the other way round, and
+    // its metadata comes from the same store as its value.
     let summaries = summaries(&service);
     let runtime_env = service.get("/v1/runtime-env").json();
     for key in 0..KEYS {
@@ -96,13 +96,12 @@ fn mixed_operations_keep_value_and_metadata_one() {
     }
 }
 
-/// A name for the environment that no other value has, so that metadata tell which store
-/// they come from.
+/// A variable name that no other value has, so that metadata shows which store it is from.
 fn env_name(value: &str) -> String {
     format!("V_{}", value.replace('-', "_"))
 }
 
-/// Stores a value that no other store stores.
+/// Stores a value that is stored only once.
 fn store(
     connection: &mut Connection,
     stored: &Mutex<HashSet<(u64, String)>>,
@@ -110,7 +109,7 @@ fn store(
     mark: &str,
 ) {
     let value = format!("{mark}-value-{}", &mark[4..]);
-    // Before it is sent: a reader may see it before its writer is answered.
+    // Noted before it is sent: a reader may see it before its writer gets the answer.
     stored.lock().expect("no panic").insert((key, value.clone()));
     let name = env_name(&value);
     let body = json!({ "value": value, "env_name": name, "delivery_mode": "runtime_env" });
@@ -128,7 +127,7 @@ fn read(connection: &mut Connection, stored: &Mutex<HashSet<(u64, String)>>, key
 }
 
 #[test]
-fn nobody_reads_a_value_older_than_an_acknowledged_one() {
+fn no_client_reads_a_value_older_than_an_acknowledged_one() {
     const STORES: u64 = 150;
     let place = Place::new();
     let service = place.start();
@@ -145,7 +144,7 @@ fn nobody_reads_a_value_older_than_an_acknowledged_one() {
                 let mut newest = 0;
                 while !done.load(Ordering::SeqCst) {
                     let at_least = acknowledged.load(Ordering::SeqCst).max(newest);
-                    // Values and their previews are held to the same.
+                    // The same holds for values and for previews.
                     let seen = if reader % 2 == 0 {
                         connection.exchange(&get(&path(0))).value()
                     } else {
@@ -173,7 +172,7 @@ fn nobody_reads_a_value_older_than_an_acknowledged_one() {
 }
 
 #[test]
-fn stores_of_different_keys_at_once_all_stay() {
+fn concurrent_stores_of_different_keys_all_succeed() {
     let place = Place::new();
     let service = place.start();
     thread::scope(|scope| {
@@ -196,7 +195,7 @@ fn stores_of_different_keys_at_once_all_stay() {
     assert_eq!(service.get("/health").json()["credential_count"], 320);
 }
 
-/// A connection per request, as the synchronous Python client has it.
+/// The synchronous Python client opens a connection for each request.
 #[test]
 fn a_connection_per_request_from_many_threads() {
     let place = Place::new();

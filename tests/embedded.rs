@@ -11,10 +11,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use intentframe_credentials::daemon::{Daemon, DaemonError, Settings};
+use intentframe_credentials::model::MAX_CONSUMERS;
 use intentframe_credentials::server::{Endpoint, Limits, StartError};
 use intentframe_credentials::{
-    BackendOptions, CredentialRef, CredentialVault, Environment, Namespace, Secret, VaultError,
-    register_backend,
+    BackendOptions, CredentialRef, CredentialVault, Environment, Namespace, Secret, StoreRequest,
+    VaultError, register_backend,
 };
 use serde_json::{Value, json};
 
@@ -322,6 +323,24 @@ fn an_unreachable_backend_is_503_and_nothing_is_half_done() {
     let mut connection = vault.connect();
     connection.send(&request("HEAD", &path, "", b""));
     assert_eq!(connection.response_to_head().status, 503);
+    assert_eq!(vault.listing(), json!([]));
+}
+
+#[test]
+fn a_host_that_stores_too_many_consumers_is_told_so() {
+    let vault = start_env(Limits::default());
+    let mut store = StoreRequest::new(Secret::new("v".to_owned()));
+    store.allowed_consumers = vec!["consumer".to_owned(); MAX_CONSUMERS + 1];
+    let at = CredentialRef::parse("n", "key").expect("valid");
+    let service = vault.daemon.as_ref().expect("it runs").service();
+    let error = service.store(&at, &store).expect_err("too many");
+    assert!(error.to_string().starts_with("allowed_consumers: at most 64"), "{error}");
+    assert_eq!(vault.listing(), json!([]));
+
+    let body = json!({ "value": "sk-canary", "allowed_consumers": store.allowed_consumers });
+    let answer = vault.ask(&put(&path("n", "key"), &body));
+    assert_eq!(answer.status, 422);
+    assert_eq!(answer.json()["detail"][0]["loc"], json!(["body", "allowed_consumers"]));
     assert_eq!(vault.listing(), json!([]));
 }
 

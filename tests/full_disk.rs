@@ -1,6 +1,6 @@
-//! A disk that fills up under the service, and has room again: a real one, small, where
-//! the kernel lets a test mount it, and one stood in for by a limit on file sizes, which
-//! needs no right at all. The first fails writes with ENOSPC, the second with EFBIG.
+//! A disk that fills up under the service, and has room again. Each test runs on a small
+//! file system, where the kernel lets a test mount one (writes fail with ENOSPC), and with a
+//! limit on file sizes, which needs no privilege (writes fail with EFBIG).
 
 #![cfg(target_os = "linux")]
 
@@ -25,19 +25,19 @@ use support::{
 const KEPT: &str = "/v1/credentials/full/kept";
 const NEW: &str = "/v1/credentials/full/new";
 
-/// Where a service keeps its data, and what can run out of room.
+/// The place where a service keeps its data, which can run out of room.
 trait Disk {
     fn setup(&self) -> Setup;
-    /// Leaves no room for the service that runs, or for the next one.
+    /// Leaves no room for the running service, or for the next one.
     fn fill(&self, running: Option<&Service>);
     fn make_room(&self, running: Option<&Service>);
-    /// The data directory, as the test gets to it.
+    /// The path by which the test reaches the data directory.
     fn data_dir(&self) -> PathBuf;
-    /// Whether the service's log is elsewhere, so that it can be written all the time.
+    /// Whether the service's log is elsewhere, so that it can always be written.
     fn spares_the_log(&self) -> bool;
 }
 
-/// No file of the service may be written to, for its size is limited to nothing.
+/// A limit of 0 bytes on the size of files that the service writes.
 struct Limited {
     place: Place,
     from_the_start: Cell<bool>,
@@ -84,14 +84,14 @@ impl Disk for Limited {
 }
 
 /// A file system of 1 MiB, mounted on the data directory in a mount namespace that a
-/// process of its own keeps.
+/// separate process keeps alive.
 struct Small {
     place: Place,
     keeper: Child,
 }
 
 impl Small {
-    /// `None` where the kernel lets this user mount nothing, as in most containers.
+    /// `None` where this user may not mount anything, as in most containers.
     fn new() -> Option<Self> {
         let place = Place::new();
         fs::create_dir(place.data_dir()).expect("creates");
@@ -119,7 +119,7 @@ impl Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        // Fails when it could not start.
+        // Fails if it has ended already.
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
     }
@@ -158,7 +158,7 @@ impl Disk for Small {
     }
 }
 
-/// Runs a test on both.
+/// Runs a test on both disks.
 fn on_each_disk(test: impl Fn(&dyn Disk)) {
     test(&Limited::new());
     match Small::new() {
@@ -167,8 +167,8 @@ fn on_each_disk(test: impl Fn(&dyn Disk)) {
     }
 }
 
-/// A time of last use, read from the file: a copy of it, for `SQLite` finds no way
-/// through `/proc`.
+/// The time of last use in the database. It is read from a copy, since `SQLite` cannot
+/// open a file through `/proc/PID/root`.
 fn last_used_at(disk: &dyn Disk, key: &str) -> Option<String> {
     let copy = TempDir::new().expect("a temporary directory");
     for name in ["credentials.db", "credentials.db-wal"] {
@@ -180,7 +180,7 @@ fn last_used_at(disk: &dyn Disk, key: &str) -> Option<String> {
     database.query_row(sql, [key], |row| row.get(0)).expect("the row is there")
 }
 
-/// All that is known of the credentials, but for when they were last used.
+/// Everything listed about the credentials except `last_used_at`.
 fn listing(service: &Service) -> Value {
     let mut listing = service.get("/v1/credentials").json();
     for summary in listing.as_array_mut().expect("a list") {
@@ -194,7 +194,7 @@ fn body(value: &str) -> Value {
     json!({ "value": value, "delivery_mode": "runtime_env", "env_name": name })
 }
 
-/// The answer to what could not be written: it says so, and what to do, and no value.
+/// Checks that the answer says what failed and what to do, and has no value in it.
 #[track_caller]
 fn assert_says_no_room(answer: &Response) {
     assert_eq!(answer.status, 500, "{}", answer.text());
@@ -206,7 +206,7 @@ fn assert_says_no_room(answer: &Response) {
 }
 
 #[test]
-fn a_full_disk_changes_nothing_and_ends_nothing() {
+fn a_full_disk_fails_writes_only() {
     on_each_disk(|disk| {
         let mut service = disk.setup().start();
         assert_eq!(service.put(KEPT, &body("OLD1-the-first-canary")).status, 200);
@@ -230,7 +230,7 @@ fn a_full_disk_changes_nothing_and_ends_nothing() {
         assert!(used.is_string(), "{used}");
         assert_eq!(last_used_at(disk, "kept"), None, "there was no room for it");
         if disk.spares_the_log() {
-            wait_until("it says that times of use wait", || {
+            wait_until("the log says that times of use wait", || {
                 service.log().contains("wait to be written")
             });
         }
@@ -253,9 +253,9 @@ fn a_full_disk_changes_nothing_and_ends_nothing() {
     });
 }
 
-/// Many stores share a commit: they fail together, and each is answered for itself.
+/// Stores that share a commit fail together, and each gets its own answer.
 #[test]
-fn a_disk_that_fills_up_under_many_stores_keeps_what_was_acknowledged() {
+fn a_disk_that_fills_up_loses_no_acknowledged_store() {
     const WRITERS: usize = 6;
     on_each_disk(|disk| {
         let mut service = disk.setup().start();
@@ -301,7 +301,7 @@ fn a_disk_that_fills_up_under_many_stores_keeps_what_was_acknowledged() {
 }
 
 #[test]
-fn a_service_told_to_end_while_the_disk_is_full_ends_and_says_what_is_lost() {
+fn stopping_on_a_full_disk_reports_what_is_lost() {
     on_each_disk(|disk| {
         let mut service = disk.setup().start();
         assert_eq!(service.put(KEPT, &body("OLD1-the-first-canary")).status, 200);
@@ -321,7 +321,7 @@ fn a_service_told_to_end_while_the_disk_is_full_ends_and_says_what_is_lost() {
 }
 
 #[test]
-fn a_service_that_has_no_room_to_start_says_so_and_harms_nothing() {
+fn starting_on_a_full_disk_fails_and_changes_nothing() {
     on_each_disk(|disk| {
         let assert_does_not_start = || {
             let mut service = disk.setup().spawn();

@@ -1,4 +1,4 @@
-//! The metadata database: files of other makers, and what survives.
+//! The metadata database: files of other programs, durability and undo.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,7 @@ use intentframe_credentials::{
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-/// What the Python service creates.
+/// The table as the Python service creates it.
 const PYTHON_SCHEMA: &str = "CREATE TABLE credential_metadata (
     namespace TEXT NOT NULL, key TEXT NOT NULL,
     delivery_mode TEXT NOT NULL DEFAULT 'executor_only',
@@ -31,7 +31,7 @@ fn at(key: &str) -> CredentialRef {
     CredentialRef::parse("n", key).expect("valid")
 }
 
-/// The record of a value that is stored now.
+/// The record of a value that is stored for the first time now.
 fn row(key: &str, value: &str) -> CredentialRecord {
     let request = StoreRequest::new(Secret::new(value.to_owned()));
     CredentialRecord::new(at(key), &request, Timestamp::now())
@@ -51,11 +51,11 @@ fn column(file: &Path, column: &str, key: &str) -> Option<String> {
         .expect("is there")
 }
 
-/// Opening must fail with a message that has `hint` in it, and leave everything as it was.
+/// Checks that opening fails with `hint` in the message and leaves everything unchanged.
 #[track_caller]
 fn assert_refused_untouched(directory: &TempDir, file: &Path, hint: &str) {
     let before = fs::read(file).expect("is there");
-    let error = MetadataStore::open(file).expect_err("refused");
+    let error = MetadataStore::open(file).expect_err("rejected");
     assert!(matches!(error, MetadataError::Unusable { .. }), "{error}");
     assert!(error.to_string().contains(hint), "{error}");
     assert!(fs::read(file).expect("is there") == before, "the file was touched");
@@ -67,7 +67,7 @@ fn assert_refused_untouched(directory: &TempDir, file: &Path, hint: &str) {
 }
 
 #[test]
-fn a_file_of_the_python_service_is_taken_over_and_stays_its_own() {
+fn a_python_file_is_taken_over_and_stays_readable_to_python() {
     let (_directory, file) = place();
     let python = Connection::open(&file).expect("opens");
     python.execute_batch(PYTHON_SCHEMA).expect("creates");
@@ -102,7 +102,7 @@ fn a_file_of_the_python_service_is_taken_over_and_stays_its_own() {
 }
 
 #[test]
-fn a_newer_a_foreign_and_a_damaged_file_are_refused_untouched() {
+fn newer_foreign_and_damaged_files_are_rejected_unchanged() {
     let (directory, file) = place();
     let newer = Connection::open(&file).expect("opens");
     newer.execute_batch(PYTHON_SCHEMA).expect("creates");
@@ -139,9 +139,9 @@ fn a_newer_a_foreign_and_a_damaged_file_are_refused_untouched() {
     assert_refused_untouched(&directory, &file, "damaged");
 }
 
-/// A process that was killed leaves its log; what the log holds counts, and stays there.
+/// A killed process leaves its log: it is read, but not moved into the file.
 #[test]
-fn a_newer_file_with_a_log_is_refused_and_both_stay_as_they_are() {
+fn a_newer_file_with_a_log_is_rejected_and_both_are_unchanged() {
     let (directory, file) = place();
     let newer = Connection::open(&file).expect("opens");
     newer.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).expect("switches");
@@ -153,11 +153,11 @@ fn a_newer_file_with_a_log_is_refused_and_both_stay_as_they_are() {
     fs::copy(log(&file), log(&killed)).expect("copies");
     let content = || [&killed, &log(&killed)].map(|file| fs::read(file).expect("is there"));
     let before = content();
-    let error = MetadataStore::open(&killed).expect_err("refused");
+    let error = MetadataStore::open(&killed).expect_err("rejected");
     assert!(error.to_string().contains("newer"), "{error}");
     assert!(content() == before, "a file was touched");
 
-    // Without a log, nothing may be left beside the file.
+    // If there was no log, none is left behind.
     drop(newer);
     assert_refused_untouched(&directory, &file, "newer");
 }
@@ -171,12 +171,12 @@ fn an_empty_file_is_a_new_database() {
 }
 
 #[test]
-fn an_acknowledged_store_is_in_the_files_as_they_are_then() {
+fn an_acknowledged_store_survives_a_crash() {
     let (_directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
     for n in 0..20 {
         store.put(row(&format!("key-{n}"), "v")).expect("stores");
-        // What a crash would leave: the files, copied while the store has them open.
+        // A crash leaves the files as they are now, while the store has them open.
         let (_copy, after_crash) = place();
         for suffix in ["", "-wal"] {
             let name = |file: &Path| PathBuf::from(format!("{}{suffix}", file.display()));
@@ -191,7 +191,7 @@ fn an_acknowledged_store_is_in_the_files_as_they_are_then() {
 }
 
 #[test]
-fn a_use_is_seen_at_once_and_on_disk_within_a_second() {
+fn a_touch_is_listed_at_once_and_written_soon() {
     let (_directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
     store.put(row("key", "v")).expect("stores");
@@ -206,7 +206,7 @@ fn a_use_is_seen_at_once_and_on_disk_within_a_second() {
     let written = column(&file, "last_used_at", "key");
     assert_eq!(written.as_deref(), Some("2030-01-02T03:04:05.000006+00:00"));
 
-    // Never backwards; and what is pending is written when the store is closed.
+    // Times never go backwards, and closing writes the pending ones.
     store.touch(&at("key"), Timestamp::parse("2029-01-01T00:00:00Z").expect("valid"));
     assert_eq!(records(&store)[0].last_used_at, Some(used));
     let later = Timestamp::parse("2031-01-01T00:00:00Z").expect("valid");
@@ -235,9 +235,9 @@ fn a_change_can_be_undone_exactly() {
     assert_eq!(records(&store), []);
 }
 
-/// As on a disk that fills up between a change and its undoing.
+/// As if the disk filled up between a change and its undo.
 #[test]
-fn what_cannot_be_undone_at_once_is_undone_later() {
+fn a_failed_undo_is_tried_again() {
     let (_directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
     let other = Connection::open(&file).expect("opens");
@@ -266,7 +266,7 @@ fn what_cannot_be_undone_at_once_is_undone_later() {
     assert_eq!(store.put(row("new", "v")).expect("stores"), None);
     store.remove(&at("new")).expect("removes");
 
-    // or the passing of time,
+    // or the timer does,
     let removed = store.remove(&at("kept")).expect("removes");
     refuse("INSERT");
     failed(store.restore(&at("kept"), removed).map(|()| None));
@@ -278,7 +278,7 @@ fn what_cannot_be_undone_at_once_is_undone_later() {
         std::thread::yield_now();
     }
 
-    // or the end.
+    // or closing does.
     let removed = store.remove(&at("kept")).expect("removes");
     refuse("INSERT");
     failed(store.restore(&at("kept"), removed).map(|()| None));
@@ -288,7 +288,7 @@ fn what_cannot_be_undone_at_once_is_undone_later() {
 }
 
 #[test]
-fn stores_from_many_threads_are_all_there_in_order() {
+fn stores_from_many_threads_are_listed_in_order() {
     let (_directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
     std::thread::scope(|scope| {
@@ -308,7 +308,7 @@ fn stores_from_many_threads_are_all_there_in_order() {
 }
 
 #[test]
-fn a_row_that_cannot_be_read_is_named() {
+fn an_invalid_row_is_named_in_the_error() {
     let (_directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
     store.put(row("key", "v")).expect("stores");

@@ -1,7 +1,7 @@
 //! The database as a file: created private, and made private if it was not.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 
 #[cfg(unix)]
@@ -79,13 +79,11 @@ fn create_directory(directory: &Path) -> io::Result<()> {
     let Some(parent) = directory.parent().filter(|_| !directory.is_dir()) else { return Ok(()) };
     create_directory(parent)?;
     let mut builder = DirBuilder::new();
+    // Succeeds even if another process has created it meanwhile.
+    builder.recursive(true);
     #[cfg(unix)]
     builder.mode(0o700);
-    match builder.create(directory) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-        // Another process may have created it meanwhile.
-        _ => {}
-    }
+    builder.create(directory)?;
     #[cfg(unix)]
     File::open(parent)?.sync_all()?;
     Ok(())

@@ -181,8 +181,9 @@ impl MetadataStore {
     }
 
     fn change(&self, at: CredentialRef, row: Option<CredentialRecord>, is_undo: bool) -> Outcome {
-        let (reply, outcome) = mpsc::channel();
-        let sent = self.sender.send(Message::Change(Change { at, row, is_undo, reply }));
+        let (reply, outcome) = mpsc::sync_channel(1);
+        let change = Box::new(Change { at, row, is_undo, reply });
+        let sent = self.sender.send(Message::Change(change));
         let outcome = sent.ok().and_then(|()| outcome.recv().ok());
         outcome.unwrap_or_else(|| {
             Err(if self.readers.is_closed() { MetadataError::Closed } else { writer_stopped() })

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -24,7 +24,7 @@ const MAX_PAUSE: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub(super) enum Message {
     /// Make a change, and reply after its commit.
-    Change(Change),
+    Change(Box<Change>),
     /// There are touches to write soon.
     Touched,
     /// Write everything, then end.
@@ -40,7 +40,7 @@ pub(super) struct Change {
     /// Whether the row is exactly as it was before an earlier change. Such an undo is tried
     /// again until it succeeds, since the caller has promised that nothing changed.
     pub(super) is_undo: bool,
-    pub(super) reply: Sender<Outcome>,
+    pub(super) reply: SyncSender<Outcome>,
 }
 
 /// The row as it was before the change.
@@ -73,7 +73,7 @@ impl Writer {
         loop {
             let (batch, is_closing) = self.next_batch();
             let is_due = self.due.is_some_and(|due| due <= Instant::now());
-            // After a failure, the next chance is as good as the next due time.
+            // After a failure, every commit is a chance to write the rest too.
             let all = is_due || is_closing || !self.backoff.is_fresh();
             let committed = self.commit(batch, all);
             if is_closing {
@@ -104,7 +104,7 @@ impl Writer {
         };
         loop {
             match next {
-                Ok(Message::Change(change)) => batch.push(change),
+                Ok(Message::Change(change)) => batch.push(*change),
                 Ok(Message::Touched) => self.wake_soon(),
                 Ok(Message::Close) | Err(RecvTimeoutError::Disconnected) => return (batch, true),
                 Err(RecvTimeoutError::Timeout) => return (batch, false),
@@ -116,13 +116,13 @@ impl Writer {
         }
     }
 
-    /// Writes what is owed and the changes, and the touches with `all`, in one transaction.
-    /// Then replies to the changes.
+    /// Writes what is owed and the changes in one transaction, with the touches if `all` is
+    /// set. Then replies to the changes.
     fn commit(&mut self, mut batch: Vec<Change>, all: bool) -> Result<(), MetadataError> {
-        let touched = if all { lock(&self.touches).clone() } else { TouchMap::new() };
-        let written = self.write(&mut batch, &touched).map_err(MetadataError::from);
+        let pending = if all { lock(&self.touches).clone() } else { TouchMap::new() };
+        let written = self.write(&mut batch, &pending).map_err(MetadataError::from);
         if written.is_ok() {
-            self.settle(&touched, all);
+            self.settle(&pending, all);
         }
         let result = written.as_ref().map(drop).map_err(MetadataError::clone);
         let outcomes = written.unwrap_or_else(|error| vec![Err(error); batch.len()]);
@@ -132,8 +132,8 @@ impl Writer {
         result
     }
 
-    fn write(&self, batch: &mut [Change], touched: &TouchMap) -> rusqlite::Result<Vec<Outcome>> {
-        if batch.is_empty() && self.owed.is_empty() && touched.is_empty() {
+    fn write(&self, batch: &mut [Change], pending: &TouchMap) -> rusqlite::Result<Vec<Outcome>> {
+        if batch.is_empty() && self.owed.is_empty() && pending.is_empty() {
             return Ok(Vec::new());
         }
         // A transaction that begins with reading cannot wait for another process's lock later.
@@ -142,7 +142,7 @@ impl Writer {
         for (at, row) in &self.owed {
             row::set(&transaction, at, row.as_ref())?;
         }
-        for (at, &when) in touched {
+        for (at, &when) in pending {
             row::set_last_used(&transaction, at, when)?;
         }
         let outcomes =
@@ -173,8 +173,8 @@ impl Writer {
         Ok(Ok(previous))
     }
 
-    /// After a commit: forgets what it has written.
-    fn settle(&mut self, touched: &TouchMap, all: bool) {
+    /// Forgets what a commit has written.
+    fn settle(&mut self, pending: &TouchMap, all: bool) {
         self.backoff.reset();
         let mut touches = lock(&self.touches);
         for (at, row) in self.owed.drain() {
@@ -184,7 +184,7 @@ impl Writer {
             log::info!("the metadata of {at} is restored now");
         }
         if all {
-            touches.retain(|at, when| touched.get(at) != Some(when));
+            touches.retain(|at, when| pending.get(at) != Some(when));
             touches.shrink_to_fit();
             self.due = (!touches.is_empty()).then(|| Instant::now() + TOUCH_DELAY);
         }

@@ -30,7 +30,7 @@ use crate::time::Timestamp;
 
 use self::reader::Readers;
 use self::schema::Reason;
-use self::writer::{Change, Message, Outcome, Writer};
+use self::writer::{Change, Message, Outcome};
 
 /// The records that [`MetadataStore::for_each`] visits.
 #[derive(Debug, Clone, Copy)]
@@ -77,9 +77,10 @@ impl MetadataStore {
         let connection = schema::open(&path)?;
         let touches = Arc::new(Touches::default());
         let (sender, inbox) = mpsc::channel();
-        let writer = Writer::new(connection, Arc::clone(&touches), inbox);
-        let thread =
-            thread::Builder::new().name("metadata-writer".into()).spawn(move || writer.run())?;
+        let shared = Arc::clone(&touches);
+        let thread = thread::Builder::new()
+            .name("metadata-writer".into())
+            .spawn(move || writer::run(connection, shared, inbox))?;
         Ok(Self { sender, touches, readers: Readers::new(path), writer: Mutex::new(Some(thread)) })
     }
 
@@ -186,7 +187,8 @@ impl MetadataStore {
         let sent = self.sender.send(Message::Change(change));
         let outcome = sent.ok().and_then(|()| outcome.recv().ok());
         outcome.unwrap_or_else(|| {
-            Err(if self.readers.is_closed() { MetadataError::Closed } else { writer_stopped() })
+            let is_closed = lock(&self.writer).is_none();
+            Err(if is_closed { MetadataError::Closed } else { writer_stopped() })
         })
     }
 }

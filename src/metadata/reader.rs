@@ -63,10 +63,6 @@ impl Readers {
         *lock(&self.idle) = None;
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        lock(&self.idle).is_none()
-    }
-
     fn read<T>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, MetadataError>,

@@ -46,7 +46,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
     let connection = connect(path)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)?;
     set_up_to_read(&connection)?;
-    check(&connection)?;
+    let version = check(&connection)?;
     connection.execute_batch("PRAGMA query_only = OFF")?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     file::make_private(path)?;
@@ -61,7 +61,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
         "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;
          PRAGMA journal_size_limit = 8388608",
     )?;
-    if user_version(&connection)? < SCHEMA_VERSION {
+    if version < SCHEMA_VERSION {
         connection.execute_batch(&format!(
             "BEGIN IMMEDIATE; {CREATE_TABLE}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
         ))?;
@@ -123,20 +123,15 @@ fn set_up_to_read(connection: &Connection) -> rusqlite::Result<()> {
     )
 }
 
-/// Rejects a file that is not the vault's, is newer, or is damaged. Only reads.
-fn check(connection: &Connection) -> Result<(), Reason> {
-    // In a transaction, so that all checks see the same state.
-    let transaction = connection.unchecked_transaction()?;
-    let version = user_version(&transaction)?;
-    let is_empty: bool =
-        transaction
-            .query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))?;
-    let (columns, key): (Option<String>, Option<String>) = transaction.query_row(
-        "SELECT group_concat(name, ', '), group_concat(name, ', ') FILTER (WHERE pk > 0)
-         FROM pragma_table_info('credential_metadata')",
-        [],
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )?;
+/// Rejects a file that is not the vault's, is newer, or is damaged. Returns the version of
+/// its schema. Only reads.
+fn check(connection: &Connection) -> Result<i64, Reason> {
+    let sql = "SELECT (SELECT user_version FROM pragma_user_version),
+            NOT EXISTS (SELECT 1 FROM sqlite_schema),
+            group_concat(name, ', '), group_concat(name, ', ') FILTER (WHERE pk > 0)
+         FROM pragma_table_info('credential_metadata')";
+    let (version, is_empty, columns, key): (i64, bool, Option<String>, Option<String>) =
+        connection.query_row(sql, [], |row| row.try_into())?;
     if columns.is_none() && !is_empty {
         return Err("it is another program's database; choose another data directory".into());
     }
@@ -153,13 +148,9 @@ fn check(connection: &Connection) -> Result<(), Reason> {
              another data directory"
             .into());
     }
-    let verdict: String = transaction.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {
         return Err(format!("{}; {DAMAGED}", verdict.replace('\n', " ")).into());
     }
-    Ok(())
-}
-
-fn user_version(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
+    Ok(version)
 }

@@ -46,8 +46,40 @@ pub(super) struct Change {
 /// The row as it was before the change.
 pub(super) type Outcome = Result<Option<CredentialRecord>, MetadataError>;
 
-#[derive(Debug)]
-pub(super) struct Writer {
+/// Writes until it is told to close. The error says that touches or undo changes are lost.
+pub(super) fn run(
+    connection: Connection,
+    touches: Arc<Touches>,
+    inbox: Receiver<Message>,
+) -> Result<(), MetadataError> {
+    let backoff = Backoff::new(TOUCH_DELAY, MAX_PAUSE);
+    let mut writer =
+        Writer { connection, touches, inbox, owed: HashMap::new(), due: None, backoff };
+    loop {
+        let (batch, is_closing) = writer.next_batch();
+        let is_due = writer.due.is_some_and(|due| due <= Instant::now());
+        // After a failure, every commit is a chance to write the rest too.
+        let all = is_due || is_closing || !writer.backoff.is_fresh();
+        let committed = writer.commit(batch, all);
+        if is_closing {
+            writer.move_log();
+            return committed;
+        }
+        if is_due && let Err(error) = committed {
+            let pause = writer.backoff.next_pause();
+            writer.due = Some(Instant::now() + pause);
+            log::warn!(
+                "{} times of last use and {} undo changes wait to be written; next attempt in \
+                 {} ms: {error}",
+                lock(&writer.touches).len(),
+                writer.owed.len(),
+                pause.as_millis()
+            );
+        }
+    }
+}
+
+struct Writer {
     connection: Connection,
     touches: Arc<Touches>,
     inbox: Receiver<Message>,
@@ -59,41 +91,6 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(
-        connection: Connection,
-        touches: Arc<Touches>,
-        inbox: Receiver<Message>,
-    ) -> Self {
-        let backoff = Backoff::new(TOUCH_DELAY, MAX_PAUSE);
-        Self { connection, touches, inbox, owed: HashMap::new(), due: None, backoff }
-    }
-
-    /// Works until it is told to close. The error says that touches or undo changes are lost.
-    pub(super) fn run(mut self) -> Result<(), MetadataError> {
-        loop {
-            let (batch, is_closing) = self.next_batch();
-            let is_due = self.due.is_some_and(|due| due <= Instant::now());
-            // After a failure, every commit is a chance to write the rest too.
-            let all = is_due || is_closing || !self.backoff.is_fresh();
-            let committed = self.commit(batch, all);
-            if is_closing {
-                self.move_log();
-                return committed;
-            }
-            if is_due && let Err(error) = committed {
-                let pause = self.backoff.next_pause();
-                self.due = Some(Instant::now() + pause);
-                log::warn!(
-                    "{} times of last use and {} undo changes wait to be written; next attempt \
-                     in {} ms: {error}",
-                    lock(&self.touches).len(),
-                    self.owed.len(),
-                    pause.as_millis()
-                );
-            }
-        }
-    }
-
     /// Waits for the next change, and takes those that wait behind it. Returns early when
     /// something is due. The flag says whether to close.
     fn next_batch(&mut self) -> (Vec<Change>, bool) {

@@ -43,9 +43,10 @@ pub enum Filter<'a> {
     RuntimeEnv,
 }
 
-/// Times of last use that are not in the database yet.
+/// Times of last use that are not in the database yet. A listing or the writer holds on to the
+/// map of one moment; a touch in the meantime copies it.
+type Touches = Mutex<Arc<TouchMap>>;
 type TouchMap = HashMap<CredentialRef, Timestamp>;
-type Touches = Mutex<TouchMap>;
 
 /// The open database. Threads share it by reference; dropping it closes it.
 #[derive(Debug)]
@@ -125,9 +126,9 @@ impl MetadataStore {
     pub fn touch(&self, at: &CredentialRef, when: Timestamp) {
         let mut touches = lock(&self.touches);
         let is_first = touches.is_empty();
-        match touches.get_mut(at) {
+        match Arc::make_mut(&mut touches).get_mut(at) {
             Some(noted) => *noted = when.max(*noted),
-            None => drop(touches.insert(at.clone(), when)),
+            None => drop(Arc::make_mut(&mut touches).insert(at.clone(), when)),
         }
         drop(touches);
         if is_first {
@@ -150,7 +151,7 @@ impl MetadataStore {
     ) -> Result<(), MetadataError> {
         // A touch leaves memory after its commit. So with the touches read first, and the
         // rows second, none is missed.
-        let touches = lock(&self.touches).clone();
+        let touches = Arc::clone(&lock(&self.touches));
         self.readers.for_each(filter, &mut |mut record| {
             record.last_used_at = record.last_used_at.max(touches.get(&record.at).copied());
             visit(record);

@@ -116,7 +116,7 @@ impl Writer {
     /// Writes what is owed and the changes in one transaction, with the touches if `all` is
     /// set. Then replies to the changes.
     fn commit(&mut self, mut batch: Vec<Change>, all: bool) -> Result<(), MetadataError> {
-        let pending = if all { lock(&self.touches).clone() } else { TouchMap::new() };
+        let pending = if all { Arc::clone(&lock(&self.touches)) } else { Arc::default() };
         let written = self.write(&mut batch, &pending).map_err(MetadataError::from);
         if written.is_ok() {
             self.settle(&pending, all);
@@ -171,18 +171,21 @@ impl Writer {
     }
 
     /// Forgets what a commit has written.
-    fn settle(&mut self, pending: &TouchMap, all: bool) {
+    fn settle(&mut self, pending: &Arc<TouchMap>, all: bool) {
         self.backoff.reset();
         let mut touches = lock(&self.touches);
         for (at, row) in self.owed.drain() {
             if row.is_none() {
-                touches.remove(&at);
+                Arc::make_mut(&mut touches).remove(&at);
             }
             log::info!("the metadata of {at} is restored now");
         }
         if all {
-            touches.retain(|at, when| pending.get(at) != Some(when));
-            touches.shrink_to_fit();
+            if Arc::ptr_eq(&touches, pending) {
+                *touches = Arc::default();
+            } else {
+                Arc::make_mut(&mut touches).retain(|at, when| pending.get(at) != Some(when));
+            }
             self.due = (!touches.is_empty()).then(|| Instant::now() + TOUCH_DELAY);
         }
     }
@@ -192,7 +195,7 @@ impl Writer {
         match &outcome {
             // A credential that is new or deleted has not been used.
             Ok(previous) if row.is_none() || (previous.is_none() && !is_undo) => {
-                lock(&self.touches).remove(&at);
+                Arc::make_mut(&mut lock(&self.touches)).remove(&at);
             }
             Err(_) if is_undo => {
                 self.wake_soon();
@@ -211,7 +214,6 @@ impl Writer {
     /// Moves the log into the database, so that the file is alone in its directory. If that
     /// fails nothing is lost: the next start reads the log.
     fn move_log(&self) {
-        self.connection.flush_prepared_statement_cache();
         let moved = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         if let Err(error) = moved {
             log::warn!("the write-ahead log was not emptied: {error}");

@@ -9,10 +9,10 @@ use rustix::net::{Shutdown, shutdown};
 use tiny_http::Method;
 
 use crate::peer::Peer;
-use crate::router::{Answer, Call, RequestHead};
+use crate::router::{Answer, Call};
 
 use super::buffer::{Input, Lent, Output};
-use super::head::{self, Parsed, Rejection};
+use super::head;
 use super::poll::Interest;
 use super::response::{self, CLOSED, KEPT, KEPT_ANNOUNCED};
 use super::worker::Shared;
@@ -200,11 +200,11 @@ impl Connection {
             if input.is_empty() || input.len() < self.needed {
                 return Served::All;
             }
-            let head = match head::parse(input, &server.limits) {
-                Ok(Parsed::Head(head)) => head,
-                Ok(Parsed::Partial) => return Served::All,
-                Err(Rejection { status, detail }) => {
-                    self.refuse(Answer::error(status, detail), lent);
+            let head = match head::parse(input, self.peer, &server.limits) {
+                Ok(Some(head)) => head,
+                Ok(None) => return Served::All,
+                Err(answer) => {
+                    self.refuse(answer, lent);
                     return Served::Ending;
                 }
             };
@@ -212,12 +212,11 @@ impl Connection {
                 len: head.len + head.body_len,
                 keep_alive: head.keep_alive,
                 is_http_1_0: head.is_http_1_0,
-                is_head: head.method == Method::Head,
+                is_head: head.request.method == Method::Head,
             };
             let is_whole = input.len() >= framing.len;
             let must_continue = !is_whole && head.expects_continue && !self.continued;
-            let (head_len, call) =
-                (head.len, server.router.resolve(&request_head(head, self.peer)));
+            let (head_len, call) = (head.len, server.router.resolve(&head.request));
             self.needed = framing.len;
             match call {
                 Err(answer) if must_continue => {
@@ -298,9 +297,4 @@ impl Connection {
         }
         Ok(Next::Close)
     }
-}
-
-fn request_head(head: head::Head<'_>, peer: Peer) -> RequestHead<'_> {
-    let head::Head { method, target, content_type, host, has_origin, .. } = head;
-    RequestHead { method, target, content_type, host, has_origin, peer }
 }

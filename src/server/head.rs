@@ -1,104 +1,90 @@
-//! Request heads: found in the bytes that have come, checked, and framed (RFC 9112).
+//! Request heads: found in the bytes that have arrived, checked, and framed (RFC 9112).
 
 use std::mem::MaybeUninit;
 use std::str;
 
-use tiny_http::Method;
+use crate::peer::Peer;
+use crate::router::{Answer, RequestHead};
 
 use super::Limits;
-
-/// What the bytes at the start of a connection's input are.
-#[derive(Debug)]
-pub(super) enum Parsed<'a> {
-    /// Not a whole head yet.
-    Partial,
-    /// A head.
-    Head(Head<'a>),
-}
 
 /// A request's head.
 #[derive(Debug)]
 pub(super) struct Head<'a> {
+    pub(super) request: RequestHead<'a>,
     /// Its length in bytes, with the empty line at its end.
     pub(super) len: usize,
     /// The length of the body that follows, in bytes.
     pub(super) body_len: usize,
-    pub(super) method: Method,
-    /// In origin form.
-    pub(super) target: &'a str,
-    pub(super) content_type: Option<&'a str>,
-    pub(super) host: Option<&'a str>,
-    pub(super) has_origin: bool,
     pub(super) keep_alive: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub(super) expects_continue: bool,
-    /// HTTP/1.0, to which a kept connection has to be announced.
+    /// HTTP/1.0, whose clients have to be told that a connection is kept.
     pub(super) is_http_1_0: bool,
 }
 
-/// Why a request is not served: the status, and what to do. The connection is closed
-/// after it, since where the next request starts cannot be known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rejection {
-    pub(super) status: u16,
-    pub(super) detail: &'static str,
-}
+/// Why a request is not served: the status, and what to do. The connection is closed after it,
+/// since nobody can know where the next request starts.
+type Rejection = (u16, &'static str);
 
-const fn reject(status: u16, detail: &'static str) -> Rejection {
-    Rejection { status, detail }
-}
-
-const TOO_LARGE: Rejection = reject(431, "the request line and headers are longer than 16 KiB");
-const MALFORMED: Rejection = reject(400, "the request is not HTTP/1.1 (RFC 9112)");
+const TOO_LARGE: Rejection = (431, "the request line and headers are longer than 16 KiB");
+const MALFORMED: Rejection = (400, "the request is not HTTP/1.1 (RFC 9112)");
 
 const MAX_HEADERS: usize = 64;
 
-/// Parses what `input` starts with.
-pub(super) fn parse<'a>(input: &'a [u8], limits: &Limits) -> Result<Parsed<'a>, Rejection> {
+/// Parses the head that `input` starts with. `None` when it is not whole yet.
+///
+/// # Errors
+///
+/// The answer, after which the connection is closed.
+pub(super) fn parse<'a>(
+    input: &'a [u8],
+    peer: Peer,
+    limits: &Limits,
+) -> Result<Option<Head<'a>>, Answer> {
+    try_parse(input, peer, limits).map_err(|(status, detail)| Answer::error(status, detail))
+}
+
+fn try_parse<'a>(
+    input: &'a [u8],
+    peer: Peer,
+    limits: &Limits,
+) -> Result<Option<Head<'a>>, Rejection> {
     let end = find_end(input, limits.head_bytes)?;
-    // Of the places for headers only those that are used are filled in: most requests have few.
+    // Only the places that are used are initialised: most requests have few headers.
     let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
-    let mut request = httparse::Request::new(&mut []);
+    let mut parsed = httparse::Request::new(&mut []);
     let start = &input[..end.unwrap_or(input.len())];
-    match (request.parse_with_uninit_headers(start, &mut headers), end) {
-        // What is wrong already is refused without waiting for more of it.
-        (Ok(httparse::Status::Partial), None) => return Ok(Parsed::Partial),
-        (Ok(httparse::Status::Complete(parsed)), Some(len)) if parsed == len => {}
-        (Err(httparse::Error::TooManyHeaders), _) => {
-            return Err(reject(431, "more than 64 headers"));
-        }
+    let len = match (parsed.parse_with_uninit_headers(start, &mut headers), end) {
+        // A head that is wrong already is rejected without waiting for the rest.
+        (Ok(httparse::Status::Partial), None) => return Ok(None),
+        (Ok(httparse::Status::Complete(parsed)), Some(len)) if parsed == len => len,
+        (Err(httparse::Error::TooManyHeaders), _) => return Err((431, "more than 64 headers")),
         (Err(httparse::Error::Version), _) => {
-            return Err(reject(400, "only HTTP/1.1 and HTTP/1.0 are spoken here"));
+            return Err((400, "only HTTP/1.1 and HTTP/1.0 are supported"));
         }
         _ => return Err(MALFORMED),
-    }
-    let (Some(method), Some(target), Some(version)) =
-        (request.method, request.path, request.version)
+    };
+    let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version)
     else {
         return Err(MALFORMED);
     };
+    let method = method.parse().map_err(|()| MALFORMED)?;
+    let target = origin_form(target)?;
+    let request =
+        RequestHead { method, target, content_type: None, host: None, has_origin: false, peer };
     let is_http_1_0 = version == 0;
-    let mut head = Head {
-        len: end.ok_or(MALFORMED)?,
-        body_len: 0,
-        method: method.parse().map_err(|()| MALFORMED)?,
-        target: origin_form(target)?,
-        content_type: None,
-        host: None,
-        has_origin: false,
-        keep_alive: !is_http_1_0,
-        expects_continue: false,
-        is_http_1_0,
-    };
+    let (keep_alive, expects_continue) = (!is_http_1_0, false);
+    let mut head = Head { request, len, body_len: 0, keep_alive, expects_continue, is_http_1_0 };
     let mut content_length = None;
-    for header in &*request.headers {
+    for header in &*parsed.headers {
         head.take(header, &mut content_length)?;
     }
     head.body_len = content_length.unwrap_or(0);
     if head.body_len > limits.body_bytes {
-        return Err(reject(413, "the body is longer than 2 MiB"));
+        return Err((413, "the body is longer than 2 MiB"));
     }
-    Ok(Parsed::Head(head))
+    Ok(Some(head))
 }
 
 impl<'a> Head<'a> {
@@ -111,13 +97,13 @@ impl<'a> Head<'a> {
         // By length first: most headers are none of these.
         match header.name.len() {
             4 if is("Host") => {
-                let earlier = self.host.replace(text(header)?);
+                let earlier = self.request.host.replace(text(header)?);
                 refuse_second(earlier.is_some(), "there are two Host headers")?;
             }
-            6 if is("Origin") => self.has_origin = true,
+            6 if is("Origin") => self.request.has_origin = true,
             6 if is("Expect") => {
                 if !text(header)?.eq_ignore_ascii_case("100-continue") {
-                    return Err(reject(417, "the only expectation known is 100-continue"));
+                    return Err((417, "the only expectation known is 100-continue"));
                 }
                 self.expects_continue = !self.is_http_1_0;
             }
@@ -130,16 +116,15 @@ impl<'a> Head<'a> {
                     }
                 }
             }
-            12 if is("Content-Type") => self.content_type = Some(text(header)?),
+            12 if is("Content-Type") => self.request.content_type = Some(text(header)?),
             14 if is("Content-Length") => {
                 let earlier = content_length.replace(length(header.value)?);
                 refuse_second(earlier.is_some(), "there are two Content-Length headers")?;
             }
             17 if is("Transfer-Encoding") => {
-                return Err(reject(
-                    400,
-                    "Transfer-Encoding is not accepted; send the body with a Content-Length",
-                ));
+                const DETAIL: &str =
+                    "Transfer-Encoding is not accepted; send the body with a Content-Length";
+                return Err((400, DETAIL));
             }
             _ => {}
         }
@@ -148,7 +133,7 @@ impl<'a> Head<'a> {
 }
 
 fn refuse_second(is_second: bool, detail: &'static str) -> Result<(), Rejection> {
-    if is_second { Err(reject(400, detail)) } else { Ok(()) }
+    if is_second { Err((400, detail)) } else { Ok(()) }
 }
 
 /// The length of the head that `input` starts with, if all of it is there.
@@ -161,7 +146,7 @@ fn find_end(input: &[u8], limit: usize) -> Result<Option<usize>, Rejection> {
     while let Some(length) = memchr::memchr(b'\n', &within[line_start..]) {
         let line_feed = line_start + length;
         if length == 0 || within[line_feed - 1] != b'\r' {
-            return Err(reject(400, "a line of the head ends without a carriage return"));
+            return Err((400, "a line of the head ends without a carriage return"));
         }
         // An empty line ends the head, but for those before the request line, of which
         // RFC 9112, 2.2 lets a server ignore some.
@@ -184,7 +169,7 @@ fn origin_form(target: &str) -> Result<&str, Rejection> {
         .filter(|scheme| scheme.eq_ignore_ascii_case(SCHEME))
         .and_then(|_| target[SCHEME.len()..].find('/'))
         .map(|slash| &target[SCHEME.len() + slash..]);
-    absolute.ok_or(reject(400, "the request target is not a path"))
+    absolute.ok_or((400, "the request target is not a path"))
 }
 
 fn text<'a>(header: &httparse::Header<'a>) -> Result<&'a str, Rejection> {
@@ -193,7 +178,7 @@ fn text<'a>(header: &httparse::Header<'a>) -> Result<&'a str, Rejection> {
 
 /// Digits only (RFC 9110, 8.6): no sign, no list.
 fn length(value: &[u8]) -> Result<usize, Rejection> {
-    const BAD: Rejection = reject(400, "the Content-Length is not a number");
+    const BAD: Rejection = (400, "the Content-Length is not a number");
     let digits = value.trim_ascii();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(BAD);

@@ -120,7 +120,7 @@ impl Daemon {
         // The socket is taken before the database: of two that start at once for one
         // socket, the second touches no file of the first.
         let listener = Server::bind(&settings.endpoint)?;
-        let service = match VaultService::over_catalogue(vault) {
+        let service = match VaultService::over_metadata_keeper(vault) {
             Ok(service) => service,
             Err(vault) => {
                 let database = settings.data_dir.join(DATABASE);

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::backend::{BackendStatus, CredentialVault};
+use crate::backend::{BackendStatus, CredentialVault, MetadataKeeper};
 use crate::error::VaultError;
 use crate::metadata::{Filter, MetadataError, MetadataStore};
 use crate::model::{
@@ -37,14 +37,18 @@ impl VaultService {
     ///
     /// # Errors
     ///
-    /// Returns the backend if it has no [catalogue](CredentialVault::catalogue).
-    pub fn over_catalogue(
+    /// Returns the backend if it is not a [`MetadataKeeper`].
+    pub fn over_metadata_keeper(
         vault: Arc<dyn CredentialVault>,
     ) -> Result<Self, Arc<dyn CredentialVault>> {
-        if vault.catalogue().is_none() {
+        if vault.metadata_keeper().is_none() {
             return Err(vault);
         }
         Ok(Self { vault, metadata: None, changing: ChangeLocks::default() })
+    }
+
+    fn keeper(&self) -> &dyn MetadataKeeper {
+        self.vault.metadata_keeper().expect("`over_metadata_keeper` checked it")
     }
 
     /// The value. Sets `last_used_at`.
@@ -78,10 +82,12 @@ impl VaultService {
     /// error of the database or the backend. Then neither value nor metadata has changed.
     pub fn store(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {
         request.check_consumers()?;
-        let Some(metadata) = &self.metadata else { return self.vault.store_request(at, request) };
+        let Some(metadata) = &self.metadata else {
+            return self.keeper().store_request(at, request);
+        };
         let _lock = self.changing.lock(at);
         let before = metadata.put(CredentialRecord::new(at.clone(), request, Timestamp::now()))?;
-        self.vault.store_request(at, request).inspect_err(|error| undo(metadata, at, before, error))
+        self.vault.store(at, &request.value).inspect_err(|error| undo(metadata, at, before, error))
     }
 
     /// Deletes value and metadata. Returns whether there was a value.
@@ -100,7 +106,7 @@ impl VaultService {
     ///
     /// # Errors
     ///
-    /// The error of the database, or of the backend's catalogue.
+    /// The error of the database, or of the backend.
     pub fn summaries(
         &self,
         namespace: Option<&Namespace>,
@@ -109,8 +115,8 @@ impl VaultService {
         if let Some(metadata) = &self.metadata {
             let filter = namespace.map_or(Filter::All, Filter::Namespace);
             metadata.for_each(filter, &mut |record| visit(record.into()))?;
-        } else if let Some(catalogue) = self.vault.catalogue() {
-            catalogue.summaries(namespace)?.into_iter().for_each(visit);
+        } else {
+            self.keeper().summaries(namespace)?.into_iter().for_each(visit);
         }
         Ok(())
     }
@@ -119,12 +125,12 @@ impl VaultService {
     ///
     /// # Errors
     ///
-    /// The error of the database, or of the backend's catalogue.
+    /// The error of the database, or of the backend.
     pub fn runtime_env(&self, visit: &mut dyn FnMut(RuntimeEnvEntry)) -> Result<(), VaultError> {
         if let Some(metadata) = &self.metadata {
             metadata.for_each(Filter::RuntimeEnv, &mut |record| visit(record.into()))?;
-        } else if let Some(catalogue) = self.vault.catalogue() {
-            catalogue.runtime_env()?.into_iter().for_each(visit);
+        } else {
+            self.keeper().runtime_env()?.into_iter().for_each(visit);
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, Sto
 use crate::secret::Secret;
 use crate::settings;
 
-use super::{BackendOptions, BackendStatus, Catalogue, CredentialVault};
+use super::{BackendOptions, BackendStatus, CredentialVault, MetadataKeeper};
 
 /// The setting that names the socket to forward to.
 pub const UPSTREAM_VARIABLE: &str = "IF_VAULT_UPSTREAM_SOCKET";
@@ -167,10 +167,6 @@ impl CredentialVault for ServiceVault {
         self.store_request(at, &StoreRequest::new(value.duplicate()))
     }
 
-    fn store_request(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {
-        self.client.store(at, request).map_err(|error| Self::failed(at, Call::Store, error))
-    }
-
     /// What the other service says of a delete is the same whether there was something or
     /// not, so it is asked before.
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
@@ -208,14 +204,14 @@ impl CredentialVault for ServiceVault {
         }
     }
 
-    fn catalogue(&self) -> Option<&dyn Catalogue> {
+    fn metadata_keeper(&self) -> Option<&dyn MetadataKeeper> {
         Some(self)
     }
 
     fn close(&self) {}
 }
 
-impl Catalogue for ServiceVault {
+impl MetadataKeeper for ServiceVault {
     fn summaries(&self, namespace: Option<&Namespace>) -> Result<Vec<MaskedSummary>, VaultError> {
         match namespace {
             None => self.client.list_all(),
@@ -226,5 +222,9 @@ impl Catalogue for ServiceVault {
 
     fn runtime_env(&self) -> Result<Vec<RuntimeEnvEntry>, VaultError> {
         self.client.list_runtime_env().map_err(unavailable)
+    }
+
+    fn store_request(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {
+        self.client.store(at, request).map_err(|error| Self::failed(at, Call::Store, error))
     }
 }

@@ -1,5 +1,4 @@
-//! Where values live: the trait [`CredentialVault`], its implementations, and the
-//! registry that names them.
+//! Backends: the trait [`CredentialVault`], its implementations, and the registry of names.
 
 mod env;
 #[cfg(all(unix, feature = "client"))]
@@ -23,49 +22,49 @@ pub use registry::{
 };
 pub use status::{BackendStatus, RenewalState, RenewalStatus};
 
+use std::sync::Arc;
+
 use crate::error::VaultError;
 use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
 use crate::secret::Secret;
 
-/// The metadata of a store that keeps it itself, such as another service. What the wire
-/// says of credentials then comes from here, and nothing is written to a database of our own.
-pub trait Catalogue {
-    /// All credentials, or those of one namespace, in the order of namespace and key.
-    ///
-    /// # Errors
-    ///
-    /// [`VaultError::BackendUnavailable`].
-    fn summaries(&self, namespace: Option<&Namespace>) -> Result<Vec<MaskedSummary>, VaultError>;
+/// The backends of this crate. A host program adds its own with [`register_backend`].
+const BUILT_IN: &[(&str, BackendFactory)] = &[
+    ("env", |options| Ok(Arc::new(EnvVault::new(options.environment.clone())))),
+    #[cfg(all(unix, feature = "hashicorp"))]
+    ("hashicorp", |options| {
+        let secret_watch = options.secret_watch.clone();
+        let unset = HashiCorpOptions { secret_watch, ..HashiCorpOptions::default() };
+        Ok(Arc::new(HashiCorpVault::new(unset, &options.environment)?))
+    }),
+    #[cfg(feature = "keyring")]
+    ("keyring", |options| Ok(Arc::new(KeyringVault::new(options.keyring_timeout)))),
+    #[cfg(all(unix, feature = "client"))]
+    ("service", |options| Ok(Arc::new(ServiceVault::from_options(options)?))),
+];
 
-    /// Those delivered as environment variables.
-    ///
-    /// # Errors
-    ///
-    /// [`VaultError::BackendUnavailable`].
-    fn runtime_env(&self) -> Result<Vec<RuntimeEnvEntry>, VaultError>;
-}
-
-/// A store of values. But for one that has a [`Catalogue`] it knows nothing of metadata; the
-/// service (`VaultService`) keeps the two consistent:
+/// A store of values.
 ///
-/// - **store**: the metadata row is committed first, then [`store`](Self::store) is
-///   called; if it fails, the row is put back as it was (or removed, if there was none).
-/// - **delete**: the row is removed first, then [`delete`](Self::delete) is called; if
-///   it fails, the row is put back.
+/// It knows nothing of metadata (but see [`MetadataKeeper`]). The service (`VaultService`)
+/// keeps value and metadata consistent, in this order:
 ///
-/// So an implementation has only to be all or nothing in each call: when `store` or
-/// `delete` gives an error, the value is what it was before, as far as that can be known
-/// (a deadline that passes leaves the outcome open; the error then says so).
+/// | change | first | then | if the second step fails |
+/// |---|---|---|---|
+/// | store | the metadata row is committed | [`store`](Self::store) is called | the row is restored, or removed if it is new |
+/// | delete | the metadata row is removed | [`delete`](Self::delete) is called | the row is restored |
 ///
-/// Calls come from many threads at once; two calls for one credential do not overlap if
+/// An implementation therefore needs no undo of its own, but each call must do all or nothing:
+/// if `store` or `delete` returns an error, the value is what it was before. The exception is
+/// a deadline that passes during the change. Its outcome is unknown, and the error says so.
+///
+/// Calls come from many threads and may block. Two calls for one credential never overlap if
 /// one of them is a store or a delete.
 pub trait CredentialVault: Send + Sync {
     /// The name in `/health`, such as `EnvVault`: that of the Python class it replaces.
     fn name(&self) -> &str;
 
-    /// Whether calls may wait (for a disk, a network, another process). The service
-    /// keeps such calls from holding up requests that need no backend. An
-    /// implementation that only looks into memory says `false`.
+    /// Whether calls may wait for a disk, a network, or another process. The service answers
+    /// such calls on its blocking workers. A backend that only reads memory returns `false`.
     fn may_block(&self) -> bool {
         true
     }
@@ -74,35 +73,25 @@ pub trait CredentialVault: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`VaultError::BackendUnavailable`], or [`VaultError::ReadFailed`] when what is
-    /// stored cannot be a value (it is not UTF-8, say).
+    /// [`VaultError::BackendUnavailable`]; [`VaultError::ReadFailed`] if what is stored cannot
+    /// be a value, for example because it is not UTF-8.
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError>;
 
-    /// Stores the value, over an earlier one if there is one.
+    /// Stores the value, and replaces the earlier one if there is one.
     ///
     /// # Errors
     ///
-    /// [`VaultError::BackendUnavailable`], or [`VaultError::StoreFailed`].
+    /// [`VaultError::BackendUnavailable`] or [`VaultError::StoreFailed`].
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError>;
 
-    /// Stores the value with what is to be known of it. A store that keeps values alone, as
-    /// most do, stores the value.
+    /// Deletes the credential. Returns whether there was one.
     ///
     /// # Errors
     ///
-    /// Those of [`store`](Self::store), and [`VaultError::ValidationFailed`].
-    fn store_request(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {
-        self.store(at, &request.value)
-    }
-
-    /// Deletes the credential, and says whether there was one.
-    ///
-    /// # Errors
-    ///
-    /// [`VaultError::BackendUnavailable`], or [`VaultError::DeleteFailed`].
+    /// [`VaultError::BackendUnavailable`] or [`VaultError::DeleteFailed`].
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError>;
 
-    /// Whether there is a value. Does not read it where the store allows that.
+    /// Whether there is a value. Does not read the value if the store allows that.
     ///
     /// # Errors
     ///
@@ -116,28 +105,53 @@ pub trait CredentialVault: Send + Sync {
     /// [`VaultError::BackendUnavailable`].
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError>;
 
-    /// Finds out whether the store can be used, before the service starts. An
-    /// implementation that tells so with its first call says nothing here.
+    /// Checks before the service starts whether the store can be used. A backend that finds
+    /// out with its first call anyway checks nothing here.
     ///
     /// # Errors
     ///
     /// [`VaultError::BackendUnavailable`], which may pass, or
-    /// [`VaultError::ValidationFailed`], when something is set up wrongly.
+    /// [`VaultError::ValidationFailed`] if a setting is wrong.
     fn check(&self) -> Result<(), VaultError> {
         Ok(())
     }
 
-    /// How the store is, for `/health`; within a moment, whatever state it is in.
+    /// The state of the store, for `/health`. Returns within a second, whatever the state.
     fn status(&self) -> BackendStatus {
         BackendStatus::default()
     }
 
-    /// The metadata, when this store keeps it.
-    fn catalogue(&self) -> Option<&dyn Catalogue> {
+    /// The store as the keeper of the metadata, if it is that too.
+    fn metadata_keeper(&self) -> Option<&dyn MetadataKeeper> {
         None
     }
 
-    /// Lets go of connections and threads. Calls after it give
-    /// [`VaultError::BackendUnavailable`] or work on; closing twice is harmless.
+    /// Releases connections and threads. Later calls return
+    /// [`VaultError::BackendUnavailable`] or still work. Closing twice is harmless.
     fn close(&self);
+}
+
+/// A store that keeps the metadata as well, as another service does. The vault then writes
+/// no database of its own: listings come from here, and stores bring their metadata along.
+pub trait MetadataKeeper {
+    /// The summaries of all credentials or of one namespace, ordered by namespace and key.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`].
+    fn summaries(&self, namespace: Option<&Namespace>) -> Result<Vec<MaskedSummary>, VaultError>;
+
+    /// The credentials that are delivered as environment variables.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`].
+    fn runtime_env(&self) -> Result<Vec<RuntimeEnvEntry>, VaultError>;
+
+    /// Stores the value with its metadata.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CredentialVault::store`], and [`VaultError::ValidationFailed`].
+    fn store_request(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError>;
 }

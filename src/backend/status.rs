@@ -1,19 +1,21 @@
-//! How a backend is, for `/health`.
+//! The state of a backend, for `/health`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How a backend is.
+use serde::{Serialize, Serializer};
+
+/// The state of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendStatus {
-    /// Whether it works, as far as it knows without being asked for anything.
+    /// Whether it works, as far as it knows from its own calls.
     pub works: bool,
-    /// How the token is that it needs, if it needs one that has to be kept alive.
+    /// The state of its token, if it needs one that must be renewed.
     pub renewal: Option<RenewalStatus>,
     /// The socket of the service that it forwards to, if it does.
     pub upstream: Option<PathBuf>,
-    /// How many credentials there are, when it has a [catalogue](super::Catalogue); 0 when
-    /// it does not answer.
+    /// The number of credentials, if it is a [`MetadataKeeper`](super::MetadataKeeper); 0 if it
+    /// does not answer.
     pub credential_count: Option<u64>,
 }
 
@@ -24,54 +26,47 @@ impl Default for BackendStatus {
     }
 }
 
-/// How a token is that has to be kept alive.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The state of a token that must be renewed. Serialises to the form in `/health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RenewalStatus {
-    /// What is done for it.
+    /// What is being done to keep the token alive.
     pub state: RenewalState,
-    /// What is left of its life; `None` when it does not end, or that is not known.
+    /// The time until the token expires; `None` if it never does or that is not known.
+    /// Serialised in seconds.
+    #[serde(rename = "ttl_seconds", serialize_with = "in_seconds")]
     pub ttl: Option<Duration>,
-    /// What went wrong last, unless it has been mended since. Never a token.
+    /// The last error, unless a later attempt has succeeded. Never contains a token.
     pub last_error: Option<String>,
 }
 
 impl RenewalStatus {
-    /// Whether requests may fail for want of a token.
+    /// Whether requests may fail because there is no valid token.
     #[must_use]
     pub fn is_in_trouble(&self) -> bool {
-        let is_over = self.ttl.is_some_and(|ttl| ttl.is_zero());
-        is_over || (self.state == RenewalState::Retrying && self.ttl.is_none())
+        let has_expired = self.ttl.is_some_and(|ttl| ttl.is_zero());
+        has_expired || (self.state == RenewalState::Retrying && self.ttl.is_none())
     }
 }
 
-/// What is done to keep a token alive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::ref_option, reason = "serde calls it so")]
+fn in_seconds<S: Serializer>(ttl: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    ttl.map(|ttl| ttl.as_secs()).serialize(serializer)
+}
+
+/// What is being done to keep a token alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RenewalState {
-    /// Nothing yet: no request has needed it.
+    /// Nothing yet: no request has needed the token.
     Idle,
-    /// It is renewed, or replaced, in time.
+    /// It is renewed or replaced in time.
     Active,
-    /// The token does not end.
+    /// The token never expires.
     NotNeeded,
-    /// The last attempt failed, and is repeated.
+    /// The last attempt failed and will be repeated.
     Retrying,
-    /// It cannot be kept alive any longer.
+    /// The token cannot be renewed any more.
     Ended,
-    /// It is set not to be kept alive.
+    /// A setting turns renewal off.
     Disabled,
-}
-
-impl RenewalState {
-    /// The name in `/health`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Active => "active",
-            Self::NotNeeded => "not_needed",
-            Self::Retrying => "retrying",
-            Self::Ended => "ended",
-            Self::Disabled => "disabled",
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! Who may ask: the one place that decides on a request by its peer.
+//! Access: the one place that decides by the peer whether a request may be carried out.
 
 use std::net::IpAddr;
 
@@ -6,12 +6,12 @@ use crate::peer::{Peer, Process};
 
 use super::{Answer, RequestHead};
 
-/// The rules on who may ask for what.
+/// The access rules.
 ///
-/// Over the Unix socket, the service's own user and root may ask for everything, anyone
-/// who can connect for `/health`. Over TCP, which is for development, the client must
-/// have meant this machine: a request whose `Host` is not localhost or a loopback
-/// address, or that carries an `Origin`, comes from a web page and is refused.
+/// Over the Unix socket, only the service's own user and root are admitted. Over TCP, which is
+/// for development, the client must have meant this machine: a request whose `Host` is not
+/// localhost or a loopback address, or that carries an `Origin`, comes from a web page and is
+/// refused.
 #[derive(Debug, Clone, Copy)]
 pub struct Access {
     owner_uid: u32,
@@ -31,7 +31,8 @@ impl Access {
         match peer {
             Peer::Process(Process { uid, .. }) if uid != self.owner_uid && uid != ROOT => {
                 log::warn!("refused: {peer} is neither the service's user nor root");
-                Err(Answer::forbidden(
+                Err(Answer::error(
+                    403,
                     "this vault answers only its own user and root; run as that user",
                 ))
             }
@@ -42,14 +43,13 @@ impl Access {
     /// Whether the request may be carried out for a peer that was admitted.
     pub(super) fn check(self, head: &RequestHead<'_>) -> Result<(), Answer> {
         match head.peer {
-            Peer::Process(_) => Ok(()),
             Peer::Tcp(_) if head.has_origin => {
-                Err(Answer::forbidden("requests from web pages (with an Origin) are refused"))
+                Err(Answer::error(403, "requests from web pages (with an Origin) are refused"))
             }
             Peer::Tcp(_) if !head.host.is_some_and(is_loopback) => {
-                Err(Answer::forbidden("the Host must be localhost or a loopback address"))
+                Err(Answer::error(403, "the Host must be localhost or a loopback address"))
             }
-            Peer::Tcp(_) => Ok(()),
+            Peer::Process(_) | Peer::Tcp(_) => Ok(()),
         }
     }
 }

@@ -1,13 +1,14 @@
-//! The router: a request's method and path to a call of the service, and the outcome to
-//! an answer. It knows nothing of sockets.
+//! The router turns a request into a call of the service, and the outcome into an answer. It
+//! knows nothing of sockets.
 
 mod access;
 mod answer;
+mod body;
 mod path;
-mod store_body;
 
 use std::sync::Arc;
 
+use serde::Serialize;
 use tiny_http::Method;
 
 use crate::backend::{BackendStatus, RenewalStatus};
@@ -17,11 +18,11 @@ use crate::peer::Peer;
 use crate::service::VaultService;
 
 pub use access::Access;
-pub use answer::{Answer, Body};
-use path::{Path, Resource};
-pub use store_body::MAX_VALUE_BYTES;
+pub use answer::{Answer, Body, Header};
+pub use body::{MAX_CONSUMER_BYTES, MAX_CONSUMERS, MAX_VALUE_BYTES};
+use path::Resource;
 
-/// What the router needs to know of a request before its body has come.
+/// The part of a request that the router needs before the body has arrived.
 #[derive(Debug)]
 pub struct RequestHead<'a> {
     /// The method.
@@ -32,29 +33,29 @@ pub struct RequestHead<'a> {
     pub content_type: Option<&'a str>,
     /// The `Host` header.
     pub host: Option<&'a str>,
-    /// Whether there is an `Origin` header, as only browsers send it.
+    /// Whether there is an `Origin` header. Only browsers send it.
     pub has_origin: bool,
-    /// Who sent it.
+    /// The process or address that sent it.
     pub peer: Peer,
 }
 
-/// A request that has been understood and allowed, and waits to be carried out.
+/// A request that is valid, as far as its head tells, and allowed.
 #[derive(Debug)]
-pub struct Call(CallKind);
-
-#[derive(Debug)]
-enum CallKind {
+pub enum Call {
+    /// The state of the service.
     Health,
+    /// The summaries of all credentials, or of one namespace.
     List(Option<Namespace>),
-    /// A listing of a namespace that cannot exist, so that nothing is in it.
-    ListNothing,
+    /// The credentials that are delivered as environment variables.
     RuntimeEnv,
+    /// The value of a credential.
     Get(CredentialRef),
+    /// Whether there is a credential.
     Head(CredentialRef),
+    /// Stores what the body says.
     Put(CredentialRef),
+    /// Deletes a credential.
     Delete(CredentialRef),
-    /// A delete of a name that cannot exist: there is nothing to delete.
-    DeleteNothing,
 }
 
 /// Answers requests from one [`VaultService`].
@@ -65,81 +66,94 @@ pub struct Router {
 }
 
 impl Router {
-    /// Routes to `service` what `access` allows.
+    /// A router to `service`, for the peers that `access` allows.
     #[must_use]
     pub fn new(service: Arc<VaultService>, access: Access) -> Self {
         Self { service, access }
     }
 
-    /// Whether the peer of a new connection may ask for anything.
+    /// Checks whether the peer of a new connection may ask for anything.
     ///
     /// # Errors
     ///
-    /// The answer that tells it so.
-    pub fn admit(&self, peer: crate::peer::Peer) -> Result<(), Answer> {
+    /// The answer for that peer.
+    pub fn admit(&self, peer: Peer) -> Result<(), Answer> {
         self.access.admit(peer)
     }
 
-    /// Understands a request, from its head alone.
+    /// Turns the head of a request into the call that it asks for.
     ///
     /// # Errors
     ///
-    /// The answer, when the request cannot be carried out whatever its body says.
+    /// The answer, if the head alone decides it: mostly an error, but also the empty list of a
+    /// namespace that cannot exist.
     pub fn resolve(&self, head: &RequestHead<'_>) -> Result<Call, Answer> {
         self.access.check(head)?;
-        match Path::parse(head.target)? {
-            Path::Resource(resource) => resource_call(resource, head).map(Call),
-            Path::RedirectTo(location) => Err(Answer::redirect(&location)),
+        match (Resource::parse(head.target)?, &head.method) {
+            (Resource::Credential { namespace, key }, method) => {
+                let at = Namespace::new(namespace).and_then(|name| CredentialRef::new(name, key));
+                credential_call(method, at, head.content_type)
+            }
+            (Resource::Health, Method::Get) => Ok(Call::Health),
+            (Resource::Credentials, Method::Get) => Ok(Call::List(None)),
+            (Resource::RuntimeEnv, Method::Get) => Ok(Call::RuntimeEnv),
+            (Resource::Namespace(name), Method::Get) => match Namespace::new(name) {
+                Ok(namespace) => Ok(Call::List(Some(namespace))),
+                Err(_) => Err(answer::JsonList::default().into_answer()),
+            },
+            _ => Err(Answer::method_not_allowed("GET")),
         }
     }
 
-    /// Whether carrying out the call may wait for a disk, a network, or another process.
+    /// Whether the call may wait for a disk, a network, or another process.
     #[must_use]
     pub fn may_block(&self, call: &Call) -> bool {
-        match call.0 {
-            CallKind::Put(_) | CallKind::Delete(_) => true,
-            CallKind::Get(_) | CallKind::Head(_) => self.service.reads_may_block(),
-            CallKind::Health | CallKind::List(_) | CallKind::RuntimeEnv => {
-                self.service.listings_may_block()
-            }
-            CallKind::ListNothing | CallKind::DeleteNothing => false,
+        match call {
+            Call::Put(_) | Call::Delete(_) => true,
+            Call::Get(_) | Call::Head(_) => self.service.reads_may_block(),
+            Call::Health | Call::List(_) | Call::RuntimeEnv => self.service.listings_may_block(),
         }
     }
 
-    /// Carries the call out.
+    /// Carries the call out. `body` is the body of the request; only a PUT has one.
     #[must_use]
     pub fn answer(&self, call: &Call, body: &[u8]) -> Answer {
-        self.carry_out(&call.0, body).unwrap_or_else(|error| match call.0 {
-            CallKind::Head(_) => Answer::from(&error).without_body(),
+        self.carry_out(call, body).unwrap_or_else(|error| match call {
+            Call::Head(_) => Answer::from(&error).without_body(),
             _ => Answer::from(&error),
         })
     }
 
-    fn carry_out(&self, call: &CallKind, body: &[u8]) -> Result<Answer, VaultError> {
+    fn carry_out(&self, call: &Call, body: &[u8]) -> Result<Answer, VaultError> {
+        let mut list = answer::JsonList::default();
         Ok(match call {
-            CallKind::Health => self.health()?,
-            CallKind::List(namespace) => self.list(namespace.as_ref())?,
-            CallKind::ListNothing => Answer::json(200, b"[]".to_vec()),
-            CallKind::RuntimeEnv => self.runtime_env()?,
-            CallKind::Get(at) => answer::value(&self.service.get(at)?),
-            CallKind::Head(at) => Answer::empty(if self.service.has(at)? { 200 } else { 404 }),
-            CallKind::Put(at) => match store_body::parse(body) {
+            Call::Health => self.health()?,
+            Call::List(namespace) => {
+                self.service.summaries(namespace.as_ref(), &mut |summary| list.push(&summary))?;
+                list.into_answer()
+            }
+            Call::RuntimeEnv => {
+                self.service.runtime_env(&mut |entry| list.push(&entry))?;
+                list.into_answer()
+            }
+            Call::Get(at) => Answer::value(&self.service.get(at)?),
+            Call::Head(at) => Answer::empty(if self.service.has(at)? { 200 } else { 404 }),
+            Call::Put(at) => match body::parse(body) {
                 Ok(request) => {
                     self.service.store(at, &request)?;
-                    Answer::json(200, br#"{"status":"stored"}"#.to_vec())
+                    done("stored")
                 }
                 Err(problems) => Answer::unprocessable(&problems),
             },
-            CallKind::Delete(at) => {
+            Call::Delete(at) => {
                 self.service.delete(at)?;
-                answer::deleted()
+                done("deleted")
             }
-            CallKind::DeleteNothing => answer::deleted(),
         })
     }
 
     fn health(&self) -> Result<Answer, VaultError> {
-        #[derive(serde::Serialize)]
+        #[derive(Serialize)]
         struct Health<'a> {
             status: &'a str,
             backend: &'a str,
@@ -147,73 +161,46 @@ impl Router {
             #[serde(skip_serializing_if = "Option::is_none")]
             upstream: Option<String>,
             #[serde(skip_serializing_if = "Option::is_none")]
-            renewal: Option<Renewal>,
-        }
-        #[derive(serde::Serialize)]
-        struct Renewal {
-            state: &'static str,
-            ttl_seconds: Option<u64>,
-            last_error: Option<String>,
+            renewal: Option<RenewalStatus>,
         }
         let BackendStatus { works, renewal, upstream, credential_count } =
             self.service.backend_status();
-        Ok(Answer::json_of(&Health {
+        let health = Health {
             status: if works { "ok" } else { "degraded" },
             backend: self.service.backend(),
             credential_count: self.service.count()?.or(credential_count).unwrap_or(0),
             upstream: upstream.map(|socket| socket.display().to_string()),
-            renewal: renewal.map(|RenewalStatus { state, ttl, last_error }| Renewal {
-                state: state.as_str(),
-                ttl_seconds: ttl.map(|ttl| ttl.as_secs()),
-                last_error,
-            }),
-        }))
-    }
-
-    fn list(&self, namespace: Option<&Namespace>) -> Result<Answer, VaultError> {
-        let mut list = answer::JsonList::default();
-        self.service.summaries(namespace, &mut |summary| list.push(&summary))?;
-        Ok(list.into_answer())
-    }
-
-    fn runtime_env(&self) -> Result<Answer, VaultError> {
-        let mut list = answer::JsonList::default();
-        self.service.runtime_env(&mut |entry| list.push(&entry))?;
-        Ok(list.into_answer())
+            renewal,
+        };
+        Ok(Answer::json_of(200, &health))
     }
 }
 
-/// What a method means on a resource.
-fn resource_call(resource: Resource, head: &RequestHead<'_>) -> Result<CallKind, Answer> {
-    let method = &head.method;
-    let only_get = |call: CallKind| match method {
-        Method::Get => Ok(call),
-        _ => Err(Answer::method_not_allowed("GET")),
-    };
-    match resource {
-        Resource::Health => only_get(CallKind::Health),
-        Resource::Credentials => only_get(CallKind::List(None)),
-        // No credential can be in a namespace of an invalid name.
-        Resource::Namespace(name) => only_get(
-            Namespace::new(name).map_or(CallKind::ListNothing, |n| CallKind::List(Some(n))),
-        ),
-        Resource::RuntimeEnv => only_get(CallKind::RuntimeEnv),
-        Resource::Credential { namespace, key } => {
-            let at = Namespace::new(namespace).and_then(|name| CredentialRef::new(name, key));
-            match (method, at) {
-                (Method::Get, Ok(at)) => Ok(CallKind::Get(at)),
-                (Method::Get, Err(_)) => Err(Answer::credential_not_found()),
-                (Method::Head, Ok(at)) => Ok(CallKind::Head(at)),
-                (Method::Head, Err(_)) => Err(Answer::empty(404)),
-                (Method::Put, Ok(at)) => {
-                    store_body::check_content_type(head.content_type)?;
-                    Ok(CallKind::Put(at))
-                }
-                (Method::Put, Err(error)) => Err(Answer::from(&error)),
-                (Method::Delete, Ok(at)) => Ok(CallKind::Delete(at)),
-                (Method::Delete, Err(_)) => Ok(CallKind::DeleteNothing),
-                _ => Err(Answer::method_not_allowed("GET, HEAD, PUT, DELETE")),
-            }
-        }
+/// The call of `method` on a credential, whose name may be invalid.
+fn credential_call(
+    method: &Method,
+    at: Result<CredentialRef, VaultError>,
+    content_type: Option<&str>,
+) -> Result<Call, Answer> {
+    match (method, at) {
+        (Method::Get, Ok(at)) => Ok(Call::Get(at)),
+        (Method::Get, Err(_)) => Err(Answer::credential_not_found()),
+        (Method::Head, Ok(at)) => Ok(Call::Head(at)),
+        (Method::Head, Err(_)) => Err(Answer::empty(404)),
+        (Method::Put, Ok(at)) => body::check_content_type(content_type).map(|()| Call::Put(at)),
+        (Method::Put, Err(error)) => Err(Answer::from(&error)),
+        (Method::Delete, Ok(at)) => Ok(Call::Delete(at)),
+        // A credential of an invalid name cannot exist: there is nothing to delete.
+        (Method::Delete, Err(_)) => Err(done("deleted")),
+        _ => Err(Answer::method_not_allowed("GET, HEAD, PUT, DELETE")),
     }
+}
+
+/// `{"status": ...}`, the answer to a change.
+fn done(status: &str) -> Answer {
+    #[derive(Serialize)]
+    struct Done<'a> {
+        status: &'a str,
+    }
+    Answer::json_of(200, &Done { status })
 }

@@ -4,16 +4,7 @@ use std::borrow::Cow;
 
 use super::Answer;
 
-/// What a path leads to.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Path {
-    Resource(Resource),
-    /// It has a trailing slash, and without it would name a resource: the target
-    /// without the slash, still percent-encoded, with its query.
-    RedirectTo(String),
-}
-
-/// A thing that methods apply to. Names are decoded, and not yet validated.
+/// A thing that methods apply to. Names are decoded, but not yet validated.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Resource {
     Health,
@@ -23,27 +14,27 @@ pub(super) enum Resource {
     RuntimeEnv,
 }
 
-impl Path {
-    /// Parses a request target in origin form. The query is ignored.
-    pub(super) fn parse(target: &str) -> Result<Self, Answer> {
-        let (path, query) = match target.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (target, None),
-        };
-        let trimmed = path.trim_end_matches('/');
-        if trimmed.len() == path.len() {
-            return Resource::parse(path).map(Self::Resource);
-        }
-        Resource::parse(trimmed)?;
-        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-        Ok(Self::RedirectTo(format!("{trimmed}{query}")))
-    }
-}
-
 impl Resource {
-    fn parse(path: &str) -> Result<Self, Answer> {
+    /// The resource that a request target in origin form names. The query is ignored.
+    ///
+    /// # Errors
+    ///
+    /// 400 or 404; or, if the path names a resource but for its trailing slash, the redirect
+    /// to the same target without that slash.
+    pub(super) fn parse(target: &str) -> Result<Self, Answer> {
+        let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
+        let trimmed = path.trim_end_matches('/');
+        let resource = Self::of_path(trimmed)?;
+        if trimmed.len() == path.len() {
+            Ok(resource)
+        } else {
+            Err(Answer::redirect(&[trimmed, query].concat()))
+        }
+    }
+
+    fn of_path(path: &str) -> Result<Self, Answer> {
         let mut raw = path.strip_prefix('/').ok_or_else(Answer::not_found)?.split('/');
-        // One more than the longest path, so that a longer one is seen.
+        // One more than the longest path has, so that a longer path is noticed.
         let mut segments: [Option<Cow<'_, str>>; 5] = [const { None }; 5];
         for (segment, text) in segments.iter_mut().zip(raw.by_ref()) {
             *segment = Some(decode(text)?);
@@ -64,8 +55,8 @@ impl Resource {
     }
 }
 
-/// Decodes one segment (RFC 3986, 2.1). Empty, or with an encoded slash, it is a segment
-/// of no path of ours.
+/// Decodes one segment (RFC 3986, 2.1). No path of ours has an empty segment, or an encoded
+/// slash in one.
 fn decode(segment: &str) -> Result<Cow<'_, str>, Answer> {
     if segment.is_empty() {
         return Err(Answer::not_found());
@@ -73,7 +64,7 @@ fn decode(segment: &str) -> Result<Cow<'_, str>, Answer> {
     if !segment.contains('%') {
         return Ok(Cow::Borrowed(segment));
     }
-    let malformed = || Answer::bad_request("the path is not percent-encoded UTF-8 (RFC 3986, 2.1)");
+    let malformed = || Answer::error(400, "the path is not percent-encoded UTF-8 (RFC 3986, 2.1)");
     let mut decoded = Vec::with_capacity(segment.len());
     let mut bytes = segment.bytes();
     while let Some(byte) = bytes.next() {
@@ -94,31 +85,34 @@ mod tests {
     use super::*;
 
     fn status(target: &str) -> u16 {
-        Path::parse(target).expect_err(target).status()
+        Resource::parse(target).expect_err(target).status()
     }
 
     #[test]
-    fn encoded_and_plain_segments_name_the_same() {
-        let plain = Path::parse("/v1/credentials/email.you@gmail.com/password").expect("a path");
-        let encoded =
-            Path::parse("/v1/credentials/email.you%40gmail.com/p%61ssword?x=/y").expect("a path");
+    fn encoded_and_plain_segments_name_the_same_credential() {
+        let plain =
+            Resource::parse("/v1/credentials/email.you@gmail.com/password").expect("a path");
+        let encoded = Resource::parse("/v1/credentials/email.you%40gmail.com/p%61ssword?x=/y")
+            .expect("a path");
         assert_eq!(plain, encoded);
     }
 
     #[test]
-    fn a_trailing_slash_redirects_only_to_what_exists() {
-        let to = |target: &str| Path::RedirectTo(target.to_owned());
-        assert_eq!(Path::parse("/health/").expect("a path"), to("/health"));
-        assert_eq!(
-            Path::parse("/v1/credentials/a%40b//?q=1/").expect("a path"),
-            to("/v1/credentials/a%40b?q=1/")
-        );
+    fn a_trailing_slash_redirects_if_there_is_such_a_resource() {
+        for (target, location) in [
+            ("/health/", "/health"),
+            ("/v1/credentials/a%40b//?q=1/", "/v1/credentials/a%40b?q=1/"),
+            ("/v1/credentials/é/", "/v1/credentials/%C3%A9"),
+        ] {
+            let (status, headers, _) = Resource::parse(target).expect_err(target).into_parts();
+            assert_eq!((status, &*headers), (307, &[("Location", location.into())][..]));
+        }
         assert_eq!(status("/nothing/"), 404);
         assert_eq!(status("/"), 404);
     }
 
     #[test]
-    fn what_is_no_path_of_ours() {
+    fn other_paths_are_not_found_and_bad_encodings_are_bad_requests() {
         for target in [
             "",
             "health",
@@ -143,8 +137,8 @@ mod tests {
             assert_eq!(status(target), 400, "{target}");
         }
         assert_eq!(
-            Path::parse("/v1/credentials/a/%252F").expect("decoded once"),
-            Path::Resource(Resource::Credential { namespace: "a".into(), key: "%2F".into() })
+            Resource::parse("/v1/credentials/a/%252F").expect("decoded once"),
+            Resource::Credential { namespace: "a".into(), key: "%2F".into() }
         );
     }
 }

@@ -31,18 +31,14 @@ pub(super) fn write(
     lent: &mut Lent,
 ) {
     let (status, headers, body) = answer.into_parts();
-    let headers_len: usize = headers
-        .iter()
-        .map(|header| header.field.as_str().as_str().len() + header.value.len() + 4)
-        .sum();
+    let headers_len: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
     let head = output.room_for(HEAD_BYTES + headers_len, lent);
     let reason = StatusCode(status).default_reason_phrase();
     let mut write = |line: std::fmt::Arguments<'_>| {
         head.write_fmt(line).expect("a Vec takes every write");
     };
     write(format_args!("HTTP/1.1 {status} {reason}\r\n{connection}"));
-    for header in &headers {
-        let (name, value) = (header.field.as_str(), header.value.as_str());
+    for (name, value) in &headers {
         write(format_args!("{name}: {value}\r\n"));
     }
     // The date: RFC 9110, 6.6.1.

@@ -72,11 +72,7 @@ impl Answer {
     /// `{"detail": ...}`, the body of every error.
     #[must_use]
     pub fn error(status: u16, detail: &(impl Serialize + ?Sized)) -> Self {
-        #[derive(Serialize)]
-        struct Detail<'a, T: ?Sized> {
-            detail: &'a T,
-        }
-        Self::json_of(status, &Detail { detail })
+        Self::json_of(status, &json!({ "detail": detail }))
     }
 
     pub(super) fn not_found() -> Self {

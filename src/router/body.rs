@@ -87,71 +87,45 @@ fn invalid_json(body: &[u8], error: &serde_json::Error) -> Problem {
 fn check(fields: Fields) -> Result<StoreRequest, Vec<Problem>> {
     let [value, delivery_mode, allowed_consumers, env_name, validator_id] = fields;
     let mut problems = Vec::new();
-    let mut report = |r#type, loc, msg: Cow<'static, str>| {
-        problems.push(Problem::new(r#type, loc, msg));
+    let mut take = |loc, checked: Checked<Option<Secret>>| {
+        checked.unwrap_or_else(|(r#type, msg)| {
+            problems.push(Problem::new(r#type, loc, msg));
+            None
+        })
     };
-    let value = match value {
-        Some(Json::Text(value)) if value.len() <= MAX_VALUE_BYTES => Some(value),
-        Some(Json::Text(_)) => {
-            let msg = format!("the value is longer than {MAX_VALUE_BYTES} bytes");
-            report("string_too_long", json!(["body", "value"]), msg.into());
-            None
-        }
-        Some(_) => {
-            report("string_type", json!(["body", "value"]), NOT_A_STRING.into());
-            None
-        }
-        None => {
-            report("missing", json!(["body", "value"]), "Field required".into());
-            None
-        }
-    };
+    let owned = |text: Secret| text.expose().to_owned();
+
+    let value = take(json!(["body", "value"]), text(value, MAX_VALUE_BYTES).map(Some));
+    let loc = json!(["body", "delivery_mode"]);
     let delivery_mode = match delivery_mode {
         None => Some(DeliveryMode::default()),
         Some(Json::Text(name)) => DeliveryMode::from_name(name.expose()),
         Some(_) => None,
     };
     if delivery_mode.is_none() {
-        let msg = "Input should be 'executor_only' or 'runtime_env'";
-        report("enum", json!(["body", "delivery_mode"]), msg.into());
+        take(loc, Err(("enum", "Input should be 'executor_only' or 'runtime_env'".into())));
     }
+    let loc = json!(["body", "allowed_consumers"]);
     let mut consumers = Vec::new();
     match allowed_consumers {
         None => {}
-        Some(Json::List(names)) if names.len() > MAX_CONSUMERS => {
-            let msg = format!("the list has more than {MAX_CONSUMERS} names");
-            report("too_long", json!(["body", "allowed_consumers"]), msg.into());
-        }
-        Some(Json::List(names)) => {
+        Some(Json::List(names)) if names.len() <= MAX_CONSUMERS => {
             for (index, name) in names.into_iter().enumerate() {
-                let loc = || json!(["body", "allowed_consumers", index]);
-                match name {
-                    Json::Text(name) if name.len() > MAX_CONSUMER_BYTES => {
-                        let msg = format!("the name is longer than {MAX_CONSUMER_BYTES} bytes");
-                        report("string_too_long", loc(), msg.into());
-                    }
-                    Json::Text(name) => consumers.push(name.expose().to_owned()),
-                    _ => report("string_type", loc(), NOT_A_STRING.into()),
-                }
+                let loc = json!(["body", "allowed_consumers", index]);
+                let name = text(Some(name), MAX_CONSUMER_BYTES).map(Some);
+                consumers.extend(take(loc, name).map(owned));
             }
         }
-        Some(_) => {
-            let msg = "Input should be a valid list";
-            report("list_type", json!(["body", "allowed_consumers"]), msg.into());
+        Some(Json::List(_)) => {
+            let msg = format!("the list has more than {MAX_CONSUMERS} names");
+            take(loc, Err(("too_long", msg.into())));
         }
+        Some(_) => drop(take(loc, Err(("list_type", "Input should be a valid list".into())))),
     }
-    let mut optional = |name: &str, text: Option<Json>| match text {
-        None | Some(Json::Null) => None,
-        Some(Json::Text(text)) => Some(text.expose().to_owned()),
-        Some(_) => {
-            report("string_type", json!(["body", name]), NOT_A_STRING.into());
-            None
-        }
-    };
-    let env_name = optional("env_name", env_name);
-    let validator_id = optional("validator_id", validator_id);
+    let env_name = take(json!(["body", "env_name"]), optional(env_name)).map(owned);
+    let validator_id = take(json!(["body", "validator_id"]), optional(validator_id)).map(owned);
     if let Some(Err(problem)) = env_name.as_deref().map(env_name::check) {
-        report("env_name", json!(["body", "env_name"]), problem.to_string().into());
+        take(json!(["body", "env_name"]), Err(("env_name", problem.to_string().into())));
     }
     match (value, delivery_mode) {
         (Some(value), Some(delivery_mode)) if problems.is_empty() => Ok(StoreRequest {
@@ -165,7 +139,26 @@ fn check(fields: Fields) -> Result<StoreRequest, Vec<Problem>> {
     }
 }
 
-const NOT_A_STRING: &str = "Input should be a valid string";
+/// A field, or the type and the message of its problem.
+type Checked<T> = Result<T, (&'static str, Cow<'static, str>)>;
+
+fn text(json: Option<Json>, limit: usize) -> Checked<Secret> {
+    match json {
+        Some(Json::Text(text)) if text.len() <= limit => Ok(text),
+        Some(Json::Text(_)) => {
+            Err(("string_too_long", format!("the value is longer than {limit} bytes").into()))
+        }
+        Some(_) => Err(("string_type", "Input should be a valid string".into())),
+        None => Err(("missing", "Field required".into())),
+    }
+}
+
+fn optional(json: Option<Json>) -> Checked<Option<Secret>> {
+    match json {
+        None | Some(Json::Null) => Ok(None),
+        json => text(json, usize::MAX).map(Some),
+    }
+}
 
 /// The known fields. Each is `None` until it is met.
 type Fields = [Option<Json>; 5];

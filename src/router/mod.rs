@@ -9,6 +9,7 @@ mod path;
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::json;
 use tiny_http::Method;
 
 use crate::backend::{BackendStatus, RenewalStatus};
@@ -198,9 +199,5 @@ fn credential_call(
 
 /// `{"status": ...}`, the answer to a change.
 fn done(status: &str) -> Answer {
-    #[derive(Serialize)]
-    struct Done<'a> {
-        status: &'a str,
-    }
-    Answer::json_of(200, &Done { status })
+    Answer::json_of(200, &json!({ "status": status }))
 }

@@ -254,7 +254,7 @@ fn refusals(vault: &dyn CredentialVault) -> Vec<String> {
         // Far from the 30 s that a call may take; not a measure of speed.
         assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
         assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");
-        assert!(error.to_string().contains("--backend (env"), "{error}");
+        assert!(error.to_string().contains("another backend (env"), "{error}");
         error.to_string()
     };
     calls.iter().map(refusal).collect()

@@ -1,12 +1,13 @@
-//! The `keyring` backend: values in the operating system's keyring, every call with a
-//! deadline.
+//! The `keyring` backend: values in the operating system's keyring. Every call has a deadline.
 //!
 //! ```text
-//! callers --> Lane "keyring"       --> thread --> Keyring: the store, may prompt and hang
-//!        \--> Lane "keyring-watch" --> thread --> Watch: asks "locked?", never prompts
+//! callers --> worker "keyring"       --> thread --> Keyring: the store, may prompt and hang
+//!        \--> worker "keyring-watch" --> thread --> Watch: asks "locked?", never prompts
 //! ```
 
-mod lane;
+#[cfg(not(target_os = "linux"))]
+mod common;
+mod worker;
 
 #[cfg(target_os = "linux")]
 #[path = "linux.rs"]
@@ -18,47 +19,44 @@ mod platform;
 #[path = "windows.rs"]
 mod platform;
 
-use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
-
-use crossbeam_channel::RecvTimeoutError;
 
 use crate::error::VaultError;
 use crate::model::{CredentialRef, Namespace};
 use crate::secret::Secret;
 
-use self::lane::{Lane, NoWorker, Ticket, Worker};
 use self::platform::{Keyring, START, UNLOCK, Watch};
+use self::worker::{Ticket, Worker};
 use super::{CredentialVault, registered_backends};
 
 /// The name it is registered under.
 const BACKEND: &str = "keyring";
 
-/// How long a call is waited for before the keyring's state is looked at. A healthy
-/// keyring answers in a millisecond or two.
+/// How long a call may take before the keyring is examined. A healthy keyring answers in a
+/// millisecond or two.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// How long that look may take. The answer is no more than two round trips away.
+/// How long that examination may take. It needs at most two round trips.
 const WATCH_PATIENCE: Duration = Duration::from_millis(500);
 
-/// What a client is told to wait: a person may have unlocked the keyring by then.
+/// When a client may ask again: a person may have unlocked the keyring by then.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Values in the operating system's keyring, at the places where Python's `keyring`
 /// package keeps them: service `com.intentframe.vault.<namespace>`, user name = key.
 ///
-/// One connection is kept, by a thread of its own. A restart of the keyring is survived;
-/// a locked or absent one is answered at once with [`VaultError::BackendUnavailable`],
-/// and so is whoever comes while a prompt is open. A read of a locked keyring opens the
-/// prompt to unlock it (once, not once for each reader); a store or delete does not, as
-/// it would be done late, after its caller has been told that it was not.
+/// A thread keeps one connection. If the keyring restarts, the thread connects again. While the
+/// keyring is locked, absent, or waits for a prompt, calls return
+/// [`VaultError::BackendUnavailable`] at once. A read of a locked keyring opens the prompt to
+/// unlock it, once for all readers. A store or delete opens no prompt, because it would then be
+/// done after its caller was told that it was not.
 ///
-/// On macOS and Windows a prompt cannot be told from a slow keyring: there, calls wait
-/// until their deadline.
+/// On macOS and Windows a prompt looks like a slow keyring, so calls wait until their deadline.
 #[derive(Debug)]
 pub struct KeyringVault {
-    calls: Lane<Keyring>,
-    watch: Lane<Watch>,
+    calls: Worker<Keyring>,
+    watch: Worker<Watch>,
     timeout: Duration,
 }
 
@@ -79,191 +77,156 @@ fn service_of(namespace: &Namespace) -> String {
     format!("com.intentframe.vault.{namespace}")
 }
 
-/// What can go wrong, before it is known which call it befell. Never carries a value.
+/// What went wrong, in whichever call. Never contains a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Failure {
-    /// A person has to unlock it.
+    /// The keyring is locked, and only a person can unlock it.
     Locked,
-    /// There is none to be reached.
+    /// There is no keyring.
     Absent(String),
-    /// The connection is of no more use, but a new one may be.
+    /// This connection no longer works, but a new one may.
     Lost(String),
-    /// It understood, and would not.
+    /// The keyring refused.
     Refused(String),
-    /// What it keeps there is no text.
+    /// The stored value is not text.
     NotText,
-    /// It does not answer. If something was to be changed, it was not.
+    /// The keyring does not answer. Nothing was changed.
     Silent,
-    /// It did not answer in time, and may yet do what it was asked.
+    /// The keyring did not answer in time, and the change may still be made.
     Late,
-    /// Too many calls hang in it.
+    /// Too many calls hang.
     AllHang,
     /// The vault was closed.
     Closed,
 }
 
-impl Failure {
-    /// What the platforms' stores have in common. Says nothing of the data that some
-    /// errors carry, so it is never their `Display` or `Debug` that is shown for those.
-    fn of(error: &keyring_core::Error) -> Self {
+/// Some of these errors carry data, so their own `Display` and `Debug` are not shown.
+impl From<keyring_core::Error> for Failure {
+    fn from(error: keyring_core::Error) -> Self {
         use keyring_core::Error;
         match error {
+            Error::PlatformFailure(cause) => {
+                platform::failure_of(&*cause).unwrap_or_else(|| Self::Refused(cause.to_string()))
+            }
+            Error::NoStorageAccess(cause) => {
+                platform::failure_of(&*cause).unwrap_or_else(|| Self::Absent(cause.to_string()))
+            }
+            // The item was deleted, or a second one made, since the keyring was searched.
+            Error::NoEntry => Self::Lost("an item vanished".to_owned()),
+            Error::Ambiguous(_) => Self::Lost("a second item appeared".to_owned()),
             Error::BadEncoding(_) | Error::BadDataFormat(..) => Self::NotText,
             Error::TooLong(what, limit) => {
                 Self::Refused(format!("the {what} is longer than this keyring's limit of {limit}"))
             }
             Error::Invalid(what, why) => Self::Refused(format!("the {what} {why}")),
-            Error::NotSupportedByStore(what) | Error::BadStoreFormat(what) => {
-                Self::Refused(what.clone())
-            }
-            Error::Ambiguous(entries) => {
-                Self::Refused(format!("it has {} items of that name", entries.len()))
-            }
+            Error::NotSupportedByStore(what) | Error::BadStoreFormat(what) => Self::Refused(what),
             _ => Self::Refused("it gave no reason".to_owned()),
         }
     }
 }
 
-impl From<NoWorker> for Failure {
-    fn from(none: NoWorker) -> Self {
-        match none {
-            NoWorker::Closed => Self::Closed,
-            NoWorker::AllHang => Self::AllHang,
-            NoWorker::NoThread(error) => Self::Absent(format!("no thread for it: {error}")),
-        }
-    }
-}
-
 impl KeyringVault {
-    /// A vault whose calls take `timeout` at most. Does not connect until the first.
+    /// A vault whose calls take at most `timeout`. The first call connects.
     #[must_use]
     pub fn new(timeout: Duration) -> Self {
-        Self { calls: Lane::new("keyring"), watch: Lane::new("keyring-watch"), timeout }
+        Self { calls: Worker::new("keyring"), watch: Worker::new("keyring-watch"), timeout }
     }
 
-    /// Runs a reading `task`, which may be run again on a new connection.
+    /// Runs a `task` that only reads.
     fn read<T: Send + 'static>(
         &self,
-        task: impl Fn(&Keyring) -> Result<T, Failure> + Send + Sync + 'static,
+        task: impl Fn(&Keyring) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        self.call(move |connection, ticket| {
-            twice_if_lost(ticket, || with(connection, Keyring::open, &task))
-        })
+        self.call(move |connection, ticket| connected(connection, ticket, Keyring::open, task))
     }
 
-    /// Runs a changing `task` on a keyring that will not prompt for it. It may be run
-    /// again on a new connection, which is why it has to be idempotent.
+    /// Runs a `task` that changes something, if the keyring will not prompt for it. The task
+    /// must be idempotent, because it may be run again on a new connection.
     fn change<T: Send + 'static>(
         &self,
         place: Place,
-        task: impl Fn(&Keyring, &Place) -> Result<T, Failure> + Send + Sync + 'static,
+        task: impl Fn(&Keyring, &Place) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         self.call(move |connection, ticket| {
-            twice_if_lost(ticket, || {
-                with(connection, Keyring::open, |keyring| {
-                    if keyring.write_would_prompt(&place)? {
-                        return Err(Failure::Locked);
-                    }
-                    if !ticket.claim() {
-                        return Err(Failure::Silent);
-                    }
-                    task(keyring, &place)
-                })
+            connected(connection, ticket, Keyring::open, |keyring| {
+                if keyring.write_would_prompt(&place)? {
+                    return Err(Failure::Locked);
+                }
+                if !ticket.claim() {
+                    return Err(Failure::Silent);
+                }
+                task(keyring, &place)
             })
         })
     }
 
-    /// Has the keyring thread do `task`, and waits for it until the deadline.
+    /// Runs `task` on the keyring's thread, and waits for the result until the deadline.
     fn call<T: Send + 'static>(
         &self,
-        task: impl Fn(&mut Option<Keyring>, &Ticket) -> Result<T, Failure> + Send + Sync + 'static,
+        task: impl FnOnce(&mut Option<Keyring>, &Ticket) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let deadline = Instant::now() + self.timeout;
-        let task = Arc::new(task);
-        loop {
-            let worker = self.calls.worker()?;
-            if worker.hangs() {
-                if self.is_locked(deadline)? {
-                    return Err(Failure::Locked);
-                }
-                // Unlocked by other means than the prompt that it hangs in.
-                self.calls.retire(&worker);
-                continue;
+        if self.calls.is_stuck() {
+            if self.is_locked(deadline)? {
+                return Err(Failure::Locked);
             }
-            let ticket = Ticket::new();
-            let answer = worker.submit(&ticket, {
-                let (task, ticket) = (Arc::clone(&task), Arc::clone(&ticket));
-                move |connection| task(connection, &ticket)
-            });
-            loop {
-                let left = deadline.saturating_duration_since(Instant::now());
-                match answer.recv_timeout(left.min(PATIENCE)) {
-                    Ok(result) => return result,
-                    Err(RecvTimeoutError::Disconnected) if worker.is_retired() => break,
-                    Err(RecvTimeoutError::Disconnected) => {
-                        return Err(Failure::Lost("its thread broke down".to_owned()));
-                    }
-                    Err(RecvTimeoutError::Timeout) => {}
+            // It was unlocked without the prompt that the thread waits for.
+            self.calls.abandon_if_stuck();
+        }
+        let (ticket, result) = self.calls.submit(task)?;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match result.recv_timeout(left.min(PATIENCE)) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) if left > PATIENCE => {}
+                Err(_) => {
+                    let is_untouched = ticket.give_up();
+                    self.calls.abandon_if_stuck();
+                    return Err(if is_untouched { Failure::Silent } else { Failure::Late });
                 }
-                if left <= PATIENCE {
-                    let untouched = ticket.give_up();
-                    if worker.is_at(&ticket) {
-                        self.calls.retire(&worker);
-                    }
-                    return Err(if untouched { Failure::Silent } else { Failure::Late });
+            }
+            let failure = match self.is_locked(deadline) {
+                Ok(true) => Failure::Locked,
+                Ok(false) => {
+                    self.calls.abandon_if_stuck();
+                    continue;
                 }
-                if worker.is_retired() && !worker.is_at(&ticket) && ticket.withdraw() {
-                    break;
-                }
-                if let Some(failure) = self.is_hopeless(&worker, &ticket, deadline) {
-                    return Err(failure);
-                }
+                // A call that has begun gets an error of its own, or may still succeed. A
+                // call that is queued behind it need not wait for that.
+                Err(_) if self.calls.is_running(&ticket) => continue,
+                Err(failure) => failure,
+            };
+            if ticket.withdraw() {
+                return Err(failure);
             }
         }
     }
 
-    /// Looks at a keyring that is slow to answer: whether, and why, to wait no longer.
-    fn is_hopeless(
-        &self,
-        worker: &Worker<Keyring>,
-        ticket: &Ticket,
-        deadline: Instant,
-    ) -> Option<Failure> {
-        let failure = match self.is_locked(deadline) {
-            Ok(false) => return None,
-            Ok(true) => Failure::Locked,
-            // What is being worked on finds out by itself, or may yet succeed; what is
-            // behind it in the queue need not wait for that.
-            Err(failure) if !worker.is_at(ticket) => failure,
-            Err(_) => {
-                worker.note_hang();
-                return None;
-            }
-        };
-        worker.note_hang();
-        ticket.withdraw().then_some(failure)
-    }
-
-    /// Whether the keyring waits for a person to unlock it. Never makes it prompt.
+    /// Whether the keyring waits for a person to unlock it. Never opens a prompt.
     fn is_locked(&self, deadline: Instant) -> Result<bool, Failure> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let ticket = Ticket::new();
-        let answer = self.watch.worker()?.submit(&ticket, {
-            let ticket = Arc::clone(&ticket);
-            move |connection| {
-                twice_if_lost(&ticket, || with(connection, Watch::open, Watch::locked))
-            }
-        });
-        answer.recv_timeout(left.min(WATCH_PATIENCE)).unwrap_or_else(|_| {
-            ticket.withdraw();
+        let (ticket, result) = self.watch.submit(|connection, ticket| {
+            connected(connection, ticket, Watch::open, Watch::locked)
+        })?;
+        result.recv_timeout(left.min(WATCH_PATIENCE)).unwrap_or_else(|_| {
+            ticket.give_up();
             Err(Failure::Silent)
         })
     }
 
-    fn unavailable(&self, failure: &Failure) -> VaultError {
+    /// The error of a call that fails with `refused` if the keyring answered, but refused.
+    fn failed(&self, failure: Failure, refused: impl FnOnce(String) -> VaultError) -> VaultError {
+        match failure {
+            Failure::NotText => refused("what the keyring has is not text; store it again".into()),
+            Failure::Refused(why) => refused(format!("the keyring refused ({why})")),
+            failure => self.unavailable(failure),
+        }
+    }
+
+    fn unavailable(&self, failure: Failure) -> VaultError {
         let others: Vec<String> =
             registered_backends().into_iter().filter(|name| name != BACKEND).collect();
-        let or_another = format!("or pick another backend with --backend ({})", others.join(", "));
+        let or_another = format!("or use another backend ({})", others.join(", "));
         let timeout = self.timeout;
         let reason = match failure {
             Failure::Locked => format!("it is locked; {UNLOCK}; {or_another}"),
@@ -271,18 +234,18 @@ impl KeyringVault {
             Failure::Lost(why) | Failure::Refused(why) => {
                 format!("it failed ({why}); see its own log, {or_another}")
             }
-            Failure::NotText => format!("it answered with what is no text; {or_another}"),
+            Failure::NotText => format!("its answer is not text; {or_another}"),
             Failure::Silent => {
                 format!("it does not answer; nothing was changed; restart it, {or_another}")
             }
             Failure::Late => format!(
-                "it did not answer within {timeout:?}; what was asked may still be done, \
-                 so ask again; if that does not help restart it, {or_another}"
+                "it did not answer within {timeout:?}; the request may still be carried out, so \
+                 ask again; if that does not help, restart it, {or_another}"
             ),
             Failure::AllHang => {
                 format!("too many calls hang in it; answer its prompts or restart it, {or_another}")
             }
-            Failure::Closed => "it was closed, as the service is stopping".to_owned(),
+            Failure::Closed => "it was closed because the service is stopping".to_owned(),
         };
         VaultError::BackendUnavailable {
             backend: BACKEND.to_owned(),
@@ -292,32 +255,29 @@ impl KeyringVault {
     }
 }
 
-/// Runs `task` on the kept connection, made if need be. One that is lost is let go of.
-fn with<K, T>(
+/// Runs `task` on the kept connection, and opens one if there is none. If the connection is
+/// lost, as it is when the keyring restarts, and the caller still waits, it is run once more on
+/// a new connection.
+fn connected<K, T>(
     connection: &mut Option<K>,
-    open: impl FnOnce() -> Result<K, Failure>,
-    task: impl FnOnce(&K) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let kept = match connection.take() {
-        Some(kept) => kept,
-        None => open()?,
-    };
-    let result = task(&kept);
-    if !matches!(result, Err(Failure::Lost(_))) {
-        *connection = Some(kept);
-    }
-    result
-}
-
-/// Tries again when the connection was lost, as it is when the keyring was restarted,
-/// unless the caller has gone meanwhile.
-fn twice_if_lost<T>(
     ticket: &Ticket,
-    mut attempt: impl FnMut() -> Result<T, Failure>,
+    open: impl Fn() -> Result<K, Failure>,
+    task: impl Fn(&K) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
+    let mut attempt = || {
+        let kept = match connection.take() {
+            Some(kept) => kept,
+            None => open()?,
+        };
+        let result = task(&kept);
+        if !matches!(result, Err(Failure::Lost(_))) {
+            *connection = Some(kept);
+        }
+        result
+    };
     match attempt() {
         Err(Failure::Lost(why)) if ticket.is_wanted() => {
-            log::info!("keyring: connecting anew ({why})");
+            log::info!("keyring: connecting again ({why})");
             attempt()
         }
         result => result,
@@ -330,50 +290,34 @@ impl CredentialVault for KeyringVault {
     }
 
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
-        let place = Place::of(at);
-        self.read(move |keyring| keyring.get(&place)).map_err(|failure| {
-            let reason = match failure {
-                Failure::NotText => "what the keyring has there is no text; store it anew".into(),
-                Failure::Refused(why) => format!("the keyring refused ({why})"),
-                other => return self.unavailable(&other),
-            };
-            VaultError::ReadFailed { at: at.clone(), reason }
-        })
+        let (place, at) = (Place::of(at), at.clone());
+        self.read(move |keyring| keyring.get(&place))
+            .map_err(|failure| self.failed(failure, |reason| VaultError::ReadFailed { at, reason }))
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
-        let value = value.duplicate();
-        self.change(Place::of(at), move |keyring, place| keyring.set(place, &value)).map_err(
-            |failure| match failure {
-                Failure::Refused(why) => VaultError::StoreFailed {
-                    at: at.clone(),
-                    reason: format!("the keyring refused ({why})"),
-                },
-                other => self.unavailable(&other),
-            },
-        )
+        let (place, at, value) = (Place::of(at), at.clone(), value.duplicate());
+        self.change(place, move |keyring, place| keyring.set(place, &value)).map_err(|failure| {
+            self.failed(failure, |reason| VaultError::StoreFailed { at, reason })
+        })
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        self.change(Place::of(at), Keyring::delete).map_err(|failure| match failure {
-            Failure::Refused(why) => VaultError::DeleteFailed {
-                at: at.clone(),
-                reason: format!("the keyring refused ({why})"),
-            },
-            other => self.unavailable(&other),
+        let (place, at) = (Place::of(at), at.clone());
+        self.change(place, Keyring::delete).map_err(|failure| {
+            self.failed(failure, |reason| VaultError::DeleteFailed { at, reason })
         })
     }
 
     fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let place = Place::of(at);
-        self.read(move |keyring| keyring.has(&place)).map_err(|failure| self.unavailable(&failure))
+        self.read(move |keyring| keyring.has(&place)).map_err(|failure| self.unavailable(failure))
     }
 
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
         let service = service_of(namespace);
-        let mut keys = self
-            .read(move |keyring| keyring.users(&service))
-            .map_err(|failure| self.unavailable(&failure))?;
+        let users = self.read(move |keyring| keyring.users(&service));
+        let mut keys = users.map_err(|failure| self.unavailable(failure))?;
         keys.sort_unstable();
         keys.dedup();
         Ok(keys)

@@ -1,29 +1,30 @@
 //! Windows: generic credentials in the Credential Manager, where Python's `keyring`
-//! keeps them. Written to the store's interface; not yet run on Windows.
+//! keeps them. Written against the store's interface; not yet run on Windows.
 //!
-//! Python puts the user who was stored last at the target `service`, and moves the one who
-//! was there to `user@service`. So a value is in the first place if that bears the user's
-//! name, else in the second. Values are UTF-16LE, at most 1,280 units.
+//! Python stores the latest user at the target `service`, and moves the user who was there to
+//! `user@service`. So a value is in the first place if that has the user's name, otherwise in
+//! the second. Values are UTF-16LE, at most 1,280 units.
 
-// The shape is what Linux needs, where more can fail.
-#![allow(clippy::unused_self, clippy::unnecessary_wraps)]
+// The signatures are those that Linux needs, where more can fail.
+#![allow(clippy::unnecessary_wraps, clippy::unused_self)]
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use keyring_core::Entry;
 use keyring_core::api::CredentialStoreApi;
-use keyring_core::{Entry, Error};
 use windows_native_keyring_store::Store;
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 
+pub(super) use super::unwatched::{Watch, failure_of};
 use super::{Failure, Place};
 
-/// What to do about a locked keyring.
+/// Advice on a locked keyring.
 pub(super) const UNLOCK: &str = "log in to Windows with the account that owns it";
 
-/// What to do when there is no keyring.
+/// Advice when there is no keyring.
 pub(super) const START: &str = "run in a logon session that has a Credential Manager";
 
 /// The Credential Manager. The store makes `user@service` of the two by itself.
@@ -32,99 +33,74 @@ pub(super) struct Keyring(Arc<Store>);
 
 impl Keyring {
     pub(super) fn open() -> Result<Self, Failure> {
-        Store::new_with_configuration(&HashMap::from([("divider", "@")])).map(Self).map_err(failure)
+        Ok(Self(Store::new_with_configuration(&HashMap::from([("divider", "@")]))?))
     }
 
-    /// The Credential Manager asks nobody.
+    /// The Credential Manager never prompts.
     pub(super) fn write_would_prompt(&self, _at: &Place) -> Result<bool, Failure> {
         Ok(false)
     }
 
     pub(super) fn get(&self, at: &Place) -> Result<Option<Secret>, Failure> {
-        match self.holder(at)?.get_secret() {
-            Ok(bytes) => decode(&Zeroizing::new(bytes)).map(Some),
-            Err(Error::NoEntry) => Ok(None),
-            Err(error) => Err(failure(error)),
-        }
+        let bytes = found(self.holder(at)?.get_secret())?;
+        bytes.map(|bytes| decode(&Zeroizing::new(bytes))).transpose()
     }
 
     pub(super) fn set(&self, at: &Place, value: &Secret) -> Result<(), Failure> {
-        self.holder(at)?.set_password(value.expose()).map_err(failure)
+        Ok(self.holder(at)?.set_password(value.expose())?)
     }
 
     pub(super) fn delete(&self, at: &Place) -> Result<bool, Failure> {
         let mut existed = false;
         // The place that reads look at first goes last.
         for entry in [Some(self.second_place(at)?), self.first_place(at)?].into_iter().flatten() {
-            match entry.delete_credential() {
-                Ok(()) => existed = true,
-                Err(Error::NoEntry) => {}
-                Err(error) => return Err(failure(error)),
-            }
+            existed |= found(entry.delete_credential())?.is_some();
         }
         Ok(existed)
     }
 
     pub(super) fn has(&self, at: &Place) -> Result<bool, Failure> {
-        match self.holder(at)?.get_attributes() {
-            Ok(_) => Ok(true),
-            Err(Error::NoEntry) => Ok(false),
-            Err(error) => Err(failure(error)),
-        }
+        Ok(found(self.holder(at)?.get_attributes())?.is_some())
     }
 
-    /// The user names under `service`, in no order, with repeats where both places are
-    /// taken by one.
+    /// The user names under `service`, unsorted; twice if one user has both places.
     pub(super) fn users(&self, service: &str) -> Result<Vec<String>, Failure> {
-        // The store matches targets by regular expression; a namespace has no other
-        // characters that mean something in one.
+        // The store matches targets by regular expression. A namespace has no other characters
+        // with a meaning there.
         let literal = service.replace('.', "[.]").replace('+', "[+]");
         let pattern = format!("^(.*@)?{literal}$");
-        let entries = self.0.search(&HashMap::from([("pattern", &*pattern)])).map_err(failure)?;
+        let entries = self.0.search(&HashMap::from([("pattern", &*pattern)]))?;
         let mut users = Vec::with_capacity(entries.len());
         for entry in entries {
-            let attributes = match entry.get_attributes() {
-                Ok(attributes) => attributes,
-                Err(Error::NoEntry) => continue,
-                Err(error) => return Err(failure(error)),
-            };
+            let Some(attributes) = found(entry.get_attributes())? else { continue };
             let attribute = |name| attributes.get(name).map_or("", String::as_str);
             let (target, user) = (attribute("target_name"), attribute("username"));
-            if target == service || target == second_target(service, user) {
+            if target == service || target == format!("{user}@{service}") {
                 users.push(user.to_owned());
             }
         }
         Ok(users)
     }
 
-    /// Where the credential is, or is to be made.
+    /// The place where the credential is, or will be made.
     fn holder(&self, at: &Place) -> Result<Entry, Failure> {
-        match self.first_place(at)? {
-            Some(entry) => Ok(entry),
-            None => self.second_place(at),
-        }
+        self.first_place(at)?.map_or_else(|| self.second_place(at), Ok)
     }
 
-    /// The target `service`, if it is this user's.
+    /// The target `service`, if this user has it.
     fn first_place(&self, at: &Place) -> Result<Option<Entry>, Failure> {
         let modifiers = HashMap::from([("target", &*at.service)]);
-        let entry = self.0.build(&at.service, &at.user, Some(&modifiers)).map_err(failure)?;
-        match entry.get_attributes() {
-            Ok(attributes) if attributes.get("username") == Some(&at.user) => Ok(Some(entry)),
-            Ok(_) | Err(Error::NoEntry) => Ok(None),
-            Err(error) => Err(failure(error)),
-        }
+        let entry = self.0.build(&at.service, &at.user, Some(&modifiers))?;
+        let attributes = found(entry.get_attributes())?;
+        let is_ours = attributes.is_some_and(|found| found.get("username") == Some(&at.user));
+        Ok(is_ours.then_some(entry))
     }
 
     /// The target `user@service`. No `target` modifier: with one, the store would make
     /// the credential without a user name.
     fn second_place(&self, at: &Place) -> Result<Entry, Failure> {
-        self.0.build(&at.service, &at.user, None).map_err(failure)
+        Ok(self.0.build(&at.service, &at.user, None)?)
     }
-}
-
-fn second_target(service: &str, user: &str) -> String {
-    format!("{user}@{service}")
 }
 
 /// UTF-16LE, or else UTF-8, as Python's `keyring` decodes it.
@@ -138,27 +114,4 @@ fn decode(bytes: &[u8]) -> Result<Secret, Failure> {
         }
     }
     Secret::from_utf8(bytes.to_vec()).map_err(|_| Failure::NotText)
-}
-
-/// There is nothing to wait for that could be watched.
-#[derive(Debug)]
-pub(super) struct Watch;
-
-impl Watch {
-    pub(super) fn open() -> Result<Self, Failure> {
-        Ok(Self)
-    }
-
-    pub(super) fn locked(&self) -> Result<bool, Failure> {
-        Ok(false)
-    }
-}
-
-fn failure(error: Error) -> Failure {
-    match error {
-        Error::NoStorageAccess(cause) => Failure::Absent(cause.to_string()),
-        Error::PlatformFailure(cause) => Failure::Refused(cause.to_string()),
-        Error::NoEntry => Failure::Lost("an item vanished".to_owned()),
-        other => Failure::of(&other),
-    }
 }

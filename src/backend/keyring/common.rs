@@ -1,0 +1,36 @@
+//! The parts that macOS and Windows share.
+
+// The signatures are those that Linux needs, where more can fail.
+#![allow(clippy::unnecessary_wraps, clippy::unused_self)]
+
+use keyring_core::Error;
+
+use super::Failure;
+
+/// These stores do not tell whether the keyring is locked.
+#[derive(Debug)]
+pub(super) struct Watch;
+
+impl Watch {
+    pub(super) fn open() -> Result<Self, Failure> {
+        Ok(Self)
+    }
+
+    pub(super) fn locked(&self) -> Result<bool, Failure> {
+        Ok(false)
+    }
+}
+
+/// `None` if there is no such item.
+pub(super) fn found<T>(result: keyring_core::Result<T>) -> Result<Option<T>, Failure> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(Error::NoEntry) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The kind of an error of these stores says all that its cause says.
+pub(super) fn failure_of(_: &(dyn std::error::Error + Send + Sync + 'static)) -> Option<Failure> {
+    None
+}

@@ -21,7 +21,7 @@ use crate::time::Timestamp;
 /// each other, so that its value and its metadata always come from the same store.
 pub struct VaultService {
     vault: Arc<dyn CredentialVault>,
-    /// `None` if the backend keeps the metadata, in its [catalogue](CredentialVault::catalogue).
+    /// `None` if the backend keeps the metadata, as a [`MetadataKeeper`].
     metadata: Option<MetadataStore>,
     changing: ChangeLocks,
 }

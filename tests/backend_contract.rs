@@ -1,5 +1,5 @@
-//! The contract of `CredentialVault` on the backends that need nothing around them. The
-//! others run it in their own tests.
+//! The contract of `CredentialVault` on the `env` backend. The other backends need a store, and
+//! check the contract in their own tests.
 
 #[path = "support/contract.rs"]
 mod contract;

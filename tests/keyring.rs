@@ -1,7 +1,7 @@
 //! The keyring backend against a real gnome-keyring, beside Python's `keyring` package.
 //!
-//! Each test runs itself again inside `scripts/with-gnome-keyring`: a session bus, a home
-//! and an unlocked keyring of its own, gone afterwards.
+//! Each test runs itself again inside `scripts/with-gnome-keyring`, which makes a session bus, a
+//! home and an unlocked keyring for it, and removes them afterwards.
 #![cfg(target_os = "linux")]
 
 #[path = "support/contract.rs"]
@@ -27,8 +27,8 @@ const PASSWORD: &[u8] = b"a password for this session";
 const PYTHON: &str = "/usr/bin/python3";
 const SERVICE: &str = "com.intentframe.vault.openai";
 
-/// Says whether this process is to run the test's body; if not, the test has been run in a
-/// session, or left out for want of a keyring.
+/// Whether this process must run the body of the test. If not, the test has been run in a
+/// session, or skipped because there is no gnome-keyring.
 fn session(test: &str) -> bool {
     if env::var_os(IN_SESSION).is_some() {
         return true;
@@ -52,8 +52,8 @@ fn session(test: &str) -> bool {
     false
 }
 
-/// Runs the body of `test` in the process that `command` starts. A process sees one
-/// session bus in its life, so each session needs one of its own.
+/// Runs the body of `test` in a process that `command` starts. A process connects to only one
+/// session bus in its life, so each session needs its own process.
 fn run_again(test: &str, command: &mut Command) {
     let output = command
         .args(["--exact", test, "--nocapture"])
@@ -81,7 +81,7 @@ fn store(vault: &dyn CredentialVault, key: &str, value: &str) {
     vault.store(&at(key), &Secret::new(value.to_owned())).expect("stores");
 }
 
-/// Runs Python, and gives what it prints.
+/// Runs Python and returns its output.
 fn python(script: &str) -> String {
     let output = Command::new(PYTHON).args(["-c", script]).output().expect("runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -122,7 +122,7 @@ fn python_and_this_service_share_one_item_in_both_directions() {
         return;
     }
     let vault = vault();
-    // Made by Python first, then by this service first; back and forth each time.
+    // One item is made by Python, the other by this service; then both write both in turn.
     for (key, made_by_python) in [("theirs", true), ("ours", false)] {
         for round in 0..3 {
             if made_by_python || round > 0 {
@@ -169,7 +169,7 @@ fn of_two_items_the_newest_counts_and_both_are_deleted() {
     assert_eq!(items("deleted"), "0");
 }
 
-/// The process that answers for the session's keyring.
+/// The ID of the process that provides the session's keyring.
 fn daemon() -> String {
     let owner = "string:org.freedesktop.secrets";
     bus(&["org.freedesktop.DBus.GetConnectionUnixProcessID", owner])
@@ -197,14 +197,14 @@ fn start_daemon() {
         .expect("starts");
     daemon.stdin.take().expect("is piped").write_all(PASSWORD).expect("reads");
     assert!(daemon.wait().expect("goes into the background").success());
-    // It is in the background before it is on the bus, which meanwhile would start another,
-    // with a locked keyring, for whoever asks.
+    // It goes into the background before it is on the bus. Until then, the bus would start a
+    // second daemon, with a locked keyring, for anyone who asks.
     support::wait_until("the daemon is on the bus", || {
         bus(&["org.freedesktop.DBus.NameHasOwner", "string:org.freedesktop.secrets"]) == "true"
     });
 }
 
-/// The last word of what the bus itself answers.
+/// The last word of the bus's own answer.
 fn bus(call: &[&str]) -> String {
     let output = Command::new("dbus-send")
         .args(["--session", "--print-reply=literal", "--dest=org.freedesktop.DBus", "/"])
@@ -235,7 +235,7 @@ fn a_restart_of_the_daemon_is_survived() {
     }
 }
 
-/// What each kind of call says of a keyring that is not to be had, once it has said so
+/// The error of each kind of call on a keyring that is unavailable. Asserts that each comes
 /// promptly.
 fn refusals(vault: &dyn CredentialVault) -> Vec<String> {
     let after = Secret::new("after".to_owned());
@@ -250,8 +250,8 @@ fn refusals(vault: &dyn CredentialVault) -> Vec<String> {
     ];
     let refusal = |call: &&dyn Fn() -> Result<(), VaultError>| {
         let since = Instant::now();
-        let error = call().expect_err("not to be had");
-        // Far from the 30 s that a call may take; not a measure of speed.
+        let error = call().expect_err("unavailable");
+        // Well below the 30 s that a call may take; not a measure of speed.
         assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
         assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");
         assert!(error.to_string().contains("another backend (env"), "{error}");
@@ -277,7 +277,7 @@ fn a_locked_keyring_is_unavailable_at_once_and_changes_nothing() {
     assert_eq!(value(&*vault, "new"), None);
 }
 
-/// Ends the process when the test does.
+/// Ends the process when it is dropped.
 struct Ended(Child);
 
 impl Drop for Ended {
@@ -288,8 +288,8 @@ impl Drop for Ended {
     }
 }
 
-/// Stands in for the window that asks for the keyring's password, and never answers.
-/// Gives its process, and how often it has been asked.
+/// Replaces the window that asks for the keyring's password, and never answers. Returns its
+/// process, and the number of times it was asked.
 fn prompter_that_never_answers() -> (Ended, Arc<AtomicUsize>) {
     const SCRIPT: &str = "\
 import jeepney
@@ -319,8 +319,8 @@ while True:
 }
 
 #[test]
-fn a_prompt_that_stays_open_holds_nobody_up_and_changes_nothing() {
-    if !session("a_prompt_that_stays_open_holds_nobody_up_and_changes_nothing") {
+fn a_prompt_that_stays_open_delays_nobody_and_changes_nothing() {
+    if !session("a_prompt_that_stays_open_delays_nobody_and_changes_nothing") {
         return;
     }
     let (_prompter, asked) = prompter_that_never_answers();
@@ -330,7 +330,7 @@ fn a_prompt_that_stays_open_holds_nobody_up_and_changes_nothing() {
 
     assert!(vault.store(&at("key"), &Secret::new("after".to_owned())).is_err());
     assert!(vault.delete(&at("key")).is_err());
-    assert_eq!(asked.load(Ordering::Relaxed), 0, "what changes something asks nobody");
+    assert_eq!(asked.load(Ordering::Relaxed), 0, "a change opens no prompt");
     vault.get(&at("key")).expect_err("locked");
     support::wait_until("the prompt is open", || asked.load(Ordering::Relaxed) > 0);
     std::thread::scope(|threads| {
@@ -342,9 +342,9 @@ fn a_prompt_that_stays_open_holds_nobody_up_and_changes_nothing() {
             });
         }
     });
-    assert_eq!(asked.load(Ordering::Relaxed), 1, "one prompt, however many ask");
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "one prompt for all readers");
 
-    // The daemon that was to say how the prompt ended is gone, and its successor unlocked.
+    // The daemon that would report the end of the prompt is gone. Its successor is unlocked.
     kill_daemon();
     start_daemon();
     assert_eq!(value(&*vault, "key").as_deref(), Some("before"));
@@ -377,24 +377,24 @@ fn a_deadline_is_kept() {
     if !session("a_deadline_is_kept") {
         return;
     }
-    // By another vault: on a busy machine a healthy keyring may take longer than the
-    // deadline of this one.
+    // With another vault, because on a busy machine a healthy keyring may need longer than
+    // this deadline.
     store(&*crate::vault(), "key", "before");
     let vault = KeyringVault::new(Duration::from_millis(100));
     let pid = daemon();
     signal("-STOP", &pid);
-    // More than the threads that may hang at a time: some find no thread to hang in.
+    // More calls than threads may hang at a time.
     let refusals: Vec<String> = (0..10)
         .map(|_| {
             let since = Instant::now();
             let error = vault.get(&at("key")).expect_err("no answer");
-            // Far from the 30 s that a call may take else; not a measure of speed.
+            // Well below the usual 30 s; not a measure of speed.
             assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
             assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");
             error.to_string()
         })
         .collect();
-    // What only a deadline says: the bus gives a call up later, and in other words.
+    // Only a deadline is reported like this: the bus gives up a call later, with another text.
     assert!(refusals.iter().any(|error| error.contains("does not answer")), "{refusals:#?}");
     signal("-CONT", &pid);
     support::wait_until("it answers", || vault.get(&at("key")).is_ok());
@@ -405,8 +405,8 @@ fn a_deadline_is_kept() {
 }
 
 #[test]
-fn without_a_bus_or_a_keyring_the_answer_is_what_to_do() {
-    let test = "without_a_bus_or_a_keyring_the_answer_is_what_to_do";
+fn without_a_bus_or_a_keyring_the_error_says_what_to_do() {
+    let test = "without_a_bus_or_a_keyring_the_error_says_what_to_do";
     if env::var_os(IN_SESSION).is_some() {
         for error in refusals(&*vault()) {
             assert!(error.contains("DBUS_SESSION_BUS_ADDRESS"), "{error}");
@@ -423,7 +423,7 @@ fn without_a_bus_or_a_keyring_the_answer_is_what_to_do() {
     run_again(test, &mut again());
     run_again(test, again().env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent"));
 
-    // A bus that can start nothing, and on which nobody is.
+    // A bus without services, which cannot start any.
     let (config, socket) = (place.path().join("bus.conf"), place.path().join("bus"));
     let address = format!("unix:path={}", socket.display());
     let listening = format!(
@@ -445,11 +445,11 @@ fn without_a_bus_or_a_keyring_the_answer_is_what_to_do() {
 }
 
 #[test]
-fn an_item_without_pythons_mark_gets_it_at_the_next_store() {
-    if !session("an_item_without_pythons_mark_gets_it_at_the_next_store") {
+fn an_item_without_pythons_attribute_gets_it_at_the_next_store() {
+    if !session("an_item_without_pythons_attribute_gets_it_at_the_next_store") {
         return;
     }
-    // As left behind by a crash after the item was made, or by another program.
+    // As after a crash between the two steps of a store, or from another program.
     with_collection("key", "c.create_item('l', a, b'before')");
     let vault = vault();
     store(&*vault, "key", "rust");
@@ -462,8 +462,8 @@ fn an_item_without_pythons_mark_gets_it_at_the_next_store() {
 }
 
 #[test]
-fn what_is_no_text_is_an_error_and_not_a_value() {
-    if !session("what_is_no_text_is_an_error_and_not_a_value") {
+fn bytes_that_are_not_utf8_are_an_error() {
+    if !session("bytes_that_are_not_utf8_are_an_error") {
         return;
     }
     with_collection("key", r"c.create_item('l', a, b'sk-canary\xff')");
@@ -472,7 +472,7 @@ fn what_is_no_text_is_an_error_and_not_a_value() {
     assert!(!format!("{error} {error:?}").contains("canary"));
 }
 
-/// The wire contract once more, with the service on a real keyring.
+/// The wire contract, with the service on a real keyring.
 #[test]
 fn the_wire_contract_on_a_keyring() {
     if !session("the_wire_contract_on_a_keyring") {

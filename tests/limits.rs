@@ -1,5 +1,5 @@
-//! Each limit of the service at its edge: what is just inside passes, what is just
-//! outside gets the status of that limit, and the service goes on.
+//! Each limit of the service: a request just within it succeeds, a request just beyond it gets
+//! the limit's status, and the service continues.
 
 mod support;
 
@@ -40,7 +40,7 @@ fn a_head_over_16_kib_is_431() {
     let place = Place::new();
     let service = place.start();
     for headers in [1, 60] {
-        // Whether the last CRLF counts is the service's affair: the edge has its width.
+        // The limit may or may not include the last CRLF, so the next case exceeds it by 5.
         let mut connection = service.connect();
         assert_eq!(connection.exchange(&head_of(HEAD_LIMIT, headers)).status, 200, "{headers}");
         assert_eq!(connection.exchange(&get("/health")).status, 200, "it is kept alive");
@@ -50,7 +50,7 @@ fn a_head_over_16_kib_is_431() {
     let long_target = get(&format!("/health?{}", "q".repeat(HEAD_LIMIT)));
     assert_refused(service.connect(), &long_target, 431);
 
-    // Heads that never end: the answer does not wait for more, nor does memory grow.
+    // Heads that never end are refused at the limit.
     for endless in ["GET /health HTTP/1.1\r\nX-Filler: ", "GET /", "GET /health HTTP/1.1\r\n"] {
         let filler = if endless.ends_with('\n') { "a: b\r\n" } else { "ffffff" };
         let endless = [endless, &filler.repeat(HEAD_LIMIT / 6 + 1)].concat();
@@ -72,13 +72,13 @@ fn a_body_over_2_mib_is_413_without_being_read() {
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(connection.exchange(&get(path)).value(), "v");
 
-    // Only the head is sent: an answer can only come of what it announces.
+    // Only the head is sent, so the answer can only depend on the announced length.
     for announced in [BODY_LIMIT + 1, 10 * BODY_LIMIT, usize::MAX] {
         let json = "Content-Type: application/json\r\n".to_owned() + &content_length(announced);
         assert_refused(service.connect(), &request("PUT", path, &json, b""), 413);
         assert_refused(service.connect(), &request("GET", "/health", &json, b""), 413);
 
-        // The client is not told to go on and send it.
+        // The client gets no 100 Continue.
         let expecting = json + "Expect: 100-continue\r\n";
         assert_refused(service.connect(), &request("PUT", path, &expecting, b""), 413);
     }
@@ -92,16 +92,15 @@ fn a_body_over_2_mib_is_413_without_being_read() {
     assert_eq!(service.get(path).value(), "v", "as it was");
 }
 
-/// A client that does not listen until it has sent everything gets its 413 nonetheless,
-/// as far as a closed connection lets it send.
+/// A client that reads only after it has sent everything still gets its 413.
 #[test]
-fn a_body_that_is_sent_against_a_413_does_no_harm() {
+fn a_client_that_sends_the_whole_body_still_gets_413() {
     let place = Place::new();
     let service = place.start();
     let mut body = br#"{"value":"v"}"#.to_vec();
     body.resize(BODY_LIMIT + 1, b' ');
     let mut connection = service.connect();
-    // Fails part of the way when the service has closed by then.
+    // Fails if the service has closed the connection by then.
     let _ = connection.try_send(&put_text("/v1/credentials/limits/sent", &body));
     let answers = connection.responses_to_end();
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [413]);
@@ -119,7 +118,7 @@ fn a_value_over_256_kib_is_422() {
     assert_eq!(service.put(path, &json!({ "value": full })).status, 200);
     assert_eq!(service.get(path).value(), full);
 
-    // The size is that of the value in UTF-8, not of its spelling in JSON.
+    // The limit counts the value's UTF-8, not its JSON.
     let full = "é".repeat(VALUE_LIMIT / 2);
     assert_eq!(service.put(path, &json!({ "value": full })).status, 200);
     assert_eq!(service.get(path).value(), full);
@@ -143,8 +142,8 @@ fn a_value_over_256_kib_is_422() {
     }
 }
 
-/// A service that holds as many connections as it may. The usual soft limit on descriptors has no
-/// room for 1,024: the service raises it.
+/// A service with a soft limit on descriptors that is too low for 1,024 connections. The
+/// service raises it.
 fn start_with_few_descriptors(place: &Place) -> Service {
     raise_descriptor_limit();
     let service = place.setup().after("ulimit -S -n 1024").start();
@@ -203,7 +202,7 @@ fn connections_over_1024_are_503_when_none_is_idle() {
     }
 }
 
-/// All the ways to be slow at once, since each takes the whole deadline.
+/// All the ways to be slow, at the same time, because each takes the whole deadline.
 #[test]
 fn a_request_that_is_not_complete_after_10_seconds_is_408() {
     let place = Place::new();
@@ -215,7 +214,7 @@ fn a_request_that_is_not_complete_after_10_seconds_is_408() {
     let expecting = "Expect: 100-continue\r\nContent-Type: application/json\r\n".to_owned()
         + &content_length(13);
 
-    // What is sent at once, and what then drips until the answer comes.
+    // The bytes that are sent at once, and those that follow one by one until the answer comes.
     let cases: [(&str, Vec<u8>, Vec<u8>); 6] = [
         ("a head, byte by byte", Vec::new(), head_of(HEAD_LIMIT, 1)),
         ("a head that stops", b"GET /hea".to_vec(), Vec::new()),
@@ -228,7 +227,7 @@ fn a_request_that_is_not_complete_after_10_seconds_is_408() {
         for (name, at_once, drip) in &cases {
             let service = &service;
             scope.spawn(move || {
-                // The clock starts with a request, not with its connection.
+                // The deadline counts from the start of a request, not of its connection.
                 let mut connection = service.connect();
                 assert_eq!(connection.exchange(&get("/health")).status, 200);
 
@@ -243,11 +242,11 @@ fn a_request_that_is_not_complete_after_10_seconds_is_408() {
             });
         }
 
-        // One that is idle for as long is not closed.
+        // A connection that is idle for as long is not closed.
         let mut idle = service.connect();
         let mut used_before = service.connect();
         assert_eq!(used_before.exchange(&get("/health")).status, 200);
-        // And one that is slow but in time is served.
+        // A request that is slow but in time is answered.
         let mut in_time = service.connect();
         let start = Instant::now();
         in_time.send(&whole[..head_length]);
@@ -279,7 +278,7 @@ fn slowly(connection: &mut Connection, at_once: &[u8], drip: &[u8]) -> Response 
     let end = Instant::now() + DEADLINE;
     while connection.is_silent() && Instant::now() < end {
         if let Some(byte) = drip.next() {
-            // Fails when the service has closed in this moment.
+            // Fails if the service has just closed the connection.
             let _ = connection.try_send(&[*byte]);
         }
         thread::sleep(Duration::from_millis(220));
@@ -292,16 +291,16 @@ fn slowly(connection: &mut Connection, at_once: &[u8], drip: &[u8]) -> Response 
     }
 }
 
-/// A fast client that never pauses is one whose requests each have their own clock.
+/// The deadline of a client that never pauses between requests is renewed with each request.
 #[test]
-fn the_clock_starts_anew_with_each_request() {
+fn the_deadline_is_renewed_with_each_request() {
     let place = Place::new();
     let service = place.start();
     let mut connection = service.connect();
     let start = Instant::now();
     let half = get("/health");
     let (first, second) = half.split_at(9);
-    // The stream is never between requests: each write ends one and begins the next.
+    // At each write, a request ends and the next one begins.
     connection.send(first);
     let mut answers = 0_u32;
     while start.elapsed() < REQUEST_DEADLINE + Duration::from_secs(1) {
@@ -315,10 +314,10 @@ fn the_clock_starts_anew_with_each_request() {
     assert_eq!(connection.exchange(second).status, 200);
 }
 
-/// The request is refused with `status`, and the connection ends with that answer.
+/// Asserts that the request is refused with `status` and the connection is then closed.
 #[track_caller]
 fn assert_refused(mut connection: Connection, request: &[u8], status: u16) {
-    // Fails part of the way when the service refuses before it has read all.
+    // Fails if the service refuses before it has read everything.
     let _ = connection.try_send(request);
     let answer = connection.response();
     assert_eq!(answer.status, status, "{}", answer.text());

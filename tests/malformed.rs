@@ -1,5 +1,5 @@
-//! Requests that are not what HTTP/1.1 asks for: answered once, with 400, and closed, so
-//! that nothing behind them is ever taken for a request.
+//! Requests that are not valid HTTP/1.1 get one 400, and the connection is closed, so that
+//! nothing behind them is taken for a request.
 
 mod support;
 
@@ -13,8 +13,8 @@ use support::{Place, Service, get, put, put_text, request};
 const PUT: &str = "PUT /v1/credentials/malformed/key HTTP/1.1\r\nHost: h\r\n";
 const BODY: &str = r#"{"value":"v"}"#;
 
-/// Requests that end in a body; whoever reads the length wrong takes the body, or what
-/// follows it, for something else.
+/// Requests with a body whose length is ambiguous. A server that gets it wrong takes the body,
+/// or what follows it, for a request.
 fn framings() -> Vec<(&'static str, Vec<u8>)> {
     let with = |headers: &str| {
         format!("{PUT}Content-Type: application/json\r\n{headers}\r\n{BODY}").into_bytes()
@@ -29,10 +29,10 @@ fn framings() -> Vec<(&'static str, Vec<u8>)> {
         ("an empty coding", with("Transfer-Encoding:\r\nContent-Length: 13\r\n")),
         ("two codings", chunks("Transfer-Encoding: gzip, chunked\r\n")),
         ("both framings", chunks("Content-Length: 13\r\nTransfer-Encoding: chunked\r\n")),
-        ("both framings, turned", chunks("Transfer-Encoding: chunked\r\nContent-Length: 13\r\n")),
+        ("both framings, reversed", chunks("Transfer-Encoding: chunked\r\nContent-Length: 13\r\n")),
         ("two equal lengths", with("Content-Length: 13\r\nContent-Length: 13\r\n")),
         ("two lengths", with("Content-Length: 13\r\nContent-Length: 2\r\n")),
-        ("two lengths, turned", with("Content-Length: 0\r\ncontent-length: 13\r\n")),
+        ("two lengths, reversed", with("Content-Length: 0\r\ncontent-length: 13\r\n")),
         ("two lengths in one", with("Content-Length: 13, 13\r\n")),
         ("a length with a sign", with("Content-Length: +13\r\n")),
         ("a negative length", with("Content-Length: -1\r\n")),
@@ -60,7 +60,7 @@ fn heads() -> Vec<(&'static str, Vec<u8>)> {
         ("bare CR after the request line", b"GET /health HTTP/1.1\rHost: h\r\n\r\n"),
         ("HTTP/0.9", b"GET /health\r\n"),
         ("HTTP/0.9 with a head's end", b"GET /health\r\n\r\n"),
-        ("HTTP/0.9, said", b"GET /health HTTP/0.9\r\nHost: h\r\n\r\n"),
+        ("HTTP/0.9, with a version", b"GET /health HTTP/0.9\r\nHost: h\r\n\r\n"),
         ("HTTP/1.2", b"GET /health HTTP/1.2\r\nHost: h\r\n\r\n"),
         ("HTTP/2.0", b"GET /health HTTP/2.0\r\nHost: h\r\n\r\n"),
         ("HTTP/2 by prior knowledge", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
@@ -70,7 +70,7 @@ fn heads() -> Vec<(&'static str, Vec<u8>)> {
         ("no version", b"GET /health \r\nHost: h\r\n\r\n"),
         ("no target", b"GET HTTP/1.1\r\nHost: h\r\n\r\n"),
         ("no method", b" /health HTTP/1.1\r\nHost: h\r\n\r\n"),
-        ("a method that is none", b"G(T /health HTTP/1.1\r\nHost: h\r\n\r\n"),
+        ("an invalid method", b"G(T /health HTTP/1.1\r\nHost: h\r\n\r\n"),
         ("a space in the target", b"GET /hea lth HTTP/1.1\r\nHost: h\r\n\r\n"),
         ("a control character in the target", b"GET /hea\x01lth HTTP/1.1\r\nHost: h\r\n\r\n"),
         ("NUL in a name", b"GET /health HTTP/1.1\r\nHo\0st: h\r\n\r\n"),
@@ -85,9 +85,9 @@ fn heads() -> Vec<(&'static str, Vec<u8>)> {
         ("a fold before the first header", b"GET /health HTTP/1.1\r\n Host: h\r\n\r\n"),
         ("a header without a colon", b"GET /health HTTP/1.1\r\nHost\r\n\r\n"),
         ("a header without a name", b"GET /health HTTP/1.1\r\n: h\r\n\r\n"),
-        ("a name that is none", b"GET /health HTTP/1.1\r\nHo(st: h\r\n\r\n"),
-        ("bytes that mean nothing", b"\x00\xff\xfe\x80\x01"),
-        ("text that means nothing", b"hello?\r\n\r\n"),
+        ("an invalid name", b"GET /health HTTP/1.1\r\nHo(st: h\r\n\r\n"),
+        ("random bytes", b"\x00\xff\xfe\x80\x01"),
+        ("random text", b"hello?\r\n\r\n"),
         ("JSON", b"{\"value\":\"v\"}\r\n\r\n"),
         (
             "a TLS ClientHello",
@@ -97,22 +97,21 @@ fn heads() -> Vec<(&'static str, Vec<u8>)> {
     cases.into_iter().map(|(name, bytes)| (name, bytes.to_vec())).collect()
 }
 
-/// For each case: the answers before the bad request are `before`, then there is one 400,
-/// then the end; whether or not a further request is sent along, which would be answered
-/// if the connection went on. No more than these bytes is needed to know.
+/// Asserts for each case that the answers are `before`, then one 400, and then the connection
+/// ends, also if another request follows. Nothing but these bytes is sent.
 #[track_caller]
 fn assert_refused(service: &Service, cases: &[(&str, Vec<u8>)], before: &[u16], prefix: &[u8]) {
     let smuggled = put("/v1/credentials/malformed/smuggled", &json!({ "value": "v" }));
     let expected = [before, &[400]].concat();
     let wrong = Mutex::new(Vec::new());
-    // At the same time, as one that is not understood at once may take until a deadline.
+    // At the same time, because some cases may take until a deadline.
     thread::scope(|scope| {
         for (name, bytes) in cases {
             for (behind, what) in [(&b""[..], "alone"), (&smuggled, "with a request behind it")] {
                 let (expected, wrong) = (&expected, &wrong);
                 scope.spawn(move || {
                     let mut connection = service.connect();
-                    // Fails part of the way when the service refuses before it has read all.
+                    // Fails if the service refuses before it has read everything.
                     let _ = connection.try_send(&[prefix, bytes, behind].concat());
                     let answers = connection.responses_to_end();
                     let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
@@ -132,7 +131,7 @@ fn assert_refused(service: &Service, cases: &[(&str, Vec<u8>)], before: &[u16], 
 }
 
 #[test]
-fn lengths_that_can_be_read_two_ways_are_400_and_closed() {
+fn ambiguous_lengths_are_400_and_closed() {
     let place = Place::new();
     let service = place.start();
     assert_refused(&service, &framings(), &[], b"");
@@ -157,8 +156,8 @@ fn a_good_request_before_a_bad_one_is_answered() {
     assert_eq!(service.get("/v1/credentials").json().as_array().expect("a list").len(), 1);
 }
 
-/// RFC 9112, 2.2: empty lines before a request line are skipped, since old clients send
-/// one after a body. Few of them, or it is an attack.
+/// RFC 9112, 2.2: a server skips an empty line before a request line, because old clients send
+/// one after a body.
 #[test]
 fn an_empty_line_before_a_request_is_skipped() {
     let place = Place::new();
@@ -188,7 +187,7 @@ fn a_body_that_looks_like_a_request_is_a_body() {
 }
 
 #[test]
-fn methods_that_no_route_knows_are_405_however_long() {
+fn unknown_methods_of_any_length_are_405() {
     let place = Place::new();
     let service = place.start();
     for method in ["get", "TRACE", "PROPFIND", "X", &"M".repeat(300)] {
@@ -196,13 +195,13 @@ fn methods_that_no_route_knows_are_405_however_long() {
         assert_eq!(answer.status, 405, "{method}");
         assert_eq!(answer.header("Allow"), Some("GET"));
     }
-    // A proxy's method, whose target is no path.
+    // A method for proxies, whose target is not a path.
     let answer = service.connect().exchange(b"CONNECT vault:80 HTTP/1.1\r\nHost: vault\r\n\r\n");
     assert!(matches!(answer.status, 400 | 404 | 405), "{}", answer.status);
 }
 
 #[test]
-fn bodies_that_are_hostile_json_are_422() {
+fn hostile_json_is_422() {
     let place = Place::new();
     let service = place.start();
     let path = "/v1/credentials/malformed/json";
@@ -236,7 +235,7 @@ fn bodies_that_are_hostile_json_are_422() {
     }
     assert_eq!(connection.exchange(&get(path)).status, 404);
 
-    // What is ignored may be as deep as it likes, or be refused; it is no way to a crash.
+    // An unknown field may be deeply nested: it is ignored or refused, but crashes nothing.
     let deep = ["[".repeat(100_000), "]".repeat(100_000)].concat();
     let answer = connection.exchange(&put_text(
         "/v1/credentials/malformed/deep",
@@ -244,11 +243,11 @@ fn bodies_that_are_hostile_json_are_422() {
     ));
     assert!(matches!(answer.status, 200 | 422), "{}", answer.status);
     service.assert_healthy();
-    assert!(!service.log().contains("canary"), "nor does the log echo anything");
+    assert!(!service.log().contains("canary"), "the log does not contain it either");
 }
 
 #[test]
-fn paths_that_are_hostile_harm_nothing() {
+fn hostile_paths_do_no_harm() {
     let place = Place::new();
     let service = place.start();
     let paths = [

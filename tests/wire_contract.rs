@@ -1,4 +1,4 @@
-//! Every row of the wire contract, by the script that operators can run as well.
+//! Every row of the wire contract, checked by the script that operators can run too.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! The `env` backend: values in memory, over the process environment. For development.
+//! The `env` backend, for development: values in memory, over the process environment.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
@@ -12,9 +12,9 @@ use super::CredentialVault;
 
 /// Keeps values in memory, over `<NAMESPACE>_<KEY>` in the environment.
 ///
-/// A store puts a value over the environment's; deleting it shows the environment's
-/// again. Nothing survives a restart. [`list_keys`](CredentialVault::list_keys) names
-/// what was stored only: a variable's name does not tell which namespace it belongs to.
+/// A stored value hides the variable; deleting the value shows the variable again. Nothing
+/// survives a restart. [`list_keys`](CredentialVault::list_keys) returns only the stored keys,
+/// because a variable's name does not tell where its namespace ends.
 #[derive(Debug)]
 pub struct EnvVault {
     environment: Environment,
@@ -29,8 +29,7 @@ impl EnvVault {
     }
 }
 
-/// The variable that stands for a credential: `github.myorg`, `token` ->
-/// `GITHUB_MYORG_TOKEN`.
+/// The variable of a credential: `github.myorg`, `token` -> `GITHUB_MYORG_TOKEN`.
 fn variable_name(at: &CredentialRef) -> String {
     let name = format!("{}_{}", at.namespace(), at.key());
     name.to_uppercase().replace(['.', '-', '/'], "_")
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn deleting_an_overlay_shows_the_environment_again() {
+    fn deleting_a_stored_value_shows_the_variable_again() {
         let vault = vault();
         let at = CredentialRef::parse("github.myorg", "token").expect("valid");
         assert_eq!(value(&vault, &at).as_deref(), Some("from-env"));

@@ -1,13 +1,13 @@
-//! What every backend has to do: the contract of the trait `CredentialVault`.
+//! The contract of the trait `CredentialVault`, for every backend.
 
 use intentframe_credentials::{CredentialRef, CredentialVault, Namespace, Secret};
 
-/// Runs the contract on `vault`, in namespaces that start with `prefix` and that nothing
+/// Checks the contract on `vault`, in namespaces that start with `prefix` and that nothing
 /// else uses. Leaves nothing behind.
 ///
 /// # Panics
 ///
-/// Where `vault` breaks the contract.
+/// If `vault` breaks the contract.
 pub fn contract(vault: &dyn CredentialVault, prefix: &str) {
     a_value_is_stored_replaced_and_deleted(vault, prefix);
     any_text_is_a_value(vault, prefix);

@@ -39,18 +39,18 @@ impl Access {
             Peer::Process(_) | Peer::Tcp(_) => Ok(()),
         }
     }
+}
 
-    /// Whether the request may be carried out for a peer that was admitted.
-    pub(super) fn check(self, head: &RequestHead<'_>) -> Result<(), Answer> {
-        match head.peer {
-            Peer::Tcp(_) if head.has_origin => {
-                Err(Answer::error(403, "requests from web pages (with an Origin) are refused"))
-            }
-            Peer::Tcp(_) if !head.host.is_some_and(is_loopback) => {
-                Err(Answer::error(403, "the Host must be localhost or a loopback address"))
-            }
-            Peer::Process(_) | Peer::Tcp(_) => Ok(()),
+/// Whether the request may be carried out for a peer that was admitted.
+pub(super) fn check(head: &RequestHead<'_>) -> Result<(), Answer> {
+    match head.peer {
+        Peer::Tcp(_) if head.has_origin => {
+            Err(Answer::error(403, "requests from web pages (with an Origin) are refused"))
         }
+        Peer::Tcp(_) if !head.host.is_some_and(is_loopback) => {
+            Err(Answer::error(403, "the Host must be localhost or a loopback address"))
+        }
+        Peer::Process(_) | Peer::Tcp(_) => Ok(()),
     }
 }
 

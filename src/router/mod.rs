@@ -89,7 +89,7 @@ impl Router {
     /// The answer, if the head alone decides it: mostly an error, but also the empty list of a
     /// namespace that cannot exist.
     pub fn resolve(&self, head: &RequestHead<'_>) -> Result<Call, Answer> {
-        self.access.check(head)?;
+        access::check(head)?;
         match (Resource::parse(head.target)?, &head.method) {
             (Resource::Credential { namespace, key }, method) => {
                 let at = Namespace::new(namespace).and_then(|name| CredentialRef::new(name, key));

@@ -41,9 +41,11 @@ struct State<K> {
     threads: usize,
 }
 
+type Task<K> = Box<dyn FnOnce(&mut Option<K>) + Send>;
+
 struct Job<K> {
     ticket: Arc<Ticket>,
-    run: Box<dyn FnOnce(&mut Option<K>) + Send>,
+    run: Task<K>,
 }
 
 impl<K> Shared<K> {

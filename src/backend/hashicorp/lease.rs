@@ -15,6 +15,8 @@ pub(super) struct Lease {
 impl Lease {
     /// From an answer's number of seconds, where 0 is for ever.
     pub(super) fn from_seconds(seconds: u64, renewable: bool) -> Self {
+        // 136 years at most: a time is added to it, which must not overflow.
+        let seconds = seconds.min(u32::MAX.into());
         Self { ttl: (seconds > 0).then(|| Duration::from_secs(seconds)), renewable }
     }
 }

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What the scripts that try the service against Vault share: a private directory, a
-# development server of one's own, the service, requests to it, and the end of them all.
-# For `source`, from a script that has set -euo pipefail.
+# For `source`, by the scripts that run the service against Vault: finds the programs, starts
+# a development server and the service, sends requests, and cleans up at the end.
 
 SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 NAME=${0##*/}
-service_pid='' own_vault=no
+TARGET=${CARGO_TARGET_DIR:-$SCRIPTS/../target}
+service_pid='' own_vault=no before_the_end=true
 
 say() { echo "$NAME: $*" >&2; }
 die() {
@@ -16,20 +16,48 @@ die() {
 # usage: the comment at the head of the script
 usage() { sed -n '2,/^set -/{/^#/!d;s/^# \{0,1\}//;p;}' "$0"; }
 
+# parse_options "--name ..." ARGUMENT...: sets the variable that each option names
+parse_options() {
+    local known=" $1 "
+    shift
+    while (($#)); do
+        case $1 in
+        -h | --help)
+            usage
+            exit
+            ;;
+        *)
+            if [[ $known != *" $1 "* || -z ${2:-} ]]; then
+                say "$1: no such option, or its value is missing"
+                usage >&2
+                exit 2
+            fi
+            printf -v "${1#--}" '%s' "$2"
+            shift 2
+            ;;
+        esac
+    done
+}
+
+# server_program: prints the path of OpenBao or Vault
+server_program() {
+    command -v bao || command -v vault || {
+        [[ -x $TARGET/test-tools/bao ]] && echo "$TARGET/test-tools/bao"
+    } || die 'there is no bao or vault on the PATH; scripts/install-test-deps provides one'
+}
+
 # find_program [PATH]: sets program, by default the one that cargo has built
 find_program() {
-    program=${1:-${CREDENTIAL_VAULT_BIN:-${CARGO_TARGET_DIR:-$SCRIPTS/../target}/debug/credential-vault}}
-    [[ -x $program ]] || die "there is no $program; run cargo build, or name another by --bin"
+    program=${1:-${CREDENTIAL_VAULT_BIN:-$TARGET/debug/credential-vault}}
+    [[ -x $program ]] || die "there is no $program; run cargo build, or name another with --bin"
     command -v curl >/dev/null || die 'curl is missing'
 }
 
-# make_place [COMMAND]: a directory that is gone at the end, however it comes; COMMAND runs
-# before
+# make_place: a directory that is removed at the end, after the command $before_the_end
 make_place() {
     place=$(mktemp -d "${TMPDIR:-/tmp}/vault-script.XXXXXX")
     socket=$place/run/vault.sock
     service_log=$place/service.log
-    before_the_end=${1:-true}
     trap the_end EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
@@ -37,7 +65,7 @@ make_place() {
 }
 
 the_end() {
-    # A second signal must not cut the tidying short.
+    # A second signal must not cut the cleaning short.
     trap '' INT TERM HUP
     "$before_the_end" || true
     [[ -z $service_pid ]] || stop_service || true
@@ -45,13 +73,10 @@ the_end() {
     rm -rf -- "$place"
 }
 
-# A server of one's own, whatever the environment says of another.
+# set_up_vault: a development server of the script's own, whatever the environment names
 set_up_vault() {
     local variable exports
-    for variable in "${!VAULT_@}"; do
-        # That one is the set-up's.
-        [[ $variable == VAULT_DEV_IMAGE ]] || unset "$variable"
-    done
+    for variable in "${!VAULT_@}"; do unset "$variable"; done
     own_vault=yes
     exports=$("$SCRIPTS/vault_dev_setup.sh" --state "$place/vault") || die 'no server could be set up'
     eval "$exports"
@@ -64,7 +89,7 @@ start_service() {
         --socket "$socket" --data-dir "$place/data" </dev/null >>"$service_log" 2>&1 &
     service_pid=$!
     for ((tries = 0; tries < 200; tries++)); do
-        if request GET /health && [[ $status == 200 ]]; then return; fi
+        if ask GET /health && [[ $status == 200 ]]; then return; fi
         kill -0 "$service_pid" 2>/dev/null || break
         sleep 0.1
     done
@@ -72,7 +97,7 @@ start_service() {
     die 'the service did not start'
 }
 
-# The exit status is the service's.
+# stop_service: the exit status is the service's
 stop_service() {
     local pid=$service_pid result=0
     service_pid=''
@@ -81,18 +106,18 @@ stop_service() {
     return "$result"
 }
 
-# request METHOD PATH: sets status and body; a PUT's body comes by standard input
-request() {
+# ask METHOD PATH [BODY]: sets status and body
+ask() {
     local answer options=(--request "$1")
     if [[ $1 == HEAD ]]; then options=(--head); fi
-    if [[ $1 == PUT ]]; then options+=(--header 'Content-Type: application/json' --data-binary @-); fi
+    if (($# > 2)); then options+=(--header 'Content-Type: application/json' --data-binary @-); fi
     status=000 body=''
     answer=$(curl -q --silent --show-error --max-time 40 --unix-socket "$socket" \
-        "${options[@]}" --write-out '\n%{http_code}' "http://localhost$2" 2>&1) || {
+        "${options[@]}" --write-out '\n%{http_code}' "http://localhost$2" 2>&1 <<<"${3:-}") || {
         body=$answer
         return 1
     }
     status=${answer##*$'\n'}
-    # shellcheck disable=SC2034 # who asked looks at it
+    # shellcheck disable=SC2034 # the caller reads it
     body=${answer%$'\n'*}
 }

@@ -33,7 +33,7 @@ use serde_json::json;
 
 use fake::Fake;
 use hashicorp::Target;
-use hashicorp::vault_server::faults::Fault;
+use hashicorp::proxy::Fault;
 use support::{
     Connection, Place, Response, Service, delete, get, put, put_text, request, wait_until,
 };
@@ -410,7 +410,7 @@ fn ask_everything_of_the_absent(service: &Service, search: &Search) {
 #[test]
 fn a_vault_server_that_refuses_shows_neither_tokens_nor_values() {
     for format in ["text", "json"] {
-        let target = Target::ours();
+        let Some(target) = Target::new() else { return };
         let role = target.approle("canary", json!({}));
         let token = target.token_for(hashicorp::POLICY);
         let search = Search::for_these(&[&role.secret_id, &token]);
@@ -420,12 +420,13 @@ fn a_vault_server_that_refuses_shows_neither_tokens_nor_values() {
             let setup = setup.env("RUST_LOG", "trace").env("IF_VAULT_LOG", format);
             let service = setup.env("VAULT_MAX_RETRIES", "0").start();
             ask_everything(&service, &search);
-            for fault in [Fault::forbidden(), Fault::internal_error(), Fault::garbage()] {
-                target.server().fault(fault).until_cleared();
+            let page = Fault::answer(200, "", b"<!DOCTYPE html>");
+            for fault in [Fault::forbidden(), Fault::internal_error(), page] {
+                let fault = target.proxy.all(fault, "", "");
                 for bytes in [put(AT, &json!({ "value": value(1) })), get(AT), delete(AT)] {
                     search.nothing_in_answer(&service.connect().exchange(&bytes));
                 }
-                target.server().clear_faults();
+                fault.clear();
             }
             search
                 .nothing_in("a command line", proc_file(service.id(), "cmdline").expect("it runs"));

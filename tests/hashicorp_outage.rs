@@ -1,27 +1,23 @@
-//! The hashicorp backend while the server is away, slow, or killed: what callers get then,
-//! what is sent, and how it recovers.
+//! The hashicorp backend while the server is down, slow or broken: what callers get, how many
+//! requests are sent, and how it recovers.
 
 #[path = "support/hashicorp.rs"]
 mod hashicorp;
 mod support;
 
 use std::array;
-use std::fs;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use hashicorp::vault_server::client::{Ask, Client};
-use hashicorp::vault_server::faults::{Fault, When};
+use hashicorp::bao::{self, DiskServer};
+use hashicorp::proxy::{Fault, When};
 use hashicorp::{POLICY, Target, begin_fetch, fetch, health, store, stored};
-use support::{Connection, Place, Service, cannot_here, eventually, wait_until};
+use support::{Connection, Place, Service, eventually, wait_until};
 
-/// What is answered without asking the server is answered within this time.
+/// Answers that need nothing of the server arrive within this time.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 #[track_caller]
@@ -32,7 +28,7 @@ fn at_once<T>(what: &str, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// `/health` and the listings, which are right and fast whatever the server does.
+/// `/health` and the listings are right and fast, whatever the server does.
 #[track_caller]
 fn rest_works(service: &Service, listed: usize) -> Value {
     let listing = at_once("a listing", || service.get("/v1/credentials"));
@@ -49,13 +45,13 @@ fn rest_works(service: &Service, listed: usize) -> Value {
 
 #[test]
 fn a_start_without_the_server_says_so_and_ends() {
-    let target = Target::ours();
     let place = Place::new();
-    target.server().stop();
-    let mut service = target.setup(&place, "a-token").spawn();
+    let address = format!("http://127.0.0.1:{}", bao::free_port());
+    let setup = place.setup_with("hashicorp").env("VAULT_ADDR", &address);
+    let mut service = setup.env("VAULT_TOKEN", "a-token").spawn();
     assert_eq!(service.wait().code(), Some(5));
     let log = service.log();
-    for text in ["cannot be connected to", "VAULT_ADDR", "--wait-for-backend", &target.address()] {
+    for text in ["cannot be connected to", "VAULT_ADDR", "--wait-for-backend", &address] {
         assert!(log.contains(text), "{text}: {log}");
     }
     assert!(!place.socket().exists() && !place.database().exists(), "nothing is left behind");
@@ -63,33 +59,31 @@ fn a_start_without_the_server_says_so_and_ends() {
 
 #[test]
 fn a_start_that_waits_for_the_server_goes_on_when_it_is_there() {
-    let target = Target::ours();
-    let place = Place::new();
+    let Some(target) = Target::new() else { return };
     let role = target.approle("r", json!({}));
-    target.server().stop();
-    let setup = target.setup_with_role(&place, &role).argument("--wait-for-backend");
+    target.proxy.stop();
+    let setup = target.setup_with_role(&target.place, &role).argument("--wait-for-backend");
     let mut service = setup.clone().spawn();
     wait_until("it waits", || service.log().contains("waiting for it"));
-    assert!(!place.socket().exists());
-    target.server().restart();
+    assert!(!target.place.socket().exists());
+    target.proxy.restart();
     service.wait_until_ready();
     stored(&service, "openai", "key", "value");
     drop(service);
 
     // One that is sealed is waited for as well; and not any longer after a signal.
-    target.server().seal();
+    target.proxy.all(Fault::sealed(), "", "");
     let mut service = setup.spawn();
     wait_until("it waits", || service.log().contains("sealed"));
     service.signal(rustix::process::Signal::TERM);
     assert_eq!(service.wait().code(), Some(0));
 }
 
-/// It is nothing to wait for.
+/// Waiting would not make the token good.
 #[test]
 fn a_start_with_a_bad_token_says_so_and_ends() {
-    let target = Target::ours();
-    let place = Place::new();
-    let setup = target.setup(&place, "no-such-token");
+    let Some(target) = Target::new() else { return };
+    let setup = target.setup(&target.place, "no-such-token");
     for setup in [setup.clone(), setup.argument("--wait-for-backend")] {
         let mut service = setup.spawn();
         assert_eq!(service.wait().code(), Some(2));
@@ -99,15 +93,15 @@ fn a_start_with_a_bad_token_says_so_and_ends() {
     }
 }
 
-/// Requests get 503, what does not need the server works, few are sent, and all is well by
-/// itself when the server is back.
+/// Requests get 503, answers that do not need the server are unaffected, and the service
+/// recovers by itself.
 #[test]
-fn an_outage_is_told_from_the_first_to_the_last_moment() {
-    let target = Target::ours();
-    let server = target.server();
-    let place = Place::new();
+fn an_outage_is_reported_until_it_ends() {
+    let Some(target) = Target::new() else { return };
+    let proxy = &target.proxy;
     let role = target.approle("r", json!({}));
-    let service = target.setup_with_role(&place, &role).env("VAULT_CLIENT_TIMEOUT", "1").start();
+    let service =
+        target.setup_with_role(&target.place, &role).env("VAULT_CLIENT_TIMEOUT", "1").start();
     stored(&service, "openai", "key", "value");
     stored(&service, "openai", "other", "value");
     assert_eq!(rest_works(&service, 2)["status"], "ok");
@@ -118,8 +112,7 @@ fn an_outage_is_told_from_the_first_to_the_last_moment() {
         });
         assert_eq!(answer.status, 503, "{}", answer.text());
         assert!(answer.header("Retry-After").is_some());
-        // Nobody knows what becomes of it when the server hangs; but the answer is a failure,
-        // and no listing has it.
+        // The server may have stored it; but the answer is a failure, and no listing has it.
         assert_eq!(store(&service, "openai", "unknown", "value").status, 503);
         let health = eventually("it is degraded", || {
             Some(rest_works(&service, 2)).filter(|health| health["status"] == "degraded")
@@ -129,21 +122,19 @@ fn an_outage_is_told_from_the_first_to_the_last_moment() {
     let recovery = || {
         wait_until("it works by itself", || fetch(&service, "openai", "key").status == 200);
         assert_eq!(fetch(&service, "openai", "key").value(), "value");
-        wait_until("it is well", || rest_works(&service, 2)["status"] == "ok");
+        wait_until("it is ok", || rest_works(&service, 2)["status"] == "ok");
     };
 
-    server.stop();
+    proxy.stop();
     outage();
-    server.restart();
+    proxy.restart();
     recovery();
 
-    server.seal();
-    outage();
-    server.unseal();
-    recovery();
-
-    for fault in [Fault::Reset(When::Before), Fault::Hang(When::Before), Fault::bad_gateway()] {
-        let fault = server.fault(fault).until_cleared();
+    let bad_gateway = Fault::error(502, "bad gateway");
+    for fault in
+        [Fault::sealed(), Fault::Reset(When::Before), Fault::Hold(When::Before), bad_gateway]
+    {
+        let fault = proxy.all(fault, "", "");
         outage();
         fault.clear();
         recovery();
@@ -152,19 +143,15 @@ fn an_outage_is_told_from_the_first_to_the_last_moment() {
     assert_eq!(metadata.as_array().map(Vec::len), Some(2), "failed stores left nothing");
 }
 
-/// The same bound as in the simulated minute (`a_dead_server_is_left_alone`), with all the
-/// layers, for some real seconds.
+/// Many callers and the probes of `/health` cause few requests to a dead server.
 #[test]
-#[allow(clippy::print_stdout, reason = "the figure is of interest")]
-fn a_dead_server_is_left_alone_by_many_callers() {
+fn a_dead_server_gets_few_requests() {
     const CALLERS: usize = 16;
-    const OUTAGE: Duration = Duration::from_secs(4);
-    let target = Target::ours();
-    let server = target.server();
-    let place = Place::new();
-    let role = target.approle("r", json!({ "token_ttl": "2s" }));
-    let service = target.setup_with_role(&place, &role).start();
-    let sealed = server.fault(Fault::sealed()).until_cleared();
+    const OUTAGE: Duration = Duration::from_secs(3);
+    let Some(target) = Target::new() else { return };
+    let proxy = &target.proxy;
+    let service = target.role_service(json!({ "token_ttl": "2s" }));
+    let sealed = proxy.all(Fault::sealed(), "", "");
     let (asked, end) = (AtomicU64::new(0), Instant::now() + OUTAGE);
     thread::scope(|scope| {
         for caller in 0..CALLERS {
@@ -179,43 +166,41 @@ fn a_dead_server_is_left_alone_by_many_callers() {
         }
     });
     let (asked, sent) = (asked.into_inner(), sealed.hits());
-    println!("{OUTAGE:?} of outage: {asked} requests and as many of /health, {sent} sent on");
-    // Those that were under way at once when it began, the trials of the breaker at 0.25,
-    // 0.5, 1 and 2 s, the renewals, and a probe a second for /health.
+    // The requests under way when the outage began, the breaker's trials at 0.25, 0.5, 1 and
+    // 2 s, the renewals, and a probe a second for /health.
     assert!(sent <= CALLERS * 3 + 20, "{sent}");
     assert!(asked > sent as u64);
 }
 
-/// However many wait for a slow server, no more than the set number are with it, and what
-/// does not need it is not held up; and nobody is turned away.
+/// At most the configured number of requests are under way to a slow server; the others wait
+/// and are answered, and answers that do not need the server are not delayed.
 #[test]
-fn a_slow_server_holds_up_only_those_who_need_it() {
+fn a_slow_server_delays_only_requests_that_need_it() {
     const CALLERS: usize = 100;
     const IN_FLIGHT: usize = 4;
-    let target = Target::ours();
-    let server = target.server();
-    let place = Place::new();
-    let setup = target.setup(&place, &target.token_for(POLICY));
+    let Some(target) = Target::new() else { return };
+    let proxy = &target.proxy;
+    let setup = target.setup(&target.place, &target.token_for(POLICY));
     let service = setup.env("IF_VAULT_MAX_IN_FLIGHT", "4").start();
     stored(&service, "ns0", "key", "value");
-    let gate = server.fault(Fault::Hang(When::Before)).on_path("secret/").until_cleared();
+    let gate = proxy.all(Fault::Hold(When::Before), "", "/data/");
     let mut callers: Vec<Connection> =
         (0..CALLERS).map(|n| begin_fetch(&service, &format!("ns{n}"), "key")).collect();
-    gate.wait_for_hanging(IN_FLIGHT);
+    gate.wait_for_held(IN_FLIGHT);
     for _ in 0..10 {
         rest_works(&service, 1);
     }
-    assert_eq!(gate.hanging(), IN_FLIGHT);
+    assert_eq!(gate.held(), IN_FLIGHT);
     gate.clear();
     for (n, caller) in callers.iter_mut().enumerate() {
         assert_eq!(caller.response().status, if n == 0 { 200 } else { 404 });
     }
-    assert!(server.most_in_flight() <= IN_FLIGHT, "{}", server.most_in_flight());
+    assert!(proxy.most_under_way() <= IN_FLIGHT, "{}", proxy.most_under_way());
 }
 
 const WRITERS: usize = 16;
 
-/// What 16 writers were told, each of its own field.
+/// The answers that 16 writers got, each for its own field.
 struct Load {
     attempted: [AtomicU64; WRITERS],
     acknowledged: [AtomicU64; WRITERS],
@@ -274,7 +259,7 @@ impl Load {
         }
     }
 
-    /// For the writer itself, which does not write meanwhile.
+    /// Called by the writer itself, so it does not write at the same time.
     fn check(&self, writer: usize, value: &str) {
         let value: u64 = value.parse().expect("what was written");
         let oldest = self.acknowledged[writer].load(Ordering::SeqCst);
@@ -282,7 +267,7 @@ impl Load {
         assert!((oldest..=newest).contains(&value), "{value} is none of {oldest} to {newest}");
     }
 
-    /// Waits until so many more stores have been acknowledged.
+    /// Waits until this many more stores have been acknowledged.
     fn wait_for_more(&self, count: u64) {
         let goal = self.acknowledged() + count;
         wait_until("stores are acknowledged", || self.acknowledged() >= goal);
@@ -309,162 +294,129 @@ impl Load {
 
 #[test]
 fn no_acknowledged_store_is_lost_when_connections_break_and_the_server_stops() {
-    let target = Target::ours();
-    let server = target.server();
+    let Some(target) = Target::new() else { return };
+    let proxy = &target.proxy;
     let places = [Place::new(), Place::new()];
     let token = target.token_for(POLICY);
     let services = places.each_ref().map(|place| target.setup(place, &token).start());
     let load = Load::run(&services, |load| {
         for when in [When::Before, When::After, When::Before] {
             load.wait_for_more(50);
-            let fault = server.fault(Fault::Reset(when)).on_path("secret/").next(10);
+            let fault = proxy.next(10, Fault::Reset(when), "", "/data/");
             fault.wait_for_hits(10);
             load.wait_for_more(50);
-            server.stop();
+            proxy.stop();
             load.wait_for_refusal();
-            server.restart();
+            proxy.restart();
         }
         load.wait_for_more(50);
     });
     load.check_all(&services);
 }
 
-/// The same with a real server, which is killed without warning.
+/// The same with a server that is killed without warning.
 #[test]
-fn no_acknowledged_store_is_lost_when_a_real_server_is_killed() {
-    let Some(program) = ["bao", "vault"].into_iter().find_map(on_path) else {
-        cannot_here("no bao or vault on the PATH; the test server is stopped instead");
-        return;
-    };
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let mut server = RealServer::start(&program, directory.path());
+fn no_acknowledged_store_is_lost_when_the_server_is_killed() {
+    let Some(program) = bao::own_program() else { return };
+    let mut disk = DiskServer::start(&program);
+    let (address, token) = (disk.server.address.clone(), disk.server.token.clone());
     let places = [Place::new(), Place::new()];
     let services = places.each_ref().map(|place| {
-        let setup = place.setup_with("hashicorp").env("VAULT_ADDR", &server.address);
-        setup.env("VAULT_TOKEN", &server.root_token).start()
+        let setup = place.setup_with("hashicorp").env("VAULT_ADDR", &address);
+        setup.env("VAULT_TOKEN", &token).start()
     });
     let load = Load::run(&services, |load| {
         for _ in 0..2 {
             load.wait_for_more(100);
-            server.kill();
+            disk.kill();
             load.wait_for_refusal();
-            server.run();
+            disk.restart();
         }
         load.wait_for_more(100);
     });
     load.check_all(&services);
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
-}
-
-/// OpenBao or Vault with file storage.
-struct RealServer {
-    program: PathBuf,
-    directory: PathBuf,
-    address: String,
-    process: Option<Child>,
-    unseal_key: String,
-    root_token: String,
-}
-
-impl RealServer {
-    fn start(program: &Path, directory: &Path) -> Self {
-        let free_port = || {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            listener.local_addr().expect("it listens").port()
-        };
-        let (port, cluster, storage) = (free_port(), free_port(), directory.join("storage"));
-        let configuration = format!(
-            r#"storage "file" {{ path = "{}" }}
-            listener "tcp" {{
-              address = "127.0.0.1:{port}"
-              tls_disable = true
-            }}
-            api_addr = "http://127.0.0.1:{port}"
-            cluster_addr = "http://127.0.0.1:{cluster}"
-            ui = false
-            disable_mlock = true"#,
-            storage.display()
-        );
-        fs::write(directory.join("config.hcl"), configuration).expect("writes");
-        let mut server = Self {
-            program: program.to_owned(),
-            directory: directory.to_owned(),
-            address: format!("http://127.0.0.1:{port}"),
-            process: None,
-            unseal_key: String::new(),
-            root_token: String::new(),
-        };
-        server.spawn();
-        let shares = json!({ "secret_shares": 1, "secret_threshold": 1 });
-        let keys = server.done("PUT", "sys/init", &shares);
-        let text = |value: &Value| value.as_str().expect("a text").to_owned();
-        server.unseal_key = text(&keys["keys_base64"][0]);
-        server.root_token = text(&keys["root_token"]);
-        server.unseal();
-        let engine = json!({ "type": "kv", "options": { "version": "2" } });
-        server.done("POST", "sys/mounts/secret", &engine);
-        wait_until("the engine is there", || server.status_of("secret/config") == Some(200));
-        server
-    }
-
-    fn client(&self) -> Client {
-        Client::new(&self.address, &self.root_token)
-    }
-
-    /// The status of a GET, if there is an answer at all.
-    fn status_of(&self, path: &str) -> Option<u16> {
-        let client = self.client();
-        let got = client.connect().ok()?.ask(&client, &Ask::new("GET", path)).ok()?;
-        Some(got.status)
-    }
-
-    fn done(&self, method: &str, path: &str, body: &Value) -> Value {
-        let got = self.client().ask(&Ask::new(method, path).json(body));
-        assert!((200..300).contains(&got.status), "{method} {path}: {}", got.text());
-        got.json()
-    }
-
-    fn spawn(&mut self) {
-        let configuration = self.directory.join("config.hcl");
-        let process = Command::new(&self.program)
-            .arg("server")
-            .arg(format!("-config={}", configuration.display()))
-            .env_clear()
-            .env("HOME", &self.directory)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it starts");
-        self.process = Some(process);
-        wait_until("it listens", || self.status_of("sys/seal-status") == Some(200));
-    }
-
-    fn unseal(&self) {
-        self.done("PUT", "sys/unseal", &json!({ "key": self.unseal_key }));
-        wait_until("it is unsealed", || self.status_of("sys/health") == Some(200));
-    }
-
-    fn run(&mut self) {
-        self.spawn();
-        self.unseal();
-    }
-
-    /// By SIGKILL.
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().expect("it runs");
-            process.wait().expect("it has ended");
+/// Broken answers to a read are asked for again once, and no later request is affected.
+#[test]
+fn a_broken_answer_is_asked_for_again() {
+    let Some(target) = Target::new() else { return };
+    let service = target.service(POLICY);
+    // In one piece, in chunks, and in several segments.
+    for length in [6, 3000, 60_000] {
+        let value = "vault-".repeat(length / 6);
+        stored(&service, "openai", "key", &value);
+        let faults = [
+            Fault::Close,
+            Fault::Reset(When::Before),
+            Fault::Reset(When::After),
+            Fault::Half,
+            Fault::LastAnswer(b"SSH-2.0-OpenSSH_10.0\r\n\r\n".to_vec()),
+            Fault::LastAnswer(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec()),
+            Fault::internal_error(),
+            Fault::too_many_requests(None),
+        ];
+        for fault in faults {
+            target.proxy.clear_requests();
+            let described = format!("{fault:?}");
+            let fault = target.proxy.next(1, fault, "GET", "/data/");
+            assert_eq!(fetch(&service, "openai", "key").value(), value, "{described}");
+            assert_eq!(fault.hits(), 1);
+            assert_eq!(target.proxy.count("GET", "/data/"), 2, "once more: {described}");
+            assert_eq!(fetch(&service, "openai", "key").value(), value);
         }
     }
+    assert_eq!(health(&service)["status"], "ok");
 }
 
-impl Drop for RealServer {
-    fn drop(&mut self) {
-        self.kill();
+/// An answer that does not end, or that makes no sense, is an error in bounded time and memory.
+#[test]
+fn a_hostile_answer_is_an_error_in_time() {
+    let Some(target) = Target::new() else { return };
+    let setup =
+        target.setup(&target.place, &target.token_for(POLICY)).env("VAULT_CLIENT_TIMEOUT", "1");
+    let service = setup.env("VAULT_MAX_RETRIES", "0").start();
+    stored(&service, "openai", "key", "value");
+    let page = b"<!DOCTYPE html><title>Welcome</title>";
+    let faults = [
+        Fault::HalfThenSilence,
+        Fault::Hold(When::Before),
+        Fault::Drip,
+        Fault::answer(200, "Content-Type: text/html\r\n", page),
+        Fault::answer(200, "", br#"{"data":[1,2,3]}"#),
+        Fault::answer(200, "", &vec![b' '; 100 << 20]),
+        Fault::too_many_requests(Some(3600)),
+        Fault::answer(307, "Location: ftp://elsewhere/\r\n", b""),
+    ];
+    for (number, fault) in faults.into_iter().enumerate() {
+        wait_until("it works", || fetch(&service, "openai", "key").status == 200);
+        let fault = target.proxy.all(fault, "GET", "/data/");
+        let start = Instant::now();
+        let answer = fetch(&service, "openai", "key");
+        assert!(matches!(answer.status, 500 | 503), "{number}: {}", answer.text());
+        assert!(start.elapsed() < Duration::from_secs(5), "{number}: {:?}", start.elapsed());
+        fault.clear();
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", service.id()));
+    if let Ok(status) = status {
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        let peak: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+        assert!(peak < 80 * 1024, "{peak} kB");
+    }
+}
+
+/// A standby sends requests to the active node, here the same server under another name.
+#[test]
+fn the_redirect_of_a_standby_is_followed() {
+    let Some(target) = Target::new() else { return };
+    let service = target.service(POLICY);
+    stored(&service, "openai", "key", "value");
+    let active = target.proxy.address.replace("127.0.0.1", "localhost");
+    let path = target.path("data", "openai");
+    let location = format!("Location: {active}/v1/{path}\r\n");
+    for _ in 0..3 {
+        let moved = target.proxy.next(1, Fault::answer(307, &location, b""), "GET", "/data/");
+        assert_eq!(fetch(&service, "openai", "key").value(), "value");
+        assert_eq!(moved.hits(), 1);
     }
 }

@@ -1,13 +1,17 @@
-//! What the tests of the hashicorp backend share: the servers that they run on, what an
-//! operator sets up there, and the service in front of one.
+//! Shared by the tests of the hashicorp backend: a real server, an operator's work on it, and
+//! the service in front of it.
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
-#[path = "vault_server/mod.rs"]
-pub mod vault_server;
+#[path = "bao.rs"]
+pub mod bao;
+#[path = "proxy.rs"]
+pub mod proxy;
 
+#[cfg(target_os = "linux")]
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
+#[cfg(target_os = "linux")]
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -15,9 +19,9 @@ use intentframe_credentials::backend::{HashiCorpOptions, HashiCorpVault};
 use intentframe_credentials::{CredentialRef, CredentialVault, Secret, VaultError};
 use serde_json::{Value, json};
 
-use super::support::{Connection, Place, Response, Service, Setup, delete, eventually, get, put};
-use vault_server::client::{Ask, Client};
-use vault_server::{AppRole, Builder, VaultServer};
+use super::support::{Connection, Place, Response, Service, Setup, delete, get, put, skip};
+use bao::Server;
+use proxy::Proxy;
 
 /// What the README's policy grants.
 pub const POLICY: &str = r#"
@@ -48,96 +52,49 @@ pub enum Mode {
 
 pub const MODES: [Mode; 3] = [Mode::Patch, Mode::CasRequired, Mode::NoPatch];
 
-/// A server to run a test on, with a KV v2 mount that is the test's own.
+/// What a test runs on: the shared server behind a proxy of the test's own, with a KV v2
+/// mount, policies and roles that no other test uses.
 pub struct Target {
-    ours: Option<VaultServer>,
-    operator: Client,
+    pub server: &'static Server,
+    pub proxy: Proxy,
+    /// For the one service that most tests start.
+    pub place: Place,
     pub mount: String,
     tag: String,
-    /// What the operator has made on a real server, as paths to delete.
+    /// The paths of what the operator has made.
     made: Mutex<Vec<String>>,
 }
 
-/// Runs `test` on the test server, and on a real one as well when `VAULT_ADDR` and
-/// `VAULT_TOKEN` (of root) name one.
-pub fn on_each_server(test: impl Fn(&Target)) {
-    eprintln!("on the test server");
-    test(&Target::ours());
-    if let Some(real) = Target::real() {
-        eprintln!("on the server at VAULT_ADDR");
-        test(&real);
-    }
+/// An `AppRole` to log in with.
+pub struct AppRole {
+    pub role_id: String,
+    pub secret_id: String,
 }
 
 impl Target {
-    pub fn ours() -> Self {
-        Self::of(VaultServer::builder())
-    }
-
-    /// A test server of one's own making.
-    pub fn of(builder: Builder) -> Self {
-        let server = builder.start();
-        Self {
-            operator: server.client(),
-            ours: Some(server),
-            mount: "secret".to_owned(),
-            tag: String::new(),
-            made: Mutex::default(),
-        }
-    }
-
-    fn real() -> Option<Self> {
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let operator = Client::new(&variable("VAULT_ADDR")?, &variable("VAULT_TOKEN")?);
+    /// `None` where there is no server, which is said; under CI the test fails.
+    #[track_caller]
+    pub fn new() -> Option<Self> {
+        let Some(server) = Server::shared() else {
+            skip("there is no OpenBao or Vault; scripts/install-test-deps provides one");
+            return None;
+        };
         let tag = format!("ift-{:016x}-", RandomState::new().hash_one(0));
-        let target =
-            Self { ours: None, operator, mount: format!("{tag}kv"), tag, made: Mutex::default() };
+        let proxy = Proxy::start(&server.address);
+        let (place, mount, made) = (Place::new(), format!("{tag}kv"), Mutex::default());
+        let target = Self { server, proxy, place, mount, tag, made };
         target.mount_kv(&target.mount, 2);
-        let (status, answer) =
-            target.operate("POST", "sys/auth/approle", Some(&json!({"type": "approle"})));
-        assert!(status < 300 || answer.to_string().contains("already in use"), "{answer}");
         Some(target)
     }
 
-    /// The test server, with its faults and its journal.
-    pub fn server(&self) -> &VaultServer {
-        self.ours.as_ref().expect("the test runs on the test server only")
-    }
-
-    /// The same, where the test has something more to say about it.
-    pub fn test_server(&self) -> Option<&VaultServer> {
-        self.ours.as_ref()
-    }
-
-    pub fn address(&self) -> String {
-        self.operator.address.0.clone()
-    }
-
-    pub fn root_token(&self) -> &str {
-        self.operator.token.as_deref().expect("an operator has one")
-    }
-
-    // What an operator does. On the test server it is not in the journal, and meets no fault.
-
     pub fn operate(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
-        if let Some(server) = &self.ours {
-            return server.as_root(method, path, body);
-        }
-        let ask = Ask::new(method, path);
-        let got = self.operator.ask(&match body {
-            Some(body) if method == "PATCH" => ask.merge_patch(body),
-            Some(body) => ask.json(body),
-            None => ask,
-        });
-        (got.status, got.json())
+        self.server.operate(method, path, body)
     }
 
     /// The same; the test fails unless it succeeds.
     #[track_caller]
     pub fn done(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
-        let (status, answer) = self.operate(method, path, body);
-        assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
-        answer
+        self.server.done(method, path, body)
     }
 
     /// A name that is nobody else's on the server.
@@ -149,16 +106,11 @@ impl Target {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).push(path);
     }
 
-    /// Mounts a KV engine, and waits until it has set itself up.
+    /// Mounts a KV engine.
     #[track_caller]
     pub fn mount_kv(&self, path: &str, version: u8) {
-        let options = json!({ "type": "kv", "options": { "version": version.to_string() } });
-        self.done("POST", &format!("sys/mounts/{path}"), Some(&options));
+        self.server.mount_kv("", path, version);
         self.made(format!("sys/mounts/{path}"));
-        let probe = if version == 2 { format!("{path}/config") } else { format!("{path}/none") };
-        eventually("the mount is there", || {
-            (self.operate("GET", &probe, None).0 != 400).then_some(())
-        });
     }
 
     /// Writes a policy, in which `MOUNT` is the mount, and says how it is called.
@@ -221,20 +173,18 @@ impl Target {
     /// A wrapping token around a new secret ID.
     #[track_caller]
     pub fn wrapped_secret_id(&self, role: &str) -> String {
-        if let Some(server) = &self.ours {
-            return server.wrapped_secret_id(role, "60s");
-        }
-        let path = format!("auth/approle/role/{}/secret-id", self.name(role));
-        let ask = Ask::new("POST", &path).header("X-Vault-Wrap-TTL", "60s").json(&json!({}));
-        let answer = self.operator.ask(&ask).expect(200).json();
-        answer["wrap_info"]["token"].as_str().expect("a wrapping token").to_owned()
+        self.wrapped(&format!("auth/approle/role/{}/secret-id", self.name(role)), &json!({}))
     }
 
     /// A wrapping token around `content`, such as anybody may make.
     #[track_caller]
     pub fn forged_wrapping(&self, content: &Value) -> String {
-        let ask = Ask::new("POST", "sys/wrapping/wrap").header("X-Vault-Wrap-TTL", "60s");
-        let answer = self.operator.ask(&ask.json(content)).expect(200).json();
+        self.wrapped("sys/wrapping/wrap", content)
+    }
+
+    fn wrapped(&self, path: &str, body: &Value) -> String {
+        let answer =
+            self.server.done_with("POST", path, &["X-Vault-Wrap-TTL: 60s\r\n"], Some(body));
         answer["wrap_info"]["token"].as_str().expect("a wrapping token").to_owned()
     }
 
@@ -317,7 +267,7 @@ impl Target {
     pub fn bare_setup(&self, place: &Place) -> Setup {
         place
             .setup_with("hashicorp")
-            .env("VAULT_ADDR", &self.address())
+            .env("VAULT_ADDR", &self.proxy.address)
             .env("VAULT_KV_MOUNT", &self.mount)
     }
 
@@ -331,11 +281,28 @@ impl Target {
             .env("VAULT_SECRET_ID", &role.secret_id)
     }
 
+    /// A service whose token is good for this policy.
+    #[track_caller]
+    pub fn service(&self, policy: &str) -> Service {
+        self.setup(&self.place, &self.token_for(policy)).start()
+    }
+
+    #[track_caller]
+    pub fn service_of_mode(&self, mode: Mode) -> Service {
+        self.setup(&self.place, &self.token_of_mode(mode)).start()
+    }
+
+    /// A service that logs in by the role `r`, which has these fields.
+    #[track_caller]
+    pub fn role_service(&self, fields: Value) -> Service {
+        let role = self.approle("r", fields);
+        self.setup_with_role(&self.place, &role).start()
+    }
+
     /// The backend by itself, with these variables beside the address and the mount.
     pub fn vault(&self, variables: &[(&str, &str)]) -> HashiCorpVault {
-        let (address, own) = (self.address(), [("VAULT_KV_MOUNT", &*self.mount)]);
-        let own = own.into_iter().chain([("VAULT_ADDR", &*address)]);
-        let environment = own.chain(variables.iter().copied());
+        let own = [("VAULT_KV_MOUNT", &*self.mount), ("VAULT_ADDR", &*self.proxy.address)];
+        let environment = own.into_iter().chain(variables.iter().copied());
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
         HashiCorpVault::new(HashiCorpOptions::default(), &environment.collect())
             .expect("the settings are good")
@@ -344,13 +311,13 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
-        if self.ours.is_none() {
-            for path in made {
-                let status = self.operate("DELETE", &path, None).0;
-                if !(200..300).contains(&status) {
-                    eprintln!("left on the server: {path} ({status})");
-                }
+        if self.server.own {
+            return;
+        }
+        for path in std::mem::take(self.made.get_mut().unwrap_or_else(PoisonError::into_inner)) {
+            let status = self.operate("DELETE", &path, None).0;
+            if !(200..300).contains(&status) {
+                eprintln!("left on the server: {path} ({status})");
             }
         }
     }

@@ -1,0 +1,281 @@
+//! The Vault servers that tests run on: `OpenBao` or Vault, found or started here, and an
+//! operator's requests to one.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::super::support::{DEADLINE, cannot_here, eventually, skip, wait_until};
+
+/// Starts the program named by its arguments, and kills it when standard input ends. The
+/// other end of that is in the test program, so nothing outlives a test that is killed.
+const GUARDED: &str =
+    r#"exec 3<&0; (cat <&3 >/dev/null; kill -KILL $$) & exec "$@" 3<&- </dev/null"#;
+
+/// `bao` or `vault` on the PATH, else the one that scripts/install-test-deps provides.
+pub fn program() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let named = ["bao", "vault"].into_iter();
+    let on_path = named.flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+    let provided = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-tools/bao");
+    on_path.chain([provided]).find(|file| file.is_file())
+}
+
+/// The same for a test that starts a server of its own, which is said where it cannot be. Under
+/// CI that fails the test, unless `VAULT_ADDR` names a server for the other tests.
+pub fn own_program() -> Option<PathBuf> {
+    let program = program();
+    if program.is_none() {
+        let say = if Server::shared().is_some() { cannot_here } else { skip };
+        say("this test starts bao or vault; scripts/install-test-deps provides one");
+    }
+    program
+}
+
+/// A program that ends with the test program at the latest.
+pub struct Process(Child);
+
+impl Process {
+    pub fn start(program: &Path, arguments: &[&str], directory: &Path) -> Self {
+        let log = File::create(directory.join("log")).expect("a log file");
+        let child = Command::new("/bin/sh")
+            .args(["-c", GUARDED, "sh"])
+            .arg(program)
+            .args(arguments)
+            .env_clear()
+            .env("HOME", directory)
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn();
+        Self(child.expect("sh starts"))
+    }
+
+    /// Kills it, and waits until it is gone.
+    pub fn kill(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it listens").port()
+}
+
+/// A server, and the token of its root.
+pub struct Server {
+    /// `http://host:port`.
+    pub address: String,
+    pub token: String,
+    /// Whether it was started here, and so holds nothing of anybody else's.
+    pub own: bool,
+    process: Option<(Process, TempDir)>,
+}
+
+impl Server {
+    /// The one that all tests of a program share: the one that `VAULT_ADDR` and
+    /// `VAULT_TOKEN` name, else a development server. `None` where there is neither.
+    pub fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Server>> = OnceLock::new();
+        let server = SHARED.get_or_init(|| {
+            let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+            let server = match (variable("VAULT_ADDR"), variable("VAULT_TOKEN")) {
+                (Some(address), Some(token)) if address.starts_with("http://") => {
+                    Self { address, token, own: false, process: None }
+                }
+                _ => Self::dev(&program()?, ""),
+            };
+            let approle = json!({ "type": "approle" });
+            let (status, answer) = server.operate("POST", "sys/auth/approle", Some(&approle));
+            assert!(status < 300 || answer.to_string().contains("already in use"), "{answer}");
+            Some(server)
+        });
+        server.as_ref()
+    }
+
+    /// A development server, in memory, with this configuration as well.
+    pub fn dev(program: &Path, configuration: &str) -> Self {
+        eventually("a development server", || {
+            let directory = TempDir::new().expect("a temporary directory");
+            let file = directory.path().join("config.hcl");
+            fs::write(&file, configuration).expect("writes");
+            let port = free_port();
+            let listen = format!("-dev-listen-address=127.0.0.1:{port}");
+            let token = "-dev-root-token-id=root";
+            let config = format!("-config={}", file.display());
+            let arguments = ["server", "-dev", "-dev-no-store-token", token, &listen, &config];
+            let arguments = &arguments[..if configuration.is_empty() { 5 } else { 6 }];
+            let mut process = Process::start(program, arguments, directory.path());
+            let mut server = Self {
+                address: format!("http://127.0.0.1:{port}"),
+                token: "root".to_owned(),
+                own: true,
+                process: None,
+            };
+            // Another process may have taken the port in the meantime.
+            let ready = eventually("the server is ready or has ended", || {
+                let ended = process.0.try_wait().expect("a child").is_some();
+                if ended { Some(false) } else { server.is_ready().then_some(true) }
+            });
+            server.process = Some((process, directory));
+            ready.then_some(server)
+        })
+    }
+
+    fn is_ready(&self) -> bool {
+        self.try_operate("GET", "auth/token/lookup-self", &[], None).is_ok_and(|got| got.0 == 200)
+    }
+
+    /// Mounts a KV engine in a namespace of the server ("" for the root), and waits until it
+    /// has set itself up.
+    #[track_caller]
+    pub fn mount_kv(&self, namespace: &str, path: &str, version: u8) {
+        let options = json!({ "type": "kv", "options": { "version": version.to_string() } });
+        self.done("POST", &format!("{namespace}/sys/mounts/{path}"), Some(&options));
+        let probe = format!("{namespace}/{path}/{}", if version == 2 { "config" } else { "none" });
+        wait_until("the mount is ready", || self.operate("GET", &probe, None).0 != 400);
+    }
+
+    // An operator's requests, as root.
+
+    pub fn operate(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        self.try_operate(method, path, &[], body).expect("the server answers")
+    }
+
+    /// The same; the test fails unless it succeeds.
+    #[track_caller]
+    pub fn done(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        self.done_with(method, path, &[], body)
+    }
+
+    /// The same with these header lines.
+    #[track_caller]
+    pub fn done_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[&str],
+        body: Option<&Value>,
+    ) -> Value {
+        let (status, answer) =
+            self.try_operate(method, path, headers, body).expect("the server answers");
+        assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
+        answer
+    }
+
+    fn try_operate(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[&str],
+        body: Option<&Value>,
+    ) -> io::Result<(u16, Value)> {
+        let host = self.address.replace("http://", "");
+        let path = path.trim_start_matches('/');
+        let mut stream = TcpStream::connect(host.trim_end_matches('/'))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let kind = if method == "PATCH" { "merge-patch+json" } else { "json" };
+        let more = headers.concat();
+        // By HTTP/1.0, to which a server answers without chunks.
+        write!(
+            stream,
+            "{method} /v1/{path} HTTP/1.0\r\nHost: {host}\r\nX-Vault-Token: {}\r\n\
+             Content-Type: application/{kind}\r\nContent-Length: {}\r\n{more}\r\n{body}",
+            self.token,
+            body.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0);
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        Ok((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+    }
+}
+
+/// A server with raft storage on disk, which survives being killed.
+pub struct DiskServer {
+    pub server: Server,
+    program: PathBuf,
+    unseal_key: String,
+}
+
+impl DiskServer {
+    pub fn start(program: &Path) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let (port, cluster) = (free_port(), free_port());
+        let address = format!("http://127.0.0.1:{port}");
+        // OpenBao knows no mlock; Vault wants to be told to do without.
+        let mlock = if program.ends_with("vault") { "disable_mlock = true" } else { "" };
+        let configuration = format!(
+            r#"storage "raft" {{
+                path = "{}"
+                node_id = "one"
+            }}
+            listener "tcp" {{
+                address = "127.0.0.1:{port}"
+                tls_disable = true
+            }}
+            api_addr = "{address}"
+            cluster_addr = "http://127.0.0.1:{cluster}"
+            {mlock}"#,
+            directory.path().display()
+        );
+        fs::write(directory.path().join("config.hcl"), configuration).expect("writes");
+        let process = Some((Self::process(program, directory.path()), directory));
+        let server = Server { address, token: String::new(), own: true, process };
+        let mut disk = Self { server, program: program.to_owned(), unseal_key: String::new() };
+        disk.wait_until_listening();
+        let shares = json!({ "secret_shares": 1, "secret_threshold": 1 });
+        let keys = disk.server.done("PUT", "sys/init", Some(&shares));
+        let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        disk.unseal_key = text(&keys["keys_base64"][0]);
+        disk.server.token = text(&keys["root_token"]);
+        disk.unseal();
+        disk.server.mount_kv("", "secret", 2);
+        disk
+    }
+
+    /// By SIGKILL.
+    pub fn kill(&mut self) {
+        self.server.process.as_mut().expect("it was started here").0.kill();
+    }
+
+    /// Starts it again on the same storage and port.
+    pub fn restart(&mut self) {
+        let (process, directory) = self.server.process.as_mut().expect("it was started here");
+        *process = Self::process(&self.program, directory.path());
+        self.wait_until_listening();
+        self.unseal();
+    }
+
+    fn process(program: &Path, directory: &Path) -> Process {
+        let config = format!("-config={}", directory.join("config.hcl").display());
+        Process::start(program, &["server", &config], directory)
+    }
+
+    fn wait_until_listening(&self) {
+        let answers = || self.server.try_operate("GET", "sys/seal-status", &[], None);
+        wait_until("the server listens", || answers().is_ok_and(|got| got.0 == 200));
+    }
+
+    fn unseal(&self) {
+        self.server.done("PUT", "sys/unseal", Some(&json!({ "key": self.unseal_key })));
+        wait_until("it is unsealed", || self.server.operate("GET", "sys/health", None).0 == 200);
+    }
+}

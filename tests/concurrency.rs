@@ -1,5 +1,6 @@
 //! Many clients at once: value and metadata stay consistent, and no client reads a value
 //! older than an acknowledged one.
+#![cfg(unix)]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! How requests travel over a connection: kept alive, pipelined, split anywhere, ended
 //! from either side.
+#![cfg(unix)]
 
 mod support;
 

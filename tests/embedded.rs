@@ -1,5 +1,6 @@
 //! The service inside a host program: limits of the host's choice, and a backend of its
 //! own that is slow, refuses, is away, or panics.
+#![cfg(unix)]
 
 mod support;
 

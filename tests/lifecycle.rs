@@ -1,5 +1,6 @@
 //! From start to end: the socket that appears and goes, signals, restarts, what survives
 //! them, and who may connect.
+#![cfg(unix)]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! Each limit of the service: a request just within it succeeds, a request just beyond it gets
 //! the limit's status, and the service continues.
+#![cfg(unix)]
 
 mod support;
 

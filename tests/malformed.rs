@@ -1,5 +1,6 @@
 //! Requests that are not valid HTTP/1.1 get one 400, and the connection is closed, so that
 //! nothing behind them is taken for a request.
+#![cfg(unix)]
 
 mod support;
 

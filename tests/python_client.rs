@@ -1,4 +1,5 @@
 //! The callers that this service is for: Python with httpx, over the Unix socket.
+#![cfg(unix)]
 
 mod support;
 

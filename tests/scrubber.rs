@@ -1,4 +1,5 @@
 //! [`CredentialScrubber`] against the Python package's definition of its digest.
+#![cfg(unix)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The `service` backend: a service that forwards to another one.
+#![cfg(unix)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The service under whoever started it: readiness, a watchdog, and a socket that is passed.
+#![cfg(unix)]
 
 mod support;
 

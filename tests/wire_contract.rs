@@ -1,4 +1,5 @@
 //! Every row of the wire contract, checked by the script that operators can run too.
+#![cfg(unix)]
 
 mod support;
 

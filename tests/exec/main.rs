@@ -1,4 +1,5 @@
 //! `credential-vault exec`, and the library beneath it, against a real service.
+#![cfg(unix)]
 
 #[allow(dead_code, reason = "its other parts are for other test programs")]
 #[path = "../support/fake.rs"]

@@ -1,7 +1,6 @@
 //! Where values may not turn up, looked for after all has been asked of the program, and
 //! all has failed: answers, logs, error messages and chains, panics, the database and the
 //! files beside it, what `/proc` shows, and cores.
-#![cfg(unix)]
 #![cfg(target_os = "linux")]
 
 #[allow(dead_code, reason = "each test program uses its own part of this")]

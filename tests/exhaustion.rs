@@ -1,5 +1,4 @@
 //! More connections than there are threads or file descriptors for.
-#![cfg(unix)]
 #![cfg(target_os = "linux")]
 
 mod support;

@@ -1,26 +1,24 @@
-"""Programs that are measured, or measured against: started, waited for, and ended."""
+"""Starts the measured programs, waits for them, and ends them."""
 
 import contextlib
 import http.client
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import time
 
 
 class CannotRun(Exception):
-    """Something that a measurement needs is missing or failed; says what to do."""
+    """A program is missing or failed; the message says what to do."""
 
 
 @contextlib.contextmanager
 def running(command, log, **options):
-    """A process that ends with the block: SIGTERM, then SIGKILL."""
+    """A process that ends with the block: by SIGTERM, then SIGKILL."""
     with open(log, "ab") as output:
-        process = subprocess.Popen(
-            [str(part) for part in command], stdout=output, stderr=output, **options
-        )
+        options = {"stdout": output, "stderr": output, **options}
+        process = subprocess.Popen([str(part) for part in command], **options)
     try:
         yield process
     finally:
@@ -32,55 +30,67 @@ def running(command, log, **options):
             process.wait()
 
 
-def wait_for(condition, what, process, log, seconds=20):
-    """Polls until the condition holds; an end of the process or of the time is an error."""
+def wait_for(condition, what, process, log, seconds=30):
+    """Polls until the condition holds. Fails when the process or the time ends first."""
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
             said = pathlib.Path(log).read_text(errors="replace")[-2000:]
-            raise CannotRun(f"{what} did not come up:\n{said}")
-        time.sleep(0.001)
+            raise CannotRun(f"{what} did not start:\n{said}")
+        time.sleep(0.0005)
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket, for what is not measured by its rate."""
+def output(command, **options):
+    """The standard output of a command that must succeed."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True,
+                          check=False, **{"timeout": 300, **options})
+    if done.returncode != 0:
+        raise CannotRun(f"{command[0]}: {done.stderr.strip()[-1000:]}")
+    return done.stdout
 
-    def __init__(self, path):
-        super().__init__("localhost", timeout=30)
-        self.path = str(path)
+
+class Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket, or over TCP when the address is HOST:PORT."""
+
+    def __init__(self, address):
+        address = str(address)
+        self.path = address if address.startswith("/") else None
+        super().__init__("localhost" if self.path else address, timeout=30)
 
     def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if self.path is None:
+            super().connect()
+            return
+        self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self.path)
 
-
-def fetch(path, target):
-    connection = UnixConnection(path)
-    try:
-        connection.request("GET", target)
-        response = connection.getresponse()
+    def ask(self, method, target, body=None, headers=()):
+        """The status and body of the answer."""
+        headers = {"Content-Type": "application/json", **dict(headers)}
+        self.request(method, target, body, headers)
+        response = self.getresponse()
         return response.status, response.read()
+
+
+def answers(address, target):
+    """Whether the address answers 200."""
+    connection = Connection(address)
+    try:
+        return connection.ask("GET", target)[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
     finally:
         connection.close()
 
 
-def answers(path, target):
-    """Whether the socket answers 200. An attempt costs little: this polls a start."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-            stream.settimeout(5)
-            stream.connect(str(path))
-            stream.sendall(
-                f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
-            )
-            return stream.recv(4096).startswith(b"HTTP/1.1 200")
-    except OSError:
-        return False
+def resident(process, field="VmRSS"):
+    """Resident memory in MiB; VmHWM is its peak (proc_pid_status(5))."""
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
-def nginx():
-    """The program, and the line of its configuration that says as whom it runs."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/sbin")
-    # Workers give up root for a user that could not open the directory.
-    return program, "user root;" if os.geteuid() == 0 else ""
+def environment(**more):
+    """This process's environment without settings of the service or of Vault."""
+    ours = ("INTENTFRAME_", "IF_VAULT_", "VAULT_", "BAO_", "RUST_LOG")
+    return {k: v for k, v in os.environ.items() if not k.startswith(ours)} | more

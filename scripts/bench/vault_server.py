@@ -102,6 +102,7 @@ def proxy(directory, upstream):
     token.touch(mode=0o600)
     token.write_text(upstream.token)
     (directory / "config.hcl").write_text(f"""
+log_level = "warn"
 vault {{ address = "{upstream.address}" }}
 auto_auth {{
   method "token_file" {{ config = {{ token_file_path = "{token}" }} }}

@@ -37,6 +37,7 @@ lint: ## check format, lints (also for macOS and Windows), documentation, depend
 
 bench: ## measure against nginx, bao proxy and others on this machine (ARGS=--quick for a first look)
 	@scripts/need cargo cc python3 nginx
+	scripts/install-test-deps
 	scripts/bench/run $(ARGS)
 
 fuzz: ## send mutated requests to the service (ARGS="--connections 300000 --seed 7")

@@ -8,6 +8,9 @@ import socket
 import subprocess
 import time
 
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+TARGET_DIR = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")).resolve()
+
 
 class CannotRun(Exception):
     """A program is missing or failed; the message says what to do."""

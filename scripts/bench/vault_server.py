@@ -1,7 +1,6 @@
 """A real OpenBao or Vault server, and its own proxy, for the hashicorp section."""
 
 import contextlib
-import glob
 import json
 import pathlib
 import shutil
@@ -10,14 +9,13 @@ import socket
 import processes
 from processes import CannotRun, Connection, answers, running, wait_for
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 SECRET = "/v1/secret/data/intentframe"
 
 
 def program():
     """`bao` or `vault` on the PATH, or the one that scripts/install-test-deps installed."""
-    installed = sorted(glob.glob(f"{REPOSITORY}/target/**/bin/bao", recursive=True))
-    found = shutil.which("bao") or shutil.which("vault") or next(iter(installed), None)
+    tools = processes.TARGET_DIR / "test-tools"
+    found = shutil.which("bao") or shutil.which("vault") or shutil.which("bao", path=tools)
     if found is None:
         raise CannotRun("no bao or vault: run scripts/install-test-deps")
     return found

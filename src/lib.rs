@@ -77,7 +77,7 @@ pub mod settings;
 #[cfg(all(unix, feature = "client"))]
 pub mod spawn;
 pub mod time;
-#[cfg(all(unix, any(feature = "client", feature = "hashicorp")))]
+#[cfg(all(unix, feature = "client"))]
 mod transport;
 
 pub use backend::{

@@ -65,10 +65,7 @@ impl Stream for UnixStream {
 }
 
 /// How an idle connection is found to be usable.
-#[cfg_attr(
-    not(all(feature = "client", feature = "hashicorp")),
-    expect(dead_code, reason = "the client has one way, the backend the other")
-)]
+#[allow(dead_code, reason = "the backend no longer connects here")]
 pub(crate) enum Idle {
     /// By asking the kernel whether anything has come on it, be it the end.
     Peek,
@@ -82,13 +79,11 @@ pub(crate) struct Era(Arc<AtomicU64>);
 
 impl Era {
     /// For a connection that is made now.
-    #[cfg(feature = "client")]
     pub(crate) fn idle(&self) -> Idle {
         Idle::Trust(self.clone(), self.0.load(Ordering::Acquire))
     }
 
     /// No connection that is idle now is used again.
-    #[cfg(feature = "client")]
     pub(crate) fn end(&self) {
         self.0.fetch_add(1, Ordering::AcqRel);
     }

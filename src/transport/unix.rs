@@ -11,19 +11,12 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{ConnectionDetails, Connector, NextTimeout};
 
-#[cfg(feature = "hashicorp")]
-use super::link::{KeptLink, LastLink, Link};
-#[cfg(feature = "client")]
 use super::stream::Era;
-#[cfg(feature = "hashicorp")]
-use super::stream::Idle;
 use super::stream::{NotConnected, StreamTransport};
-#[cfg(feature = "client")]
 use crate::peer::Process;
 
 /// Opens the one socket, whatever the URI says, and talks to no server but one that root or
 /// one of the owners runs.
-#[cfg(feature = "client")]
 #[derive(Debug)]
 pub(crate) struct OwnedUnixConnector {
     socket: PathBuf,
@@ -32,7 +25,6 @@ pub(crate) struct OwnedUnixConnector {
 }
 
 /// Whom a server may run as.
-#[cfg(feature = "client")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Owners {
     /// This process's own user.
@@ -43,7 +35,6 @@ pub(crate) struct Owners {
 
 /// What a connector's error carries when the server runs as somebody else. Nothing has been
 /// sent to it.
-#[cfg(feature = "client")]
 #[derive(Debug, thiserror::Error)]
 #[error("the server runs as uid {uid}")]
 pub(crate) struct ForeignServer {
@@ -51,7 +42,6 @@ pub(crate) struct ForeignServer {
     pub(crate) uid: u32,
 }
 
-#[cfg(feature = "client")]
 impl OwnedUnixConnector {
     /// Its connections are used again, unlooked at, until `era` ends.
     pub(crate) fn new(socket: PathBuf, owners: Owners, era: Era) -> Self {
@@ -69,7 +59,6 @@ impl OwnedUnixConnector {
     }
 }
 
-#[cfg(feature = "client")]
 impl Connector<()> for OwnedUnixConnector {
     type Out = StreamTransport<UnixStream>;
 
@@ -81,36 +70,6 @@ impl Connector<()> for OwnedUnixConnector {
         let stream = connected(&self.socket, details)?;
         self.check(&stream)?;
         Ok(Some(StreamTransport::new(stream, self.era.idle())))
-    }
-}
-
-/// Opens the one socket, whatever the URI says.
-#[cfg(feature = "hashicorp")]
-#[derive(Debug)]
-pub(crate) struct UnixConnector {
-    socket: PathBuf,
-    last: LastLink,
-}
-
-#[cfg(feature = "hashicorp")]
-impl UnixConnector {
-    /// Links are remembered in `last`.
-    pub(crate) fn new(socket: PathBuf, last: LastLink) -> Self {
-        Self { socket, last }
-    }
-}
-
-#[cfg(feature = "hashicorp")]
-impl Connector<()> for UnixConnector {
-    type Out = StreamTransport<KeptLink>;
-
-    fn connect(
-        &self,
-        details: &ConnectionDetails<'_>,
-        _: Option<()>,
-    ) -> Result<Option<Self::Out>, Error> {
-        let link = Link::unix(connected(&self.socket, details)?);
-        Ok(Some(StreamTransport::new(self.last.keep(link), Idle::Peek)))
     }
 }
 

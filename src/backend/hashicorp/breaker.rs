@@ -1,48 +1,46 @@
-//! The circuit breaker: when a server that fails is left alone, and for how long.
+//! The circuit breaker: it keeps requests from a server that fails.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::jitter;
+use crate::backoff::{Backoff, jitter};
 
-/// Failures in a row after which the server is left alone.
+/// The failures in a row that open the breaker.
 const FAILURES_TO_OPEN: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Keeps requests from a server that does not work. After a few failures in a row it lets
-/// none through for a while, then one at a time, each of which opens the way again or
-/// doubles the while. So a dead server is asked about once in two seconds, however many
-/// want to ask it, and one that is back is found as fast.
-#[derive(Debug, Default)]
+/// A circuit breaker. After a few failures in a row it is open: it refuses all requests for
+/// a pause, then admits one trial at a time. A trial that works closes it, one that fails
+/// doubles the pause. So a dead server gets about one request in two seconds, however many
+/// callers there are, and its return is noticed as fast.
+#[derive(Debug)]
 pub(super) struct Breaker(Mutex<State>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     failures: u32,
-    pause: Duration,
-    /// Nobody may ask before this time.
-    closed_until: Duration,
-    /// One asks, for all.
-    trying: bool,
+    backoff: Backoff,
+    refuses_until: Duration,
+    trial_runs: bool,
 }
 
-/// What came of a request, as far as the breaker cares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// The server answered, be it a refusal.
-    Worked,
-    /// It could not be reached, did not answer in time, or cannot serve.
-    Failed,
-}
-
-/// The right to send one request, whose outcome has to be told.
+/// The permission for one request. Its outcome must be reported.
 #[derive(Debug)]
 pub(super) struct Ticket<'a> {
     breaker: &'a Breaker,
-    /// It is the one request that tries for all.
     is_trial: bool,
-    told: bool,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            failures: 0,
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            refuses_until: Duration::ZERO,
+            trial_runs: false,
+        }))
+    }
 }
 
 impl Breaker {
@@ -50,73 +48,45 @@ impl Breaker {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a request through, or tells how long it is to wait.
+    /// Admits a request, or returns how long it must wait.
     pub(super) fn admit(&self, now: Duration) -> Result<Ticket<'_>, Duration> {
         let mut state = self.state();
         let is_trial = state.failures >= FAILURES_TO_OPEN;
         if is_trial {
-            let pause = state.closed_until.saturating_sub(now);
+            let pause = state.refuses_until.saturating_sub(now);
             if !pause.is_zero() {
                 return Err(pause);
             }
-            if state.trying {
+            if state.trial_runs {
                 return Err(FIRST_PAUSE);
             }
-            state.trying = true;
+            state.trial_runs = true;
         }
-        Ok(Ticket { breaker: self, is_trial, told: false })
-    }
-
-    /// Whether nothing has failed since the server last worked.
-    pub(super) fn is_calm(&self) -> bool {
-        self.state().failures == 0
-    }
-
-    /// For a request that was sent while all was calm.
-    pub(super) fn ticket(&self) -> Ticket<'_> {
-        Ticket { breaker: self, is_trial: false, told: false }
-    }
-
-    /// Whether the last requests failed, so that most are not even sent.
-    #[cfg(test)]
-    fn is_open(&self) -> bool {
-        self.state().failures >= FAILURES_TO_OPEN
-    }
-
-    fn record(&self, outcome: Outcome, is_trial: bool, now: Duration) {
-        let mut state = self.state();
-        if is_trial {
-            state.trying = false;
-        }
-        match outcome {
-            Outcome::Worked => *state = State { trying: state.trying, ..State::default() },
-            // One of many that were under way when the first ones failed: no news.
-            Outcome::Failed if state.failures >= FAILURES_TO_OPEN && !is_trial => {}
-            Outcome::Failed => {
-                state.failures += 1;
-                if state.failures >= FAILURES_TO_OPEN {
-                    state.pause = (state.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-                    state.closed_until = now + jitter::around(state.pause);
-                }
-            }
-        }
+        Ok(Ticket { breaker: self, is_trial })
     }
 }
 
 impl Ticket<'_> {
-    /// Tells what came of the request.
-    pub(super) fn tell(mut self, outcome: Outcome, now: Duration) {
-        self.told = true;
-        self.breaker.record(outcome, self.is_trial, now);
+    /// Reports whether the server worked; a server that refuses a request works.
+    pub(super) fn report(self, worked: bool, now: Duration) {
+        let mut state = self.breaker.state();
+        if worked {
+            state.failures = 0;
+            state.backoff.reset();
+        } else if state.failures < FAILURES_TO_OPEN || self.is_trial {
+            state.failures = state.failures.saturating_add(1);
+            if state.failures >= FAILURES_TO_OPEN {
+                state.refuses_until = now + jitter(state.backoff.next_pause());
+            }
+        } // Else it had started before the breaker opened, and is no news.
     }
 }
 
-/// A request that was never sent, or whose thread panicked, tells nothing; but the trial is
-/// free again.
+/// Makes room for the next trial, also after a request that was never sent or a panic.
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        if self.is_trial && !self.told {
-            self.breaker.state().trying = false;
+        if self.is_trial {
+            self.breaker.state().trial_runs = false;
         }
     }
 }
@@ -129,26 +99,30 @@ mod tests {
         Duration::from_millis(millis)
     }
 
+    fn is_open(breaker: &Breaker) -> bool {
+        breaker.state().failures >= FAILURES_TO_OPEN
+    }
+
     fn fail(breaker: &Breaker, now: Duration) {
-        breaker.admit(now).expect("let through").tell(Outcome::Failed, now);
+        breaker.admit(now).expect("admitted").report(false, now);
     }
 
     #[test]
-    fn a_few_failures_close_the_way_and_one_success_opens_it() {
+    fn a_few_failures_open_it_and_one_success_closes_it() {
         let breaker = Breaker::default();
         for _ in 0..FAILURES_TO_OPEN {
-            assert!(!breaker.is_open());
+            assert!(!is_open(&breaker));
             fail(&breaker, at(0));
         }
-        assert!(breaker.is_open());
-        breaker.admit(at(1)).expect_err("closed");
+        assert!(is_open(&breaker));
+        breaker.admit(at(1)).expect_err("open");
         let later = at(10_000);
-        let trial = breaker.admit(later).expect("one may try");
-        breaker.admit(later).expect_err("one only");
+        let trial = breaker.admit(later).expect("a trial");
+        breaker.admit(later).expect_err("one trial at a time");
         drop(trial);
-        let trial = breaker.admit(later).expect("the trial was given back");
-        trial.tell(Outcome::Worked, later);
-        assert!(!breaker.is_open());
+        let trial = breaker.admit(later).expect("the first trial was given up");
+        trial.report(true, later);
+        assert!(!is_open(&breaker));
         assert_eq!((breaker.admit(later).is_ok(), breaker.admit(later).is_ok()), (true, true));
     }
 
@@ -158,8 +132,44 @@ mod tests {
         for _ in 0..10 {
             fail(&breaker, at(0));
             fail(&breaker, at(0));
-            breaker.admit(at(0)).expect("open").tell(Outcome::Worked, at(0));
+            breaker.admit(at(0)).expect("closed").report(true, at(0));
         }
-        assert!(!breaker.is_open());
+        assert!(!is_open(&breaker));
+    }
+
+    /// A minute of outage in simulated time: three requests in each millisecond, and the
+    /// renewal of the token with its own back-off, all through one breaker.
+    #[test]
+    #[allow(clippy::print_stdout, reason = "the figure is of interest")]
+    fn a_dead_server_gets_few_requests() {
+        let breaker = Breaker::default();
+        let mut renewal = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+        let mut renewal_at = Duration::ZERO;
+        let (mut sent, mut refused, mut busiest, mut before) = (0, 0, 0, 0);
+        let mut ask = |now, sent: &mut u32| match breaker.admit(now) {
+            Ok(ticket) => {
+                *sent += 1;
+                ticket.report(false, now);
+            }
+            Err(_) => refused += 1,
+        };
+        for millis in 0..60_000 {
+            let now = at(millis);
+            if millis % 1000 == 0 {
+                before = sent;
+            }
+            for _ in 0..3 {
+                ask(now, &mut sent);
+            }
+            if now >= renewal_at {
+                ask(now, &mut sent);
+                renewal_at = now + jitter(renewal.next_pause());
+            }
+            busiest = busiest.max(sent - before);
+        }
+        println!("{sent} requests sent, {refused} refused, at most {busiest} sent in a second");
+        // Three at first, then one after each pause: 0.25, 0.5, 1, and then every 2 s.
+        assert!((25..=45).contains(&sent), "{sent}");
+        assert!(busiest <= 6, "{busiest}");
     }
 }

@@ -1,12 +1,12 @@
-//! The clock that the life of a token is measured by.
+//! The clock that leases, deadlines and the breaker are measured by.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Time since the machine was started. It goes on while the machine sleeps, as tokens do,
-/// and does not jump when its date is set (`clock_gettime(2)`: `CLOCK_BOOTTIME`; macOS's
-/// `CLOCK_MONOTONIC` counts sleep by itself).
+/// The time since boot. It includes the time that the machine was suspended, since tokens
+/// expire meanwhile, and it does not jump when the date is set (`clock_gettime(2)`:
+/// `CLOCK_BOOTTIME`; `CLOCK_MONOTONIC` on macOS includes suspension already).
 pub(super) fn now() -> Duration {
     #[cfg(target_os = "linux")]
     const CLOCK: ClockId = ClockId::Boottime;

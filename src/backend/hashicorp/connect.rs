@@ -1,0 +1,262 @@
+//! Connections under the HTTP library: its own TCP and TLS, or a Unix socket, with buffers
+//! that are wiped.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::RecvFlags;
+use ureq::Error;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, DefaultConnector, LazyBuffers, NextTimeout, Transport,
+};
+use zeroize::Zeroize;
+
+use super::tls::tls_failure;
+
+/// No connection was made, so nothing was sent.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(super) struct NotConnected(io::Error);
+
+/// Connects to the server.
+#[derive(Debug)]
+pub(super) enum Dialer {
+    Unix(PathBuf),
+    Http(DefaultConnector),
+}
+
+impl Connector<()> for Dialer {
+    type Out = Wiped;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _: Option<()>,
+    ) -> Result<Option<Wiped>, Error> {
+        let transport = match self {
+            Self::Unix(path) => UnixTransport::connect(path, details).map(Some),
+            Self::Http(connector) => connect_http(connector, details),
+        };
+        let transport = transport.map_err(|error| match error {
+            Error::Timeout(_) => error,
+            Error::Io(ref inner) if tls_failure(inner).is_some() => error,
+            error => Error::Other(Box::new(NotConnected(error.into_io()))),
+        })?;
+        Ok(transport.map(|inner| Wiped { inner, received: 0 }))
+    }
+}
+
+/// Resolves the name and connects.
+fn connect_http(
+    connector: &DefaultConnector,
+    details: &ConnectionDetails<'_>,
+) -> Result<Option<Box<dyn Transport>>, Error> {
+    let resolver = DefaultResolver::default();
+    let details = ConnectionDetails {
+        uri: details.uri,
+        addrs: resolver.resolve(details.uri, details.config, details.timeout)?,
+        config: details.config,
+        request_level: details.request_level,
+        resolver: details.resolver,
+        now: details.now,
+        timeout: details.timeout,
+        current_time: Arc::clone(&details.current_time),
+        run_connector: Arc::clone(&details.run_connector),
+        register_shutdown: Arc::clone(&details.register_shutdown),
+    };
+    connector.connect(&details, None)
+}
+
+/// Leaves the resolving to [`Dialer`]. ureq resolves before every request, even where it has
+/// a connection, and its own resolver starts a thread each time.
+#[derive(Debug)]
+pub(super) struct NoResolver;
+
+impl Resolver for NoResolver {
+    fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let mut addresses = self.empty();
+        addresses.push(std::net::SocketAddr::from(([0, 0, 0, 0], 0)));
+        Ok(addresses)
+    }
+}
+
+/// A connection whose buffers are wiped: values and tokens pass through them, and an idle
+/// connection keeps them.
+pub(super) struct Wiped {
+    inner: Box<dyn Transport>,
+    /// How much of the input buffer has been in use.
+    received: usize,
+}
+
+impl Wiped {
+    fn wipe_input(&mut self) {
+        let buffers = self.inner.buffers();
+        buffers.input_consume(buffers.input().len());
+        // An empty buffer starts at its beginning again, so this is all of it.
+        let input = buffers.input_append_buf();
+        let used = self.received.min(input.len());
+        input[..used].zeroize();
+        self.received = 0;
+    }
+}
+
+impl Transport for Wiped {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.inner.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        let sent = self.inner.transmit_output(amount, timeout);
+        self.inner.buffers().output()[..amount].zeroize();
+        sent
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let has_more = self.inner.await_input(timeout);
+        // Before it reads, the buffer moves what is left in it to its beginning.
+        self.received = self.received.max(self.inner.buffers().input().len());
+        has_more
+    }
+
+    /// ureq asks this of a connection that has carried a whole answer, before it keeps it.
+    fn is_open(&mut self) -> bool {
+        self.wipe_input();
+        self.inner.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.inner.is_tls()
+    }
+}
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        self.wipe_input();
+    }
+}
+
+/// Shows no buffers.
+impl fmt::Debug for Wiped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wiped")
+    }
+}
+
+struct UnixTransport {
+    stream: UnixStream,
+    buffers: LazyBuffers,
+}
+
+impl UnixTransport {
+    fn connect(path: &Path, details: &ConnectionDetails<'_>) -> Result<Box<dyn Transport>, Error> {
+        let stream = open(path, details.timeout.not_zero().map(|timeout| *timeout))?;
+        let config = details.config;
+        let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
+        Ok(Box::new(Self { stream, buffers }))
+    }
+}
+
+impl Transport for UnixTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.stream.set_write_timeout(timeout.not_zero().map(|timeout| *timeout))?;
+        let sent = self.stream.write_all(&self.buffers.output()[..amount]);
+        sent.map_err(|error| explained(error, timeout))
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.stream.set_read_timeout(timeout.not_zero().map(|timeout| *timeout))?;
+        let count = loop {
+            match self.stream.read(self.buffers.input_append_buf()) {
+                Ok(count) => break count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(explained(error, timeout)),
+            }
+        };
+        self.buffers.input_appended(count);
+        Ok(count > 0)
+    }
+
+    /// There is nothing to read, not even the end.
+    fn is_open(&mut self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = rustix::net::recv(&self.stream, &mut [0; 1], flags);
+        matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    }
+}
+
+impl fmt::Debug for UnixTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UnixTransport")
+    }
+}
+
+fn explained(error: io::Error, timeout: NextTimeout) -> Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout(timeout.reason),
+        _ => Error::Io(error),
+    }
+}
+
+/// Connects. On Linux, `connect` waits while the listener's queue is full, but no longer
+/// than the socket's send timeout (`unix_stream_connect` in the kernel; unix(7) does not
+/// mention it).
+#[cfg(target_os = "linux")]
+fn open(path: &Path, timeout: Option<Duration>) -> io::Result<UnixStream> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
+
+    let address = SocketAddrUnix::new(path)?;
+    let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&fd, Timeout::Send, timeout)?;
+    match rustix::io::retry_on_intr(|| connect(&fd, &address)) {
+        Ok(()) => Ok(fd.into()),
+        Err(rustix::io::Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Connects. Other systems refuse a connection at once when the listener's queue is full.
+#[cfg(not(target_os = "linux"))]
+fn open(path: &Path, _timeout: Option<Duration>) -> io::Result<UnixStream> {
+    UnixStream::connect(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_keeps_nothing_in_its_buffers() {
+        let (stream, mut server) = UnixStream::pair().expect("a pair");
+        let inner = Box::new(UnixTransport { stream, buffers: LazyBuffers::new(64, 64) });
+        let mut connection = Wiped { inner, received: 0 };
+        connection.buffers().output()[..6].copy_from_slice(b"canary");
+        connection.transmit_output(6, NextTimeout::default()).expect("sends");
+        assert!(connection.buffers().output().iter().all(|byte| *byte == 0));
+
+        server.write_all(b"a canary").expect("sends");
+        connection.await_input(NextTimeout::default()).expect("receives");
+        connection.buffers().input_consume(2);
+        server.write_all(b", two").expect("sends");
+        connection.await_input(NextTimeout::default()).expect("receives");
+        assert_eq!(connection.buffers().input(), b"canary, two");
+        connection.buffers().input_consume(11);
+        assert!(connection.is_open());
+        assert!(connection.buffers().input_append_buf().iter().all(|byte| *byte == 0));
+        drop(server);
+        assert!(!connection.is_open());
+    }
+}

@@ -1,0 +1,362 @@
+//! One request to the server: its permit, time-out, retries and meaning.
+
+use std::io::Read as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use ureq::http::HeaderValue;
+use ureq::unversioned::transport::DefaultConnector;
+use zeroize::Zeroizing;
+
+use crate::backoff::{Backoff, jitter};
+use crate::secret::Secret;
+
+use super::breaker::Breaker;
+use super::clock;
+use super::connect::{Dialer, NoResolver, NotConnected};
+use super::reply::{Failure, Reply, errors_in};
+use super::request::{Repeat, Request};
+use super::settings::{Address, Settings};
+use super::tls::tls_failure;
+
+/// The server cannot be asked or cannot answer. The text says why and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{reason}")]
+pub(super) struct Unavailable {
+    pub(super) reason: String,
+    /// When another attempt is worthwhile.
+    pub(super) retry_after: Duration,
+}
+
+impl Unavailable {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), retry_after: Duration::from_secs(1) }
+    }
+}
+
+/// The server, for all requests of this backend.
+pub(super) struct Http {
+    agent: ureq::Agent,
+    /// The URL up to and with `/v1/`.
+    base: String,
+    /// The server's name in messages.
+    name: String,
+    follows_redirects: bool,
+    namespace: Option<HeaderValue>,
+    timeout: Duration,
+    max_retries: u32,
+    breaker: Breaker,
+    /// Holds an item for each request under way.
+    permits: (Sender<()>, Receiver<()>),
+    contact: Mutex<Contact>,
+    probed: Condvar,
+    closed: AtomicBool,
+}
+
+/// The last contact with the server.
+#[derive(Debug, Default)]
+struct Contact {
+    at: Option<Duration>,
+    /// Why it did not work then, if it did not.
+    failure: Option<String>,
+    probe_runs: bool,
+}
+
+/// One of the requests under way.
+struct Permit<'a>(&'a Receiver<()>);
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.try_recv();
+    }
+}
+
+/// The longest answer. A secret has at most 1 MiB by default, and a request 32 MiB.
+const MAX_ANSWER_BYTES: u64 = 32 * 1024 * 1024;
+const BUFFER_BYTES: usize = 32 * 1024;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_RETRY_AFTER: u64 = 3600;
+/// Servers and proxies close idle connections after a minute or more.
+const MAX_IDLE: Duration = Duration::from_secs(50);
+const USER_AGENT: &str = concat!("credential-vault/", env!("CARGO_PKG_VERSION"));
+const HEALTH: &str = "sys/health";
+/// How long the last contact tells the server's health.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long [`Http::works`] waits for a probe.
+const MOMENT: Duration = Duration::from_millis(50);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Http {
+    /// Does not connect yet.
+    pub(super) fn new(settings: &Settings) -> Self {
+        let (dialer, base, name) = match &settings.address {
+            Address::Unix(path) => (
+                Dialer::Unix(path.clone()),
+                "http://localhost".to_owned(),
+                format!("unix://{}", path.display()),
+            ),
+            Address::Http(base) => {
+                (Dialer::Http(DefaultConnector::new()), base.clone(), base.clone())
+            }
+        };
+        let config = ureq::Agent::config_builder()
+            .proxy(None)
+            .tls_config(settings.tls.clone())
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(BUFFER_BYTES)
+            .max_idle_age(MAX_IDLE)
+            .max_idle_connections(settings.max_in_flight + 1)
+            .max_idle_connections_per_host(settings.max_in_flight)
+            .user_agent(USER_AGENT)
+            .build();
+        Self {
+            agent: ureq::Agent::with_parts(config, dialer, NoResolver),
+            base: format!("{base}/v1/"),
+            name,
+            follows_redirects: matches!(settings.address, Address::Http(_)),
+            namespace: settings.namespace.clone(),
+            timeout: settings.timeout,
+            max_retries: settings.max_retries,
+            breaker: Breaker::default(),
+            permits: bounded(settings.max_in_flight),
+            contact: Mutex::default(),
+            probed: Condvar::new(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// The limit of one request with all its retries.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    pub(super) fn max_retries(&self) -> u32 {
+        self.max_retries
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Refuses further requests. Those under way end by themselves.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Sends a request until it is answered, or its retries or its time are used up.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`]; the request may or may not have had its effect.
+    pub(super) fn send(
+        &self,
+        request: &Request<'_>,
+        token: Option<&Secret>,
+    ) -> Result<Reply, Unavailable> {
+        let deadline = clock::now() + self.timeout;
+        let mut backoff = Backoff::new(FIRST_PAUSE, self.timeout);
+        let mut retries = self.max_retries;
+        loop {
+            let failure = match self.try_once(request, token, deadline)? {
+                Ok(reply) => return Ok(reply),
+                Err(failure) => failure,
+            };
+            let wait = failure.retry_after.unwrap_or_else(|| jitter(backoff.next_pause()));
+            let may_repeat = match request.repeat {
+                Repeat::Always => true,
+                Repeat::IfUnsent => failure.unsent,
+                Repeat::Never => false,
+            };
+            if retries == 0 || !may_repeat || clock::now() + wait >= deadline {
+                let reason = format!("Vault at {}: {}", self.name, failure.reason);
+                return Err(Unavailable { reason, retry_after: wait });
+            }
+            thread::sleep(wait);
+            retries -= 1;
+        }
+    }
+
+    /// Makes one attempt, if there is a permit in time and the breaker admits it.
+    fn try_once(
+        &self,
+        request: &Request<'_>,
+        token: Option<&Secret>,
+        deadline: Duration,
+    ) -> Result<Result<Reply, Failure>, Unavailable> {
+        if self.is_closed() {
+            return Err(Unavailable::new("the vault is closed"));
+        }
+        let time = deadline.saturating_sub(clock::now());
+        self.permits.0.send_timeout((), time).map_err(|_| {
+            Unavailable::new(format!("too many requests are waiting for Vault at {}", self.name))
+        })?;
+        let permit = Permit(&self.permits.1);
+        let now = clock::now();
+        let ticket = self.breaker.admit(now).map_err(|pause| {
+            let failure = self.contact().failure.clone();
+            let failure = failure.unwrap_or_else(|| "its last answers were failures".to_owned());
+            let name = &self.name;
+            let reason =
+                format!("Vault at {name} does not work ({failure}); the next attempt is soon");
+            Unavailable { reason, retry_after: pause }
+        })?;
+        let outcome = self.attempt(request, token, deadline.saturating_sub(now));
+        drop(permit);
+        let failure = outcome.as_ref().err().filter(|failure| failure.is_outage);
+        if failure.is_none() || !request.is_apart {
+            let now = clock::now();
+            ticket.report(failure.is_none(), now);
+            self.note_contact(now, failure.map(|failure| failure.reason.clone()));
+        }
+        Ok(outcome)
+    }
+
+    fn attempt(
+        &self,
+        request: &Request<'_>,
+        token: Option<&Secret>,
+        time: Duration,
+    ) -> Result<Reply, Failure> {
+        let failed = |error| self.failure(&error);
+        let mut reply = self.exchange(request, token, None, time).map_err(failed)?;
+        // A standby that does not forward requests names the active node.
+        if let (307 | 308, Some(location)) = (reply.status, &reply.location) {
+            let elsewhere = self.exchange(request, token, Some(location), time);
+            reply = elsewhere.map_err(failed)?;
+        }
+        reply.judged()
+    }
+
+    /// Sends one request and reads one answer.
+    fn exchange(
+        &self,
+        ask: &Request<'_>,
+        token: Option<&Secret>,
+        elsewhere: Option<&str>,
+        time: Duration,
+    ) -> Result<Reply, ureq::Error> {
+        let uri = elsewhere.map_or_else(|| format!("{}{}", self.base, ask.path), str::to_owned);
+        let mut request = ureq::http::Request::builder()
+            .method(ask.method)
+            .uri(uri)
+            .header("X-Vault-Request", "true");
+        // sys/health belongs to no namespace.
+        if let Some(namespace) = self.namespace.as_ref().filter(|_| ask.path != HEALTH) {
+            request = request.header("X-Vault-Namespace", namespace);
+        }
+        if let Some(token) = token {
+            let mut value =
+                HeaderValue::from_str(token.expose()).map_err(ureq::http::Error::from)?;
+            value.set_sensitive(true);
+            request = request.header("X-Vault-Token", value);
+        }
+        let (agent, time) = (&self.agent, Some(time.max(Duration::from_millis(1))));
+        let mut response = if let Some((content_type, body)) = ask.body {
+            let request = request.header("Content-Type", content_type).body(body)?;
+            agent.run(agent.configure_request(request).timeout_global(time).build())
+        } else {
+            let request = request.body(())?;
+            agent.run(agent.configure_request(request).timeout_global(time).build())
+        }?;
+        let status = response.status().as_u16();
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let retry_after = header("Retry-After").and_then(|seconds| seconds.parse::<u64>().ok());
+        let location = header("Location").filter(|location| self.may_follow(location));
+        let location = location.map(str::to_owned);
+        // Room for all of it: a buffer that grows leaves copies behind.
+        let expected = response.body().content_length().unwrap_or(0).min(MAX_ANSWER_BYTES);
+        let mut body =
+            Zeroizing::new(Vec::with_capacity(usize::try_from(expected).unwrap_or(0) + 1));
+        let mut reader = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).reader();
+        reader.read_to_end(&mut body).map_err(ureq::Error::from)?;
+        let sent = [
+            ask.body.map_or(&[][..], |(_, body)| body),
+            token.map_or(&[][..], |token| token.expose().as_bytes()),
+        ];
+        let errors = if status >= 400 { errors_in(&body, sent) } else { String::new() };
+        let retry_after =
+            retry_after.map(|seconds| Duration::from_secs(seconds.min(LONGEST_RETRY_AFTER)));
+        Ok(Reply { status, body, errors, retry_after, location })
+    }
+
+    /// Refuses to send a token unencrypted if the configured address is encrypted.
+    fn may_follow(&self, location: &str) -> bool {
+        let stays_secret = location.starts_with("https://") || self.base.starts_with("http://");
+        self.follows_redirects && location.contains("://") && stays_secret
+    }
+
+    fn failure(&self, error: &ureq::Error) -> Failure {
+        match error {
+            ureq::Error::Timeout(_) => {
+                let limit = self.timeout.as_secs_f32();
+                Failure::outage(format!("it did not answer within {limit} s"), false)
+            }
+            ureq::Error::Other(other) if other.is::<NotConnected>() => {
+                let advice = "is it running, and is VAULT_ADDR its address?";
+                Failure::outage(format!("it cannot be connected to ({other}); {advice}"), true)
+            }
+            ureq::Error::Io(error) => match tls_failure(error) {
+                Some(reason) => Failure::outage(reason, true),
+                None => Failure::outage(format!("the connection broke ({error})"), false),
+            },
+            ureq::Error::BodyExceedsLimit(_) => Failure::outage("its answer is too long", false),
+            // The others may quote what was sent or received.
+            _ => Failure::outage("it does not speak HTTP/1.1; is VAULT_ADDR right?", false),
+        }
+    }
+
+    fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_contact(&self, now: Duration, failure: Option<String>) {
+        let mut contact = self.contact();
+        contact.at = Some(now);
+        contact.failure = failure;
+    }
+
+    /// Whether the server works: by the last contact if that was within a second, else by a
+    /// probe, for which it waits 50 ms at most.
+    pub(super) fn works(self: &Arc<Self>) -> bool {
+        let mut contact = self.contact();
+        let is_fresh = contact.at.is_some_and(|at| clock::now().saturating_sub(at) < FRESH);
+        if !is_fresh && !contact.probe_runs {
+            let http = Arc::clone(self);
+            let probe = thread::Builder::new().name("vault-probe".to_owned());
+            contact.probe_runs = probe.spawn(move || http.probe()).is_ok();
+            contact = self
+                .probed
+                .wait_timeout_while(contact, MOMENT, |contact| contact.probe_runs)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        contact.failure.is_none()
+    }
+
+    /// Asks the server for its health, and tells the breaker. Needs neither its consent nor a
+    /// permit.
+    fn probe(&self) {
+        let request = Request::new("GET", HEALTH);
+        let failure = match self.exchange(&request, None, None, PROBE_TIMEOUT.min(self.timeout)) {
+            // 429 is a standby, 472 and 473 are replicas of Vault Enterprise; all can serve.
+            Ok(Reply { status: 200 | 429 | 472 | 473, .. }) => None,
+            Ok(Reply { status: 503, .. }) => Some("it is sealed; unseal it".to_owned()),
+            Ok(Reply { status: 501, .. }) => Some("it is not initialised".to_owned()),
+            Ok(reply) => Some(reply.explain()),
+            Err(error) => Some(self.failure(&error).reason),
+        };
+        let now = clock::now();
+        if let Ok(ticket) = self.breaker.admit(now) {
+            ticket.report(failure.is_none(), now);
+        }
+        self.note_contact(now, failure);
+        self.contact().probe_runs = false;
+        self.probed.notify_all();
+    }
+}

@@ -1,0 +1,119 @@
+//! TLS: the trusted certificates, and our own.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+
+use super::variables::Variables;
+
+/// The configuration for the HTTP library. Without TLS only the settings' form is checked.
+///
+/// # Errors
+///
+/// A text that names what is unusable, without its content.
+pub(super) fn config(variables: &Variables<'_>, is_https: bool) -> Result<TlsConfig, String> {
+    let authorities_file;
+    let authorities = if let Some(pem) = variables.text("VAULT_CACERT_BYTES") {
+        Some(pem)
+    } else {
+        authorities_file = variables.file("VAULT_CACERT")?;
+        authorities_file.as_ref().map(|pem| pem.as_str())
+    };
+    let identity = match (variables.file("VAULT_CLIENT_CERT")?, variables.file("VAULT_CLIENT_KEY")?)
+    {
+        (Some(chain), Some(key)) => Some((chain, key)),
+        (None, None) => None,
+        _ => return Err("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together; set both".to_owned()),
+    };
+    let skip_verify = variables.flag(None, "VAULT_SKIP_VERIFY", false)?;
+    if !is_https {
+        return Ok(TlsConfig::default());
+    }
+    let roots = if skip_verify { Vec::new() } else { roots(authorities)? };
+    let identity = identity.map(|(chain, key)| client_certificate(&chain, &key)).transpose()?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(TlsConfig::builder()
+        .unversioned_rustls_crypto_provider(provider)
+        .disable_verification(skip_verify)
+        .root_certs(RootCerts::from(for_ureq(&roots)))
+        .client_cert(identity)
+        .build())
+}
+
+/// The trusted authorities: those given, else the system's. ureq ignores a certificate that
+/// it cannot use, so they are tried here.
+fn roots(authorities: Option<&str>) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut store = RootCertStore::empty();
+    let Some(pem) = authorities else {
+        let roots = rustls_native_certs::load_native_certs().certs;
+        if store.add_parsable_certificates(roots.iter().cloned()).0 == 0 {
+            return Err("the system has no trusted certificates; install its package \
+                        (ca-certificates), or set VAULT_CACERT"
+                .to_owned());
+        }
+        return Ok(roots);
+    };
+    let roots = certificates(pem)
+        .ok_or("the certificates of the authorities are not in PEM (BEGIN CERTIFICATE)")?;
+    for root in &roots {
+        store
+            .add(root.clone())
+            .map_err(|error| format!("a certificate of the authorities cannot be used: {error}"))?;
+    }
+    Ok(roots)
+}
+
+fn client_certificate(chain: &str, key: &str) -> Result<ClientCert, String> {
+    const NO_KEY: &str = "the client key is not in PEM (BEGIN PRIVATE KEY)";
+
+    let chain =
+        certificates(chain).ok_or("the client certificate is not in PEM (BEGIN CERTIFICATE)")?;
+    // ureq panics when certificate and key do not match, so that is checked here.
+    let parsed = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| NO_KEY)?;
+    let provider = rustls::crypto::ring::default_provider();
+    CertifiedKey::from_der(chain.clone(), parsed, &provider)
+        .map_err(|_| "the client certificate and its key do not belong together")?;
+    let key = PrivateKey::from_pem(key.as_bytes()).map_err(|_| NO_KEY)?;
+    Ok(ClientCert::new_with_certs(&for_ureq(&chain), key))
+}
+
+/// The certificates in the text, or `None` if there are none, or a broken one.
+fn certificates(pem: &str) -> Option<Vec<CertificateDer<'static>>> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    found.ok().filter(|found| !found.is_empty())
+}
+
+fn for_ureq(certificates: &[CertificateDer<'_>]) -> Vec<Certificate<'static>> {
+    certificates.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect()
+}
+
+/// What is wrong with the certificates, if they are why the connection broke. Nothing was
+/// sent then.
+pub(super) fn tls_failure(error: &io::Error) -> Option<String> {
+    use rustls::{AlertDescription, Error};
+
+    match rustls_error(error)? {
+        Error::InvalidCertificate(reason) => Some(format!(
+            "its certificate is not accepted ({reason}); is its authority in VAULT_CACERT, and \
+             VAULT_ADDR its name?"
+        )),
+        Error::AlertReceived(
+            AlertDescription::CertificateRequired | AlertDescription::BadCertificate,
+        ) => Some(
+            "it requires another client certificate; set VAULT_CLIENT_CERT and VAULT_CLIENT_KEY"
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}
+
+/// The TLS error inside an I/O error.
+fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    inner.downcast_ref().or_else(|| rustls_error(inner.source()?.downcast_ref()?))
+}

@@ -1,0 +1,246 @@
+//! The token: handed out to requests, and replaced when it is dead.
+//!
+//! [`Keeper`] obtains, renews and replaces tokens, behind a lock: however many requests meet
+//! a dead token at once, one of them logs in and the others wait. A thread renews the token
+//! in time; it sleeps on a channel until the next step is due or changes.
+
+mod keeper;
+mod lease;
+mod login;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use crate::backend::{RenewalState, RenewalStatus};
+use crate::secret::{Secret, SecretWatch, WatchedSecret};
+
+use super::clock;
+use super::http::{Http, Unavailable};
+use super::settings::{Credentials, Settings};
+use keeper::Keeper;
+
+/// A token.
+pub(super) struct Token {
+    value: Secret,
+    /// Its number among all tokens so far.
+    generation: u64,
+    /// How many more requests it is good for, if that is limited.
+    uses_left: Option<AtomicU64>,
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    watched: Option<WatchedSecret>,
+}
+
+impl Token {
+    pub(super) fn value(&self) -> &Secret {
+        &self.value
+    }
+
+    /// Takes one of its uses, if there is one left.
+    fn take_use(&self) -> bool {
+        self.uses_left.as_ref().is_none_or(|left| {
+            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                .is_ok()
+        })
+    }
+
+    fn give_use_back(&self) {
+        if let Some(left) = &self.uses_left {
+            left.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token(generation {})", self.generation)
+    }
+}
+
+/// Why the server refused a request.
+pub(super) enum Refused {
+    /// The token was dead; here is another.
+    TokenReplaced(Arc<Token>),
+    /// The token is valid, so the request itself was refused.
+    TokenIsGood,
+}
+
+/// Hands out tokens.
+pub(super) struct Tokens {
+    shared: Arc<Shared>,
+    keeper: Arc<Mutex<Keeper>>,
+    renewal: Mutex<Option<Renewal>>,
+}
+
+/// The thread that renews the token.
+struct Renewal {
+    thread: JoinHandle<()>,
+    /// Wakes the thread; when it is dropped, the thread ends.
+    changed: Sender<()>,
+}
+
+/// What the keeper and the requests share.
+struct Shared {
+    http: Arc<Http>,
+    credentials: Credentials,
+    renew: bool,
+    token: RwLock<Option<Arc<Token>>>,
+    status: Mutex<Status>,
+    secret_watch: Option<SecretWatch>,
+}
+
+struct Status {
+    state: RenewalState,
+    expires: Option<Duration>,
+    last_error: Option<String>,
+}
+
+impl Shared {
+    fn token(&self) -> Option<Arc<Token>> {
+        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_token(&self, token: Option<Arc<Token>>) {
+        *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watched(&self, secret: &Secret) -> Option<WatchedSecret> {
+        self.secret_watch.as_ref().map(|watch| watch.tell(secret))
+    }
+}
+
+impl Tokens {
+    /// Does nothing yet: the first request starts the thread.
+    pub(super) fn new(settings: Settings, http: Arc<Http>) -> Self {
+        let status = Status { state: RenewalState::Idle, expires: None, last_error: None };
+        let shared = Arc::new(Shared {
+            http,
+            credentials: settings.credentials,
+            renew: settings.renew,
+            token: RwLock::new(None),
+            status: Mutex::new(status),
+            secret_watch: settings.secret_watch,
+        });
+        let keeper = Arc::new(Mutex::new(Keeper::new(Arc::clone(&shared))));
+        Self { shared, keeper, renewal: Mutex::new(None) }
+    }
+
+    /// The token for one request. There is none if an agent adds its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] if none can be obtained.
+    pub(super) fn token(&self) -> Result<Option<Arc<Token>>, Unavailable> {
+        let Credentials { token, app_role, .. } = &self.shared.credentials;
+        if token.is_none() && app_role.is_none() {
+            return Ok(None);
+        }
+        match self.shared.token() {
+            Some(token) if token.take_use() => Ok(Some(token)),
+            _ => self
+                .with_keeper(|keeper, asked| keeper.unless_failed(asked, Keeper::needed))
+                .map(Some),
+        }
+    }
+
+    /// Finds out why the server refused a request with this token.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] if the token is dead and no other can be obtained, or if that cannot be
+    /// found out.
+    pub(super) fn rejected(&self, token: &Token) -> Result<Refused, Unavailable> {
+        self.with_keeper(|keeper, asked| {
+            keeper.unless_failed(asked, |keeper| keeper.rejected(token.generation, asked))
+        })
+    }
+
+    /// Uses the keeper, and tells it the time of this call.
+    fn with_keeper<T>(
+        &self,
+        act: impl FnOnce(&mut Keeper, Duration) -> Result<T, Unavailable>,
+    ) -> Result<T, Unavailable> {
+        let asked = clock::now();
+        let changed = self.renewal()?;
+        let outcome = act(&mut lock(&self.keeper), asked);
+        // If it has been woken already, it will look at the plan.
+        let _ = changed.try_send(());
+        outcome
+    }
+
+    /// Starts the thread if it does not run, and returns what wakes it.
+    fn renewal(&self) -> Result<Sender<()>, Unavailable> {
+        let mut renewal = lock(&self.renewal);
+        if self.shared.http.is_closed() {
+            return Err(Unavailable::new("the vault is closed"));
+        }
+        if let Some(renewal) = &*renewal {
+            return Ok(renewal.changed.clone());
+        }
+        let (changed, wake) = bounded(1);
+        let keeper = Arc::clone(&self.keeper);
+        let thread = thread::Builder::new()
+            .name("vault-token".to_owned())
+            .spawn(move || keep_alive(&keeper, &wake))
+            .map_err(|error| Unavailable::new(format!("no thread could be started: {error}")))?;
+        *renewal = Some(Renewal { thread, changed: changed.clone() });
+        Ok(changed)
+    }
+
+    pub(super) fn status(&self) -> RenewalStatus {
+        let status = self.shared.status();
+        RenewalStatus {
+            state: status.state,
+            ttl: status.expires.map(|expires| expires.saturating_sub(clock::now())),
+            last_error: status.last_error.clone(),
+        }
+    }
+
+    /// Ends the thread: at once if it sleeps, else when its request has ended. The token is
+    /// wiped when the last request has used it.
+    pub(super) fn close(&self) {
+        self.shared.http.close();
+        if let Some(Renewal { thread, changed }) = lock(&self.renewal).take() {
+            drop(changed);
+            if thread.join().is_err() {
+                log::error!("the thread that renews the Vault token panicked");
+            }
+        }
+        self.shared.set_token(None);
+    }
+}
+
+impl Drop for Tokens {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the keeper's steps when they are due, until the channel is closed.
+fn keep_alive(keeper: &Mutex<Keeper>, wake: &Receiver<()>) {
+    /// A channel's time-out does not count the time that the machine is suspended, so the
+    /// clock is checked in between.
+    const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+    loop {
+        let due = lock(keeper).due();
+        let wait = due.map_or(LONGEST_WAIT, |at| at.saturating_sub(clock::now()));
+        match wake.recv_timeout(wait.min(LONGEST_WAIT)) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Timeout) => lock(keeper).take_due_step(),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}

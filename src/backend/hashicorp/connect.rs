@@ -91,7 +91,7 @@ impl Resolver for NoResolver {
 /// connection keeps them.
 pub(super) struct Wiped {
     inner: Box<dyn Transport>,
-    /// How much of the input buffer has been in use.
+    /// How much has been received since the input buffer was wiped.
     received: usize,
 }
 
@@ -119,9 +119,9 @@ impl Transport for Wiped {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let before = self.inner.buffers().input().len();
         let has_more = self.inner.await_input(timeout);
-        // Before it reads, the buffer moves what is left in it to its beginning.
-        self.received = self.received.max(self.inner.buffers().input().len());
+        self.received += self.inner.buffers().input().len() - before;
         has_more
     }
 

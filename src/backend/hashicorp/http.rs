@@ -14,28 +14,12 @@ use zeroize::Zeroizing;
 use crate::backoff::{Backoff, jitter};
 use crate::secret::Secret;
 
-use super::breaker::Breaker;
+use super::breaker::{Breaker, Ticket};
 use super::clock;
 use super::connect::{Dialer, NoResolver, NotConnected};
-use super::reply::{Failure, Reply, errors_in};
-use super::request::{Repeat, Request};
+use super::message::{Failure, Repeat, Reply, Request, Unavailable, errors_in};
 use super::settings::{Address, Settings};
 use super::tls::tls_failure;
-
-/// The server cannot be asked or cannot answer. The text says why and what to do.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{reason}")]
-pub(super) struct Unavailable {
-    pub(super) reason: String,
-    /// When another attempt is worthwhile.
-    pub(super) retry_after: Duration,
-}
-
-impl Unavailable {
-    pub(super) fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), retry_after: Duration::from_secs(1) }
-    }
-}
 
 /// The server, for all requests of this backend.
 pub(super) struct Http {
@@ -46,8 +30,9 @@ pub(super) struct Http {
     name: String,
     follows_redirects: bool,
     namespace: Option<HeaderValue>,
-    timeout: Duration,
-    max_retries: u32,
+    /// The limit of one request with all its retries.
+    pub(super) timeout: Duration,
+    pub(super) max_retries: usize,
     breaker: Breaker,
     /// Holds an item for each request under way.
     permits: (Sender<()>, Receiver<()>),
@@ -78,7 +63,6 @@ impl Drop for Permit<'_> {
 const MAX_ANSWER_BYTES: u64 = 32 * 1024 * 1024;
 const BUFFER_BYTES: usize = 32 * 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_RETRY_AFTER: u64 = 3600;
 /// Servers and proxies close idle connections after a minute or more.
 const MAX_IDLE: Duration = Duration::from_secs(50);
 const USER_AGENT: &str = concat!("credential-vault/", env!("CARGO_PKG_VERSION"));
@@ -129,15 +113,6 @@ impl Http {
             probed: Condvar::new(),
             closed: AtomicBool::new(false),
         }
-    }
-
-    /// The limit of one request with all its retries.
-    pub(super) fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
-    pub(super) fn max_retries(&self) -> u32 {
-        self.max_retries
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -199,20 +174,15 @@ impl Http {
         let permit = Permit(&self.permits.1);
         let now = clock::now();
         let ticket = self.breaker.admit(now).map_err(|pause| {
-            let failure = self.contact().failure.clone();
-            let failure = failure.unwrap_or_else(|| "its last answers were failures".to_owned());
-            let name = &self.name;
-            let reason =
-                format!("Vault at {name} does not work ({failure}); the next attempt is soon");
+            let failure = self.contact().failure.clone().unwrap_or_default();
+            let reason = format!("Vault at {} does not work: {failure}", self.name);
             Unavailable { reason, retry_after: pause }
         })?;
         let outcome = self.attempt(request, token, deadline.saturating_sub(now));
         drop(permit);
         let failure = outcome.as_ref().err().filter(|failure| failure.is_outage);
         if failure.is_none() || !request.is_apart {
-            let now = clock::now();
-            ticket.report(failure.is_none(), now);
-            self.note_contact(now, failure.map(|failure| failure.reason.clone()));
+            self.note_contact(Some(ticket), failure.map(|failure| failure.reason.clone()));
         }
         Ok(outcome)
     }
@@ -256,13 +226,13 @@ impl Http {
             value.set_sensitive(true);
             request = request.header("X-Vault-Token", value);
         }
-        let (agent, time) = (&self.agent, Some(time.max(Duration::from_millis(1))));
+        let time = Some(time.max(Duration::from_millis(1)));
         let mut response = if let Some((content_type, body)) = ask.body {
             let request = request.header("Content-Type", content_type).body(body)?;
-            agent.run(agent.configure_request(request).timeout_global(time).build())
+            self.agent.run(self.agent.configure_request(request).timeout_global(time).build())
         } else {
             let request = request.body(())?;
-            agent.run(agent.configure_request(request).timeout_global(time).build())
+            self.agent.run(self.agent.configure_request(request).timeout_global(time).build())
         }?;
         let status = response.status().as_u16();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
@@ -279,10 +249,12 @@ impl Http {
             ask.body.map_or(&[][..], |(_, body)| body),
             token.map_or(&[][..], |token| token.expose().as_bytes()),
         ];
-        let errors = if status >= 400 { errors_in(&body, sent) } else { String::new() };
-        let retry_after =
-            retry_after.map(|seconds| Duration::from_secs(seconds.min(LONGEST_RETRY_AFTER)));
-        Ok(Reply { status, body, errors, retry_after, location })
+        let retry_after = retry_after.map(|seconds| Duration::from_secs(seconds.min(3600)));
+        let mut reply = Reply { status, body, errors: String::new(), retry_after, location };
+        if status >= 400 {
+            reply.errors = errors_in(&reply.json(), sent);
+        }
+        Ok(reply)
     }
 
     /// Refuses to send a token unencrypted if the configured address is encrypted.
@@ -315,7 +287,11 @@ impl Http {
         self.contact.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_contact(&self, now: Duration, failure: Option<String>) {
+    fn note_contact(&self, ticket: Option<Ticket<'_>>, failure: Option<String>) {
+        let now = clock::now();
+        if let Some(ticket) = ticket {
+            ticket.report(failure.is_none(), now);
+        }
         let mut contact = self.contact();
         contact.at = Some(now);
         contact.failure = failure;
@@ -351,11 +327,7 @@ impl Http {
             Ok(reply) => Some(reply.explain()),
             Err(error) => Some(self.failure(&error).reason),
         };
-        let now = clock::now();
-        if let Ok(ticket) = self.breaker.admit(now) {
-            ticket.report(failure.is_none(), now);
-        }
-        self.note_contact(now, failure);
+        self.note_contact(self.breaker.admit(clock::now()).ok(), failure);
         self.contact().probe_runs = false;
         self.probed.notify_all();
     }

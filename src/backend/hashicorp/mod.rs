@@ -19,9 +19,8 @@ mod clock;
 mod connect;
 mod http;
 mod kv;
+mod message;
 mod namespaces;
-mod reply;
-mod request;
 mod settings;
 mod single_flight;
 mod tls;
@@ -38,8 +37,9 @@ use crate::secret::Secret;
 use crate::settings::Environment;
 
 use super::{BackendStatus, CredentialVault};
-use http::{Http, Unavailable};
-use kv::{Found, Kv, KvError};
+use http::Http;
+use kv::{Found, Kv};
+use message::{Error, Unavailable};
 use namespaces::Namespaces;
 pub use settings::HashiCorpOptions;
 use settings::Settings;
@@ -77,7 +77,7 @@ impl HashiCorpVault {
         Ok(Self { http, kv, namespaces: Namespaces::default() })
     }
 
-    fn read(&self, namespace: &Namespace) -> Result<Arc<Found>, KvError> {
+    fn read(&self, namespace: &Namespace) -> Result<Arc<Found>, Error> {
         self.namespaces.read(namespace, &self.kv)
     }
 }
@@ -96,12 +96,12 @@ impl CredentialVault for HashiCorpVault {
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
         let read_failed = |reason| VaultError::ReadFailed { at: at.clone(), reason };
         let found = self.read(at.namespace()).map_err(|error| vault_error(error, read_failed))?;
-        let Some(field) = found.fields().and_then(|fields| fields.get(at.key())) else {
+        let Some(field) = found.fields.as_ref().and_then(|fields| fields.get(at.key())) else {
             return Ok(None);
         };
         field.text().map(Some).ok_or_else(|| {
-            let reason = "its field in Vault is not text, so this service did not write it; \
-                          store a text, or delete it";
+            let reason = "its field in Vault holds something other than text, which this \
+                          service did not write; store a text, or delete it";
             read_failed(reason.to_owned())
         })
     }
@@ -122,13 +122,13 @@ impl CredentialVault for HashiCorpVault {
     fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let read_failed = |reason| VaultError::ReadFailed { at: at.clone(), reason };
         let found = self.read(at.namespace()).map_err(|error| vault_error(error, read_failed))?;
-        Ok(found.fields().is_some_and(|fields| fields.contains_key(at.key())))
+        Ok(found.fields.as_ref().is_some_and(|fields| fields.contains_key(at.key())))
     }
 
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
         let refused = |reason| unavailable(&Unavailable::new(reason));
         let found = self.read(namespace).map_err(|error| vault_error(error, refused))?;
-        Ok(found.fields().map(|fields| fields.keys().cloned().collect()).unwrap_or_default())
+        Ok(found.fields.iter().flat_map(|fields| fields.keys().cloned()).collect())
     }
 
     fn check(&self) -> Result<(), VaultError> {
@@ -137,20 +137,20 @@ impl CredentialVault for HashiCorpVault {
     }
 
     fn status(&self) -> BackendStatus {
-        let renewal = self.kv.tokens().status();
+        let renewal = self.kv.tokens.status();
         let works = self.http.works() && !renewal.is_in_trouble();
         BackendStatus { works, renewal: Some(renewal), ..BackendStatus::default() }
     }
 
     fn close(&self) {
-        self.kv.tokens().close();
+        self.kv.tokens.close();
     }
 }
 
-fn vault_error(error: KvError, refused: impl FnOnce(String) -> VaultError) -> VaultError {
+fn vault_error(error: Error, refused: impl FnOnce(String) -> VaultError) -> VaultError {
     match error {
-        KvError::Unavailable(error) => unavailable(&error),
-        KvError::Refused(reason) => refused(reason),
+        Error::Unavailable(error) => unavailable(&error),
+        Error::Refused(reason) => refused(reason),
     }
 }
 

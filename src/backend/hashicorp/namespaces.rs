@@ -29,8 +29,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::model::Namespace;
 use crate::secret::Secret;
 
-use super::http::Unavailable;
-use super::kv::{Found, Habits, Kv, KvError};
+use super::kv::{Found, Habits, Kv, Writer};
+use super::message::{Error, Unavailable};
 use super::single_flight::{Call, SingleFlight};
 
 /// The namespaces that are in use.
@@ -40,8 +40,8 @@ pub(super) struct Namespaces(Mutex<HashMap<Namespace, Arc<Lanes>>>);
 /// The reads and changes of one namespace.
 #[derive(Default)]
 struct Lanes {
-    reads: SingleFlight<(), Result<Arc<Found>, KvError>>,
-    changes: SingleFlight<Change, Result<bool, KvError>>,
+    reads: SingleFlight<(), Result<Arc<Found>, Error>>,
+    changes: SingleFlight<Change, Result<bool, Error>>,
     /// Used by the change that runs.
     habits: Mutex<Habits>,
 }
@@ -52,7 +52,7 @@ struct Change {
     value: Option<Secret>,
 }
 
-type Waiting = VecDeque<Arc<Call<Change, Result<bool, KvError>>>>;
+type Waiting = VecDeque<Arc<Call<Change, Result<bool, Error>>>>;
 
 /// The most stores in one merge.
 const MOST_STORES: usize = 64;
@@ -78,7 +78,7 @@ impl Namespaces {
     }
 
     /// The namespace's secret, as of a moment after this call.
-    pub(super) fn read(&self, namespace: &Namespace, kv: &Kv) -> Result<Arc<Found>, KvError> {
+    pub(super) fn read(&self, namespace: &Namespace, kv: &Kv) -> Result<Arc<Found>, Error> {
         let run = |batch: &[_]| vec![kv.read(namespace).map(Arc::new); batch.len()];
         self.with(namespace, |lanes| lanes.reads.call((), VecDeque::len, run, || Err(panicked())))
     }
@@ -91,7 +91,7 @@ impl Namespaces {
         key: &str,
         value: Option<Secret>,
         kv: &Kv,
-    ) -> Result<bool, KvError> {
+    ) -> Result<bool, Error> {
         self.with(namespace, |lanes| {
             let run = |batch: &[Arc<Call<Change, _>>]| {
                 let changes: Vec<&Change> = batch.iter().map(|call| &call.input).collect();
@@ -109,8 +109,8 @@ impl Lanes {
     }
 }
 
-fn panicked() -> KvError {
-    KvError::Unavailable(Unavailable::new("a request to Vault failed; see the service's log"))
+fn panicked() -> Error {
+    Error::Unavailable(Unavailable::new("a request to Vault failed; see the service's log"))
 }
 
 /// How many of the changes go together: one delete, or stores of different keys.
@@ -132,20 +132,21 @@ fn make(
     namespace: &Namespace,
     kv: &Kv,
     habits: &mut Habits,
-) -> Vec<Result<bool, KvError>> {
-    let one = |change: &&Change, habits: &mut Habits| match &change.value {
-        Some(value) => kv.merge(namespace, &[(&change.key, value)], habits).map(|()| true),
-        None => kv.remove(namespace, &change.key, habits),
-    };
+) -> Vec<Result<bool, Error>> {
+    let mut writer = Writer::new(kv, namespace, habits);
     if changes.len() > 1 {
         let fields: Vec<(&str, &Secret)> = changes
             .iter()
             .filter_map(|change| Some((&*change.key, change.value.as_ref()?)))
             .collect();
-        match kv.merge(namespace, &fields, habits) {
-            Err(KvError::Refused(_)) => {}
+        match writer.merge(&fields) {
+            Err(Error::Refused(_)) => {}
             outcome => return vec![outcome.map(|()| true); changes.len()],
         }
     }
-    changes.iter().map(|change| one(change, habits)).collect()
+    let one = |change: &&Change| match &change.value {
+        Some(value) => writer.merge(&[(&change.key, value)]).map(|()| true),
+        None => writer.remove(&change.key),
+    };
+    changes.iter().map(one).collect()
 }

@@ -61,7 +61,7 @@ pub(super) struct Settings {
     pub(super) credentials: Credentials,
     pub(super) renew: bool,
     pub(super) timeout: Duration,
-    pub(super) max_retries: u32,
+    pub(super) max_retries: usize,
     pub(super) max_in_flight: usize,
     pub(super) secret_watch: Option<SecretWatch>,
 }
@@ -92,7 +92,7 @@ pub(super) struct AppRole {
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_TIMEOUT: Duration = Duration::from_hours(24);
-const DEFAULT_MAX_RETRIES: u32 = 2;
+const DEFAULT_MAX_RETRIES: usize = 2;
 const DEFAULT_MAX_IN_FLIGHT: usize = 16;
 const LARGEST_MAX_IN_FLIGHT: usize = 1024;
 
@@ -127,7 +127,9 @@ impl Settings {
             app_role: app_role(
                 variables.source(options.role_id, "VAULT_ROLE_ID", "VAULT_ROLE_ID_FILE"),
                 variables.source(options.secret_id, "VAULT_SECRET_ID", "VAULT_SECRET_ID_FILE"),
-                variables.flag(options.secret_id_wrapped, "VAULT_SECRET_ID_WRAPPED", false)?,
+                variables
+                    .flag(options.secret_id_wrapped, "VAULT_SECRET_ID_WRAPPED")?
+                    .unwrap_or(false),
             )?,
         };
         if credentials.token.is_none() && credentials.app_role.is_none() && !is_agent {
@@ -135,24 +137,24 @@ impl Settings {
                         and VAULT_SECRET_ID (or one of their _FILE forms)"
                 .to_owned());
         }
-        let timeout = match (options.timeout, variables.text("VAULT_CLIENT_TIMEOUT")) {
-            (Some(timeout), _) => timeout,
-            (None, Some(text)) => parse_duration(text).ok_or(
-                "VAULT_CLIENT_TIMEOUT must be a number of seconds or a duration such as 1m30s",
-            )?,
-            (None, None) => DEFAULT_TIMEOUT,
+        let timeout = variables
+            .parsed(
+                options.timeout,
+                "VAULT_CLIENT_TIMEOUT",
+                parse_duration,
+                "a number of seconds or a duration such as 1m30s",
+            )?
+            .unwrap_or(DEFAULT_TIMEOUT);
+        let number = |option, name| {
+            variables.parsed(option, name, |text| text.parse::<usize>().ok(), "a number")
         };
-        if timeout.is_zero() {
-            return Err("VAULT_CLIENT_TIMEOUT must be more than 0".to_owned());
+        let max_in_flight = number(options.max_in_flight, "IF_VAULT_MAX_IN_FLIGHT")?
+            .unwrap_or(DEFAULT_MAX_IN_FLIGHT);
+        if timeout.is_zero() || max_in_flight == 0 {
+            return Err("VAULT_CLIENT_TIMEOUT and IF_VAULT_MAX_IN_FLIGHT must not be 0".to_owned());
         }
-        let max_in_flight = variables.number(
-            options.max_in_flight,
-            "IF_VAULT_MAX_IN_FLIGHT",
-            DEFAULT_MAX_IN_FLIGHT,
-        )?;
-        if max_in_flight == 0 {
-            return Err("IF_VAULT_MAX_IN_FLIGHT must be at least 1".to_owned());
-        }
+        let max_retries = options.max_retries.map(|number| number as usize);
+        let max_retries = number(max_retries, "VAULT_MAX_RETRIES")?.unwrap_or(DEFAULT_MAX_RETRIES);
         let mount = text(options.kv_mount, "VAULT_KV_MOUNT");
         let prefix = text(options.path_prefix, "VAULT_PATH_PREFIX");
         Ok(Self {
@@ -162,13 +164,9 @@ impl Settings {
             mount: folder("VAULT_KV_MOUNT", mount.as_deref().unwrap_or("secret"))?,
             prefix: folder("VAULT_PATH_PREFIX", prefix.as_deref().unwrap_or("intentframe"))?,
             credentials,
-            renew: variables.flag(options.renew, "VAULT_RENEW", true)?,
+            renew: variables.flag(options.renew, "VAULT_RENEW")?.unwrap_or(true),
             timeout: timeout.min(LONGEST_TIMEOUT),
-            max_retries: variables.number(
-                options.max_retries,
-                "VAULT_MAX_RETRIES",
-                DEFAULT_MAX_RETRIES,
-            )?,
+            max_retries,
             max_in_flight: max_in_flight.min(LARGEST_MAX_IN_FLIGHT),
             secret_watch: options.secret_watch,
         })

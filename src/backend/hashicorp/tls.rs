@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 
-use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -30,7 +29,7 @@ pub(super) fn config(variables: &Variables<'_>, is_https: bool) -> Result<TlsCon
         (None, None) => None,
         _ => return Err("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together; set both".to_owned()),
     };
-    let skip_verify = variables.flag(None, "VAULT_SKIP_VERIFY", false)?;
+    let skip_verify = variables.flag(None, "VAULT_SKIP_VERIFY")?.unwrap_or(false);
     if !is_https {
         return Ok(TlsConfig::default());
     }
@@ -45,27 +44,19 @@ pub(super) fn config(variables: &Variables<'_>, is_https: bool) -> Result<TlsCon
         .build())
 }
 
-/// The trusted authorities: those given, else the system's. ureq ignores a certificate that
-/// it cannot use, so they are tried here.
-fn roots(authorities: Option<&str>) -> Result<Vec<CertificateDer<'static>>, String> {
-    let mut store = RootCertStore::empty();
+/// The trusted authorities: those given, else the system's.
+fn roots(authorities: Option<&str>) -> Result<Vec<CertificateDer<'static>>, &'static str> {
     let Some(pem) = authorities else {
         let roots = rustls_native_certs::load_native_certs().certs;
-        if store.add_parsable_certificates(roots.iter().cloned()).0 == 0 {
-            return Err("the system has no trusted certificates; install its package \
-                        (ca-certificates), or set VAULT_CACERT"
-                .to_owned());
-        }
-        return Ok(roots);
+        return if roots.is_empty() {
+            Err("the system has no trusted certificates; install its package (ca-certificates), \
+                 or set VAULT_CACERT")
+        } else {
+            Ok(roots)
+        };
     };
-    let roots = certificates(pem)
-        .ok_or("the certificates of the authorities are not in PEM (BEGIN CERTIFICATE)")?;
-    for root in &roots {
-        store
-            .add(root.clone())
-            .map_err(|error| format!("a certificate of the authorities cannot be used: {error}"))?;
-    }
-    Ok(roots)
+    certificates(pem)
+        .ok_or("the certificates of the authorities are not in PEM (BEGIN CERTIFICATE)")
 }
 
 fn client_certificate(chain: &str, key: &str) -> Result<ClientCert, String> {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -40,33 +39,30 @@ impl Variables<'_> {
             })
     }
 
-    /// A truth value, with the spellings of Go's `strconv.ParseBool`.
-    pub(super) fn flag(
-        &self,
-        option: Option<bool>,
-        name: &str,
-        default: bool,
-    ) -> Result<bool, String> {
-        match (option, self.text(name)) {
-            (Some(flag), _) => Ok(flag),
-            (None, None) => Ok(default),
-            (None, Some("1" | "t" | "T" | "true" | "TRUE" | "True")) => Ok(true),
-            (None, Some("0" | "f" | "F" | "false" | "FALSE" | "False")) => Ok(false),
-            (None, Some(_)) => Err(format!("{name} must be true or false")),
-        }
-    }
-
-    pub(super) fn number<T: FromStr>(
+    /// The option, else the variable's value if it can be parsed.
+    pub(super) fn parsed<T>(
         &self,
         option: Option<T>,
         name: &str,
-        default: T,
-    ) -> Result<T, String> {
+        parse: fn(&str) -> Option<T>,
+        kind: &str,
+    ) -> Result<Option<T>, String> {
         match (option, self.text(name)) {
-            (Some(number), _) => Ok(number),
-            (None, None) => Ok(default),
-            (None, Some(text)) => text.parse().map_err(|_| format!("{name} is not a number")),
+            (None, Some(text)) => {
+                parse(text).map(Some).ok_or_else(|| format!("{name} must be {kind}"))
+            }
+            (option, _) => Ok(option),
         }
+    }
+
+    pub(super) fn flag(&self, option: Option<bool>, name: &str) -> Result<Option<bool>, String> {
+        // The spellings of Go's `strconv.ParseBool`.
+        let parse = |text: &str| match text {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+            _ => None,
+        };
+        self.parsed(option, name, parse, "true or false")
     }
 }
 

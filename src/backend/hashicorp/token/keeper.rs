@@ -6,21 +6,21 @@ use std::time::Duration;
 
 use crate::backend::RenewalState;
 use crate::backend::hashicorp::clock;
-use crate::backend::hashicorp::http::Unavailable;
+use crate::backend::hashicorp::message::{Error, Unavailable};
 use crate::backend::hashicorp::settings::{AppRole, Credentials};
 use crate::backend::hashicorp::variables::Source;
 use crate::backoff::{Backoff, jitter};
 use crate::secret::Secret;
 
 use super::lease::{Lease, Next, Step};
-use super::login::{self, Login, LoginError, checked};
-use super::{Refused, Shared, Token};
+use super::login::{self, Login, checked};
+use super::{Shared, Token};
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     generation: u64,
     /// The next step for the token, and its time.
-    plan: Option<(Duration, Step)>,
+    pub(super) plan: Option<(Duration, Step)>,
     backoff: Backoff,
     /// Whether the token may look itself up, which some policies forbid; `None` if it has not
     /// been tried while the token was certainly good.
@@ -28,7 +28,7 @@ pub(super) struct Keeper {
     /// When the last lookup that found the token alive began.
     found_alive: Option<Duration>,
     /// The last failure and its time. It is the answer to all who asked before it.
-    failed: Option<(Duration, Unavailable)>,
+    pub(super) failed: Option<(Duration, Unavailable)>,
     /// When the token was obtained.
     adopted: Option<Duration>,
     /// The server's refusal of the last login, and until when there is no other attempt.
@@ -53,11 +53,6 @@ impl Keeper {
         }
     }
 
-    /// The time of the next step.
-    pub(super) fn due(&self) -> Option<Duration> {
-        self.plan.map(|(at, _)| at)
-    }
-
     /// Takes the next step if it is due.
     pub(super) fn take_due_step(&mut self) {
         let Some((_, step)) = self.plan.take_if(|(at, _)| *at <= clock::now()) else { return };
@@ -69,19 +64,6 @@ impl Keeper {
         // A new token is for the requests to come.
         if let Some(other) = other {
             other.give_use_back();
-        }
-    }
-
-    /// Finds something out for a request that asked at a time. A failure since then is its
-    /// failure too, so that those who wait together do not fail one after the other.
-    pub(super) fn unless_failed<T>(
-        &mut self,
-        asked: Duration,
-        find: impl FnOnce(&mut Self) -> Result<T, Unavailable>,
-    ) -> Result<T, Unavailable> {
-        match &self.failed {
-            Some((at, error)) if *at >= asked => Err(error.clone()),
-            _ => find(self).inspect_err(|error| self.failed = Some((clock::now(), error.clone()))),
         }
     }
 
@@ -103,32 +85,33 @@ impl Keeper {
         &mut self,
         generation: u64,
         asked: Duration,
-    ) -> Result<Refused, Unavailable> {
+    ) -> Result<Option<Arc<Token>>, Unavailable> {
         let current = self.shared.token().filter(|token| token.generation == generation);
-        let Some(token) = current else { return self.needed().map(Refused::TokenReplaced) };
+        let Some(token) = current else { return self.needed().map(Some) };
         if self.found_alive.is_some_and(|found| found >= asked) {
-            return Ok(Refused::TokenIsGood);
+            return Ok(None);
         }
         let expires = self.shared.status().expires;
         if expires.is_none_or(|expires| expires > clock::now()) {
             if self.may_look_up.is_none() {
                 self.plan = None;
-                if let Some(other) = self.take_stock(&token) {
-                    return Ok(Refused::TokenReplaced(other));
+                let other = self.take_stock(&token);
+                if other.is_some() {
+                    return Ok(other);
                 }
             }
             if self.may_look_up != Some(true) {
-                return Ok(self.other_token().map_or(Refused::TokenIsGood, Refused::TokenReplaced));
+                return Ok(self.other_token());
             }
             let began = clock::now();
             if self.look_up(&token)?.is_some() {
                 self.found_alive = Some(began);
-                return Ok(Refused::TokenIsGood);
+                return Ok(None);
             }
         }
         log::warn!("Vault no longer accepts the token");
         self.shared.status().expires = Some(clock::now());
-        self.log_in().map(Refused::TokenReplaced)
+        self.log_in().map(Some)
     }
 
     /// Another token for one that may not look itself up and so may be dead: the one in the
@@ -211,11 +194,11 @@ impl Keeper {
         }
         match self.try_log_in() {
             Ok(token) => Ok(token),
-            Err(LoginError::Unavailable(error)) => {
+            Err(Error::Unavailable(error)) => {
                 self.try_again(Step::LogIn, error.clone());
                 Err(error)
             }
-            Err(LoginError::Refused(reason)) => {
+            Err(Error::Refused(reason)) => {
                 let mut error = Unavailable::new(reason);
                 log::error!("there is no usable Vault token: {error}");
                 let state = if self.can_log_in() {
@@ -236,24 +219,24 @@ impl Keeper {
     }
 
     /// Takes the token from the file if there is a new one, else logs in by `AppRole`.
-    fn try_log_in(&mut self) -> Result<Arc<Token>, LoginError> {
-        if let Some(token) = self.token_from_file().map_err(LoginError::Refused)? {
+    fn try_log_in(&mut self) -> Result<Arc<Token>, Error> {
+        if let Some(token) = self.token_from_file().map_err(Error::Refused)? {
             return Ok(token);
         }
         let shared = Arc::clone(&self.shared);
         let Some(app_role) = &shared.credentials.app_role else {
-            return Err(LoginError::Refused(match &shared.credentials.token {
+            return Err(Error::Refused(match &shared.credentials.token {
                 Some(Source::File { path, .. }) => {
                     format!(
-                        "the token in {} is no longer valid; put a new one there",
+                        "the token in {} is no longer good; put a new one there",
                         path.display()
                     )
                 }
-                _ => "VAULT_TOKEN is no longer valid; set a new one and restart".to_owned(),
+                _ => "VAULT_TOKEN is no longer good; set a new one and restart".to_owned(),
             }));
         };
         let Login { token, lease, uses } = self.app_role_login(app_role)?;
-        let token = checked(token).map_err(LoginError::Refused)?;
+        let token = checked(token).map_err(Error::Refused)?;
         log::info!("logged in to Vault by AppRole; {lease}");
         let token = self.adopt(token, uses);
         self.settle(lease, lease.after_obtaining(true));
@@ -278,9 +261,9 @@ impl Keeper {
         Ok(Some(self.adopt_unknown(value)))
     }
 
-    fn app_role_login(&mut self, app_role: &AppRole) -> Result<Login, LoginError> {
-        let role_id = app_role.role_id.read().map_err(LoginError::Refused)?;
-        let mut secret_id = app_role.secret_id.read().map_err(LoginError::Refused)?;
+    fn app_role_login(&mut self, app_role: &AppRole) -> Result<Login, Error> {
+        let role_id = app_role.role_id.read().map_err(Error::Refused)?;
+        let mut secret_id = app_role.secret_id.read().map_err(Error::Refused)?;
         if app_role.wrapped {
             secret_id = self.unwrap(secret_id)?;
         }
@@ -289,13 +272,13 @@ impl Keeper {
     }
 
     /// Unwraps a secret ID, which works once.
-    fn unwrap(&mut self, wrapping: Secret) -> Result<Secret, LoginError> {
+    fn unwrap(&mut self, wrapping: Secret) -> Result<Secret, Error> {
         if let Some((known, secret_id)) = &self.unwrapped
             && known.expose() == wrapping.expose()
         {
             return Ok(secret_id.duplicate());
         }
-        let wrapping = checked(wrapping).map_err(LoginError::Refused)?;
+        let wrapping = checked(wrapping).map_err(Error::Refused)?;
         let secret_id = login::unwrap(&self.shared.http, &wrapping)?;
         self.unwrapped = Some((wrapping, secret_id.duplicate()));
         Ok(secret_id)
@@ -346,7 +329,7 @@ impl Keeper {
         drop(status);
         if state == RenewalState::Ended {
             self.end(format!(
-                "the Vault token can no longer be renewed, and there is no AppRole to log in \
+                "the Vault token cannot be renewed any longer, and there is no AppRole to log in \
                  with; {lease}; set VAULT_TOKEN to a new one before then"
             ));
         }

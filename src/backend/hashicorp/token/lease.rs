@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde_json::Value;
+
+use crate::backend::hashicorp::message::number;
 use crate::backoff::jitter;
 
 /// What the server says about a token's life.
@@ -33,12 +36,18 @@ pub(super) enum Next {
 
 impl Lease {
     /// From the number of seconds in an answer, where 0 means that it does not expire.
-    pub(super) fn from_seconds(seconds: u64, renewable: bool) -> Self {
+    fn from_seconds(seconds: u64, renewable: bool) -> Self {
         // A century is as long as 2^64 seconds, and does not overflow.
         const LONGEST: u64 = 100 * 365 * 24 * 3600;
 
         let ttl = (seconds > 0).then(|| Duration::from_secs(seconds.min(LONGEST)));
         Self { ttl, renewable }
+    }
+
+    /// From the fields of an answer.
+    pub(super) fn in_json(json: &Value, seconds: &str, renewable: &str) -> Self {
+        let renewable = json.pointer(renewable).and_then(Value::as_bool).unwrap_or(false);
+        Self::from_seconds(number(json, seconds), renewable)
     }
 
     /// What follows after the token was obtained or looked up: half of its life is a margin

@@ -1,28 +1,17 @@
 //! The requests about tokens, and what their answers mean.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
 use ureq::http::HeaderValue;
 use zeroize::Zeroizing;
 
-use crate::backend::hashicorp::http::{Http, Unavailable};
-use crate::backend::hashicorp::reply::Reply;
-use crate::backend::hashicorp::request::{Repeat, Request};
+use crate::backend::hashicorp::http::Http;
+use crate::backend::hashicorp::message::{
+    Error, Repeat, Reply, Request, Unavailable, number, text,
+};
 use crate::secret::Secret;
 
 use super::lease::Lease;
-
-/// Why there is no other token.
-pub(super) enum LoginError {
-    Unavailable(Unavailable),
-    /// The server refuses these credentials, or there are none.
-    Refused(String),
-}
-
-impl From<Unavailable> for LoginError {
-    fn from(error: Unavailable) -> Self {
-        Self::Unavailable(error)
-    }
-}
 
 /// The answer to a login and to a renewal.
 pub(super) struct Login {
@@ -32,58 +21,27 @@ pub(super) struct Login {
     pub(super) uses: u64,
 }
 
-#[derive(Deserialize)]
-struct Answer<T> {
-    data: T,
-}
-
 impl Login {
     fn in_reply(reply: &Reply) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Answer {
-            auth: Auth,
-        }
-        #[derive(Deserialize)]
-        struct Auth {
-            client_token: String,
-            #[serde(default)]
-            lease_duration: u64,
-            #[serde(default)]
-            renewable: bool,
-            #[serde(default)]
-            num_uses: u64,
-        }
-
-        if !reply.is_success() {
-            return None;
-        }
-        let Answer { auth } = serde_json::from_slice(&reply.body).ok()?;
-        let lease = Lease::from_seconds(auth.lease_duration, auth.renewable);
-        Some(Self { token: Secret::new(auth.client_token), lease, uses: auth.num_uses })
+        let mut json = reply.json();
+        let token = Secret::new(text(&mut json, "/auth/client_token")?);
+        let lease = Lease::in_json(&json, "/auth/lease_duration", "/auth/renewable");
+        reply.is_success().then(|| Self { token, lease, uses: number(&json, "/auth/num_uses") })
     }
 }
 
 /// Logs in by `AppRole`.
-pub(super) fn log_in(
-    http: &Http,
-    role_id: &Secret,
-    secret_id: &Secret,
-) -> Result<Login, LoginError> {
-    #[derive(Serialize)]
-    struct Body<'a> {
-        role_id: &'a str,
-        secret_id: &'a str,
-    }
-
-    let login = Body { role_id: role_id.expose(), secret_id: secret_id.expose() };
+pub(super) fn log_in(http: &Http, role_id: &Secret, secret_id: &Secret) -> Result<Login, Error> {
+    let login = BTreeMap::from([("role_id", role_id.expose()), ("secret_id", secret_id.expose())]);
     // Room for all of it: a buffer that grows leaves copies behind.
     let mut body = Zeroizing::new(Vec::with_capacity(6 * (role_id.len() + secret_id.len()) + 64));
     serde_json::to_writer(&mut *body, &login).expect("a Vec takes every write");
     // A secret ID may be good for one login only.
-    let request = Request::new("POST", "auth/approle/login").json(&body).repeat(Repeat::IfUnsent);
+    let request = Request::with_body("POST", "auth/approle/login", &body);
+    let request = Request { repeat: Repeat::IfUnsent, ..request };
     let reply = http.send(&request, None)?;
     Login::in_reply(&reply).ok_or_else(|| {
-        LoginError::Refused(format!(
+        Error::Refused(format!(
             "the AppRole login was refused ({}); check VAULT_ROLE_ID and VAULT_SECRET_ID, and \
              whether the secret ID has expired or been used up",
             reply.explain()
@@ -94,21 +52,14 @@ pub(super) fn log_in(
 /// Renews the token. The inner error says why the server refuses.
 pub(super) fn renew(http: &Http, token: &Secret) -> Result<Result<Lease, String>, Unavailable> {
     // It is apart: the token is still good, and the server may be, for all other requests.
-    let request = Request::new("POST", "auth/token/renew-self").json(b"{}").apart();
+    let request = Request::with_body("POST", "auth/token/renew-self", b"{}");
+    let request = Request { is_apart: true, ..request };
     let reply = http.send(&request, Some(token))?;
     Ok(Login::in_reply(&reply).map(|login| login.lease).ok_or_else(|| reply.explain()))
 }
 
 /// Looks the token up. Returns `None` if it is dead, or may not look itself up.
 pub(super) fn look_up(http: &Http, token: &Secret) -> Result<Option<Lease>, Unavailable> {
-    #[derive(Deserialize)]
-    struct Data {
-        #[serde(default)]
-        ttl: u64,
-        #[serde(default)]
-        renewable: bool,
-    }
-
     let reply = http.send(&Request::new("GET", "auth/token/lookup-self"), Some(token))?;
     if reply.status == 403 {
         return Ok(None);
@@ -116,28 +67,18 @@ pub(super) fn look_up(http: &Http, token: &Secret) -> Result<Option<Lease>, Unav
     if !reply.is_success() {
         return Err(Unavailable::new(reply.explain()));
     }
-    match serde_json::from_slice(&reply.body) {
-        Ok(Answer { data: Data { ttl, renewable } }) => {
-            Ok(Some(Lease::from_seconds(ttl, renewable)))
-        }
-        Err(_) => Err(Unavailable::new("the server at VAULT_ADDR is not Vault")),
+    let json = reply.json();
+    if json.pointer("/data").is_none() {
+        return Err(Unavailable::new("the server at VAULT_ADDR is not Vault"));
     }
+    Ok(Some(Lease::in_json(&json, "/data/ttl", "/data/renewable")))
 }
 
 /// Unwraps a secret ID. A wrapping token that `AppRole` did not make, or that has been
 /// unwrapped before, means that somebody has intercepted it.
-pub(super) fn unwrap(http: &Http, wrapping: &Secret) -> Result<Secret, LoginError> {
-    #[derive(Deserialize)]
-    struct Wrapping {
-        creation_path: String,
-    }
-    #[derive(Deserialize)]
-    struct SecretId {
-        secret_id: String,
-    }
-
+pub(super) fn unwrap(http: &Http, wrapping: &Secret) -> Result<Secret, Error> {
     let refused = |reason: &str| {
-        LoginError::Refused(format!(
+        Error::Refused(format!(
             "the wrapped secret ID cannot be used: {reason}; if nobody here has unwrapped it, \
              treat it as stolen and create a new one"
         ))
@@ -146,20 +87,16 @@ pub(super) fn unwrap(http: &Http, wrapping: &Secret) -> Result<Secret, LoginErro
         let reply = http.send(&request, Some(wrapping))?;
         if reply.is_success() { Ok(reply) } else { Err(refused(&reply.explain())) }
     };
-    let reply = answered(Request::new("POST", "sys/wrapping/lookup"))?;
-    let Ok(Answer { data: Wrapping { creation_path } }) = serde_json::from_slice(&reply.body)
-    else {
-        return Err(refused("Vault does not say where it was made"));
-    };
-    if !is_secret_id_path(&creation_path) {
+    let mut wrapped = answered(Request::new("POST", "sys/wrapping/lookup"))?.json();
+    let path = text(&mut wrapped, "/data/creation_path")
+        .ok_or_else(|| refused("Vault does not say where it was made"))?;
+    if !is_secret_id_path(&path) {
         return Err(refused("it was not made by AppRole"));
     }
-    let request = Request::new("POST", "sys/wrapping/unwrap").repeat(Repeat::IfUnsent);
-    let reply = answered(request)?;
-    match serde_json::from_slice(&reply.body) {
-        Ok(Answer { data: SecretId { secret_id } }) => Ok(Secret::new(secret_id)),
-        Err(_) => Err(refused("it contains no secret ID")),
-    }
+    let request = Request::new("POST", "sys/wrapping/unwrap");
+    let reply = answered(Request { repeat: Repeat::IfUnsent, ..request })?;
+    let secret_id = text(&mut reply.json(), "/data/secret_id");
+    secret_id.map(Secret::new).ok_or_else(|| refused("it contains no secret ID"))
 }
 
 /// Whether `AppRole` makes secret IDs at this path: `auth/<mount>/role/<name>/secret-id`.

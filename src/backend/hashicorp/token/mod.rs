@@ -8,7 +8,6 @@ mod keeper;
 mod lease;
 mod login;
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
@@ -20,7 +19,8 @@ use crate::backend::{RenewalState, RenewalStatus};
 use crate::secret::{Secret, SecretWatch, WatchedSecret};
 
 use super::clock;
-use super::http::{Http, Unavailable};
+use super::http::Http;
+use super::message::Unavailable;
 use super::settings::{Credentials, Settings};
 use keeper::Keeper;
 
@@ -53,20 +53,6 @@ impl Token {
             left.fetch_add(1, Ordering::Relaxed);
         }
     }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Token(generation {})", self.generation)
-    }
-}
-
-/// Why the server refused a request.
-pub(super) enum Refused {
-    /// The token was dead; here is another.
-    TokenReplaced(Arc<Token>),
-    /// The token is valid, so the request itself was refused.
-    TokenIsGood,
 }
 
 /// Hands out tokens.
@@ -145,33 +131,41 @@ impl Tokens {
         }
         match self.shared.token() {
             Some(token) if token.take_use() => Ok(Some(token)),
-            _ => self
-                .with_keeper(|keeper, asked| keeper.unless_failed(asked, Keeper::needed))
-                .map(Some),
+            _ => self.with_keeper(|keeper, _| keeper.needed()).map(Some),
         }
     }
 
-    /// Finds out why the server refused a request with this token.
+    /// Finds out why the server refused a request with this token: returns another token if
+    /// it was dead, and `None` if it is valid, so that the request itself was refused.
     ///
     /// # Errors
     ///
     /// [`Unavailable`] if the token is dead and no other can be obtained, or if that cannot be
     /// found out.
-    pub(super) fn rejected(&self, token: &Token) -> Result<Refused, Unavailable> {
-        self.with_keeper(|keeper, asked| {
-            keeper.unless_failed(asked, |keeper| keeper.rejected(token.generation, asked))
-        })
+    pub(super) fn rejected(&self, token: &Token) -> Result<Option<Arc<Token>>, Unavailable> {
+        self.with_keeper(|keeper, asked| keeper.rejected(token.generation, asked))
     }
 
-    /// Uses the keeper, and tells it the time of this call.
+    /// Uses the keeper, and tells it the time of this call. A failure since then is the
+    /// failure of this call too, so that those who wait together do not fail one after the
+    /// other.
     fn with_keeper<T>(
         &self,
         act: impl FnOnce(&mut Keeper, Duration) -> Result<T, Unavailable>,
     ) -> Result<T, Unavailable> {
         let asked = clock::now();
         let changed = self.renewal()?;
-        let outcome = act(&mut lock(&self.keeper), asked);
-        // If it has been woken already, it will look at the plan.
+        let mut keeper = lock(&self.keeper);
+        if let Some((at, error)) = &keeper.failed
+            && *at >= asked
+        {
+            return Err(error.clone());
+        }
+        let outcome = act(&mut keeper, asked);
+        if let Err(error) = &outcome {
+            keeper.failed = Some((clock::now(), error.clone()));
+        }
+        // Its next step may be due now. If it has been woken already, it will see that.
         let _ = changed.try_send(());
         outcome
     }
@@ -235,8 +229,8 @@ fn keep_alive(keeper: &Mutex<Keeper>, wake: &Receiver<()>) {
     const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
     loop {
-        let due = lock(keeper).due();
-        let wait = due.map_or(LONGEST_WAIT, |at| at.saturating_sub(clock::now()));
+        let plan = lock(keeper).plan;
+        let wait = plan.map_or(LONGEST_WAIT, |(at, _)| at.saturating_sub(clock::now()));
         match wake.recv_timeout(wait.min(LONGEST_WAIT)) {
             Ok(()) => {}
             Err(RecvTimeoutError::Timeout) => lock(keeper).take_due_step(),

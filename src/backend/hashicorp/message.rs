@@ -1,0 +1,210 @@
+//! Requests to the server, its answers, and what they mean.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+/// A request. Its `path` is the part after `/v1/`.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub(super) method: &'static str,
+    pub(super) path: &'a str,
+    /// The content type and the content.
+    pub(super) body: Option<(&'static str, &'a [u8])>,
+    pub(super) repeat: Repeat,
+    /// Its failure says nothing about other requests, so that the breaker ignores it.
+    pub(super) is_apart: bool,
+}
+
+/// When a request that failed may be repeated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    Always,
+    /// Only if it had no effect: it is not idempotent.
+    IfUnsent,
+    Never,
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn new(method: &'static str, path: &'a str) -> Self {
+        Self { method, path, body: None, repeat: Repeat::Always, is_apart: false }
+    }
+
+    /// A request with a JSON body; a `PATCH` is a merge (RFC 7396).
+    pub(super) fn with_body(method: &'static str, path: &'a str, body: &'a [u8]) -> Self {
+        let is_patch = method == "PATCH";
+        let kind = if is_patch { "application/merge-patch+json" } else { "application/json" };
+        Self { body: Some((kind, body)), ..Self::new(method, path) }
+    }
+}
+
+/// The server cannot be asked or cannot answer. The text says why and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{reason}")]
+pub(super) struct Unavailable {
+    pub(super) reason: String,
+    /// When another attempt is worthwhile.
+    pub(super) retry_after: Duration,
+}
+
+impl Unavailable {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), retry_after: Duration::from_secs(1) }
+    }
+}
+
+/// Why an operation failed. Callers who share a request share its failure.
+#[derive(Debug, Clone)]
+pub(super) enum Error {
+    /// The server cannot answer, or there is no valid token. A change may or may not have
+    /// been made.
+    Unavailable(Unavailable),
+    /// The server refused, and nothing has changed.
+    Refused(String),
+}
+
+impl From<Unavailable> for Error {
+    fn from(error: Unavailable) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+/// An answer.
+pub(super) struct Reply {
+    pub(super) status: u16,
+    pub(super) body: Zeroizing<Vec<u8>>,
+    /// Its error messages.
+    pub(super) errors: String,
+    pub(super) retry_after: Option<Duration>,
+    /// Another URL to send the request to.
+    pub(super) location: Option<String>,
+}
+
+/// An attempt that failed, or that the server wants repeated.
+pub(super) struct Failure {
+    pub(super) reason: String,
+    /// The server could not be reached, did not answer in time, or cannot serve.
+    pub(super) is_outage: bool,
+    /// The request had certainly no effect.
+    pub(super) unsent: bool,
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Failure {
+    pub(super) fn outage(reason: impl Into<String>, unsent: bool) -> Self {
+        Self { reason: reason.into(), is_outage: true, unsent, retry_after: None }
+    }
+}
+
+/// What a working server says with status 500 about a request that it refuses: a limit of
+/// its storage (1 MiB for a secret with Raft), or a role that was deleted.
+const REFUSALS: [&str; 2] = ["value being too large", "does not exist during renewal"];
+
+impl Reply {
+    pub(super) fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// Whether the error messages contain `text`.
+    pub(super) fn says(&self, text: &str) -> bool {
+        self.errors.contains(text)
+    }
+
+    /// Whether there are no error messages. A 404 without them means that there is nothing.
+    pub(super) fn says_nothing(&self) -> bool {
+        self.errors.is_empty()
+    }
+
+    /// The status and the error messages.
+    pub(super) fn explain(&self) -> String {
+        let separator = if self.errors.is_empty() { "" } else { ": " };
+        format!("Vault answered {}{separator}{}", self.status, self.errors)
+    }
+
+    /// The body's JSON, unless it is longer than anything but a secret. Texts in it are not
+    /// wiped: take those that are secrets out with [`text`].
+    pub(super) fn json(&self) -> Value {
+        const LONGEST: usize = 1024 * 1024;
+
+        let body = Some(&self.body[..]).filter(|body| body.len() <= LONGEST);
+        body.and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default()
+    }
+
+    /// Tells final answers from those after which the request may be repeated.
+    pub(super) fn judged(self) -> Result<Self, Failure> {
+        let again = |is_outage, unsent, reason: String| {
+            Err(Failure { reason, is_outage, unsent, retry_after: self.retry_after })
+        };
+        let is_refusal = || REFUSALS.iter().any(|refusal| self.says(refusal));
+        match self.status {
+            503 if self.says("sealed") => again(true, true, "it is sealed; unseal it".into()),
+            307 | 308 => again(
+                true,
+                true,
+                "it redirects to a place that cannot be used; set VAULT_ADDR to the active node"
+                    .into(),
+            ),
+            412 | 429 => again(false, true, self.explain()),
+            // For a moment, while a mount is upgraded to version 2.
+            400 if self.says("Upgrading from non-versioned") => again(false, true, self.explain()),
+            501 => Ok(self),
+            500 if is_refusal() => Ok(self),
+            500..=599 => again(true, false, self.explain()),
+            _ => Ok(self),
+        }
+    }
+}
+
+/// Takes a text out of JSON.
+pub(super) fn text(json: &mut Value, pointer: &str) -> Option<String> {
+    match json.pointer_mut(pointer)?.take() {
+        Value::String(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// A number in JSON; 0 if it is missing.
+pub(super) fn number(json: &Value, pointer: &str) -> u64 {
+    json.pointer(pointer).and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// The error messages in an answer, on one line. They are replaced if they repeat part of
+/// what was `sent`, which may be a value or a token.
+pub(super) fn errors_in(json: &Value, sent: [&[u8]; 2]) -> String {
+    /// Shorter words reveal nothing and occur in every request.
+    const SHORTEST_WORD: usize = 6;
+    /// The first half of `secret_id`, which is in every login.
+    const SECRET: &[u8] = b"secret";
+    const LONGEST: usize = 400;
+
+    let errors = json["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let errors: Vec<&str> = errors.iter().filter_map(Value::as_str).collect();
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let text: String = errors.join("; ").chars().map(plain).take(LONGEST).collect();
+    let is_separator = |c: char| c.is_whitespace() || "\"'`,;:()".contains(c);
+    let repeats = text.split(is_separator).map(str::as_bytes).any(|word| {
+        word.len() >= SHORTEST_WORD
+            && word != SECRET
+            && sent.iter().any(|sent| sent.windows(word.len()).any(|part| part == word))
+    });
+    if repeats { "(not shown, since it repeats part of the request)".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_that_repeat_the_request_are_not_shown() {
+        let sent: [&[u8]; 2] = [br#"{"data":{"k":"sk-canary"}}"#, b"hvs.canary-token"];
+        let errors = |text: &str| errors_in(&serde_json::json!({ "errors": [text] }), sent);
+        assert_eq!(errors("permission denied"), "permission denied");
+        assert_eq!(errors("two\nlines"), "two lines");
+        for text in ["bad value sk-canary", "bad \"sk-canary\"", "bad token hvs.canary-token"] {
+            assert!(!errors(text).contains("canary"), "{text}");
+        }
+        assert_eq!(errors_in(&Value::Null, sent), "");
+        assert_eq!(errors_in(&serde_json::json!({}), sent), "");
+    }
+}

@@ -89,6 +89,7 @@ impl Resolver for NoResolver {
 
 /// A connection whose buffers are wiped: values and tokens pass through them, and an idle
 /// connection keeps them.
+#[derive(Debug)]
 pub(super) struct Wiped {
     inner: Box<dyn Transport>,
     /// How much has been received since the input buffer was wiped.
@@ -142,13 +143,6 @@ impl Drop for Wiped {
     }
 }
 
-/// Shows no buffers.
-impl fmt::Debug for Wiped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Wiped")
-    }
-}
-
 struct UnixTransport {
     stream: UnixStream,
     buffers: LazyBuffers,
@@ -195,6 +189,7 @@ impl Transport for UnixTransport {
     }
 }
 
+/// Shows no buffers.
 impl fmt::Debug for UnixTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("UnixTransport")

@@ -133,24 +133,22 @@ impl Reply {
 
     /// Tells final answers from those after which the request may be repeated.
     pub(super) fn judged(self) -> Result<Self, Failure> {
-        let again = |is_outage, unsent, reason: String| {
+        let again = |is_outage, unsent, reason: &str| {
+            let reason = reason.to_owned();
             Err(Failure { reason, is_outage, unsent, retry_after: self.retry_after })
         };
+        let elsewhere =
+            "it redirects to a place that cannot be used; set VAULT_ADDR to the active node";
         let is_refusal = || REFUSALS.iter().any(|refusal| self.says(refusal));
         match self.status {
-            503 if self.says("sealed") => again(true, true, "it is sealed; unseal it".into()),
-            307 | 308 => again(
-                true,
-                true,
-                "it redirects to a place that cannot be used; set VAULT_ADDR to the active node"
-                    .into(),
-            ),
-            412 | 429 => again(false, true, self.explain()),
+            503 if self.says("sealed") => again(true, true, "it is sealed; unseal it"),
+            307 | 308 => again(true, true, elsewhere),
+            412 | 429 => again(false, true, &self.explain()),
             // For a moment, while a mount is upgraded to version 2.
-            400 if self.says("Upgrading from non-versioned") => again(false, true, self.explain()),
-            501 => Ok(self),
-            500 if is_refusal() => Ok(self),
-            500..=599 => again(true, false, self.explain()),
+            400 if self.says("Upgrading from non-versioned") => again(false, true, &self.explain()),
+            500..=599 if self.status != 501 && !(self.status == 500 && is_refusal()) => {
+                again(true, false, &self.explain())
+            }
             _ => Ok(self),
         }
     }

@@ -71,9 +71,7 @@ impl HashiCorpVault {
     pub fn new(options: HashiCorpOptions, environment: &Environment) -> Result<Self, VaultError> {
         let settings = Settings::new(options, environment)?;
         let http = Arc::new(Http::new(&settings));
-        let (mount, prefix) = (settings.mount.clone(), settings.prefix.clone());
-        let tokens = Tokens::new(settings, Arc::clone(&http));
-        let kv = Kv::new(Arc::clone(&http), tokens, mount, prefix);
+        let kv = Kv::new(Arc::clone(&http), Tokens::new(settings, Arc::clone(&http)));
         Ok(Self { http, kv, namespaces: Namespaces::default() })
     }
 

@@ -12,6 +12,7 @@ use crate::model::Namespace;
 
 use super::http::Http;
 use super::message::{Error, Repeat, Reply, Request, Unavailable};
+use super::settings::Settings;
 use super::token::Tokens;
 pub(super) use data::Found;
 pub(super) use writer::{Habits, Writer};
@@ -20,19 +21,18 @@ pub(super) use writer::{Habits, Writer};
 pub(super) struct Kv {
     http: Arc<Http>,
     pub(super) tokens: Tokens,
-    mount: String,
-    prefix: String,
 }
 
 impl Kv {
-    pub(super) fn new(http: Arc<Http>, tokens: Tokens, mount: String, prefix: String) -> Self {
-        Self { http, tokens, mount, prefix }
+    pub(super) fn new(http: Arc<Http>, tokens: Tokens) -> Self {
+        Self { http, tokens }
     }
 
     /// The path of a secret's `data`, `metadata` or the like. No character of a namespace must
     /// be encoded in it.
     fn path(&self, what: &str, namespace: &str) -> String {
-        format!("{}/{what}/{}/{namespace}", self.mount, self.prefix)
+        let Settings { mount, prefix, .. } = self.tokens.settings();
+        format!("{mount}/{what}/{prefix}/{namespace}")
     }
 
     /// Sends a request with the token; once more if that was dead and there is another.
@@ -78,17 +78,16 @@ impl Kv {
             _ => return Err(Unavailable::new(lookup.explain()).into()),
         }
         // What a token may know about the mounts that it may use; a policy may forbid this too.
-        let reply =
-            self.ask(Request::new("GET", &format!("sys/internal/ui/mounts/{}", self.mount)))?;
+        let mount = &self.tokens.settings().mount;
+        let reply = self.ask(Request::new("GET", &format!("sys/internal/ui/mounts/{mount}")))?;
         let json = reply.json();
         let version = json.pointer("/data/options/version").and_then(Value::as_str);
         if !reply.is_success() || version == Some("2") {
             return Ok(());
         }
         Err(Error::Refused(format!(
-            "{} is no KV engine of version 2; set VAULT_KV_MOUNT to one, or make one: \
-             vault secrets enable -path={0} -version=2 kv",
-            self.mount
+            "{mount} is no KV engine of version 2; set VAULT_KV_MOUNT to one, or make one: \
+             vault secrets enable -path={mount} -version=2 kv"
         )))
     }
 }

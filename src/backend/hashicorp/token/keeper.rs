@@ -69,7 +69,7 @@ impl Keeper {
 
     /// The first token, or the one after a token that was used up.
     pub(super) fn needed(&mut self) -> Result<Arc<Token>, Unavailable> {
-        match (self.shared.token(), &self.shared.credentials.token) {
+        match (self.shared.token(), &self.shared.settings.credentials.token) {
             (Some(token), _) if token.take_use() => Ok(token),
             (None, Some(source)) => {
                 let value = source.read().and_then(checked);
@@ -123,14 +123,14 @@ impl Keeper {
             return Some(token);
         }
         let is_young = self.adopted.is_some_and(|at| clock::now().saturating_sub(at) < YOUNG);
-        if is_young || self.shared.credentials.app_role.is_none() {
+        if is_young || self.shared.settings.credentials.app_role.is_none() {
             return None;
         }
         self.log_in().ok()
     }
 
     fn can_log_in(&self) -> bool {
-        let Credentials { token, app_role, .. } = &self.shared.credentials;
+        let Credentials { token, app_role, .. } = &self.shared.settings.credentials;
         app_role.is_some() || matches!(token, Some(Source::File { .. }))
     }
 
@@ -148,7 +148,9 @@ impl Keeper {
                 self.may_look_up = Some(true);
                 self.settle(lease, lease.after_obtaining(self.can_log_in()));
             }
-            Ok(None) if self.shared.credentials.app_role.is_some() => return self.log_in().ok(),
+            Ok(None) if self.shared.settings.credentials.app_role.is_some() => {
+                return self.log_in().ok();
+            }
             Ok(None) => {
                 self.may_look_up = Some(false);
                 let reason = "Vault refuses to look the token up: it is dead, or its policy \
@@ -224,8 +226,8 @@ impl Keeper {
             return Ok(token);
         }
         let shared = Arc::clone(&self.shared);
-        let Some(app_role) = &shared.credentials.app_role else {
-            return Err(Error::Refused(match &shared.credentials.token {
+        let Some(app_role) = &shared.settings.credentials.app_role else {
+            return Err(Error::Refused(match &shared.settings.credentials.token {
                 Some(Source::File { path, .. }) => {
                     format!(
                         "the token in {} is no longer good; put a new one there",
@@ -250,7 +252,7 @@ impl Keeper {
 
     /// The token in the file, if it is another one than before.
     fn token_from_file(&mut self) -> Result<Option<Arc<Token>>, String> {
-        let Some(source @ Source::File { .. }) = &self.shared.credentials.token else {
+        let Some(source @ Source::File { .. }) = &self.shared.settings.credentials.token else {
             return Ok(None);
         };
         let value = source.read().and_then(checked)?;
@@ -317,7 +319,7 @@ impl Keeper {
         let now = clock::now();
         let (state, plan) = match next {
             Next::Nothing => (RenewalState::NotNeeded, None),
-            _ if !self.shared.renew => (RenewalState::Disabled, None),
+            _ if !self.shared.settings.renew => (RenewalState::Disabled, None),
             Next::After(pause, step) => (RenewalState::Active, Some((now + pause, step))),
             Next::End => (RenewalState::Ended, None),
         };

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::backend::{RenewalState, RenewalStatus};
-use crate::secret::{Secret, SecretWatch, WatchedSecret};
+use crate::secret::{Secret, WatchedSecret};
 
 use super::clock;
 use super::http::Http;
@@ -59,24 +59,16 @@ impl Token {
 pub(super) struct Tokens {
     shared: Arc<Shared>,
     keeper: Arc<Mutex<Keeper>>,
-    renewal: Mutex<Option<Renewal>>,
-}
-
-/// The thread that renews the token.
-struct Renewal {
-    thread: JoinHandle<()>,
-    /// Wakes the thread; when it is dropped, the thread ends.
-    changed: Sender<()>,
+    /// The thread that renews the token, and what wakes it. If that is dropped, it ends.
+    renewal: Mutex<Option<(JoinHandle<()>, Sender<()>)>>,
 }
 
 /// What the keeper and the requests share.
 struct Shared {
     http: Arc<Http>,
-    credentials: Credentials,
-    renew: bool,
+    settings: Settings,
     token: RwLock<Option<Arc<Token>>>,
     status: Mutex<Status>,
-    secret_watch: Option<SecretWatch>,
 }
 
 struct Status {
@@ -99,7 +91,7 @@ impl Shared {
     }
 
     fn watched(&self, secret: &Secret) -> Option<WatchedSecret> {
-        self.secret_watch.as_ref().map(|watch| watch.tell(secret))
+        self.settings.secret_watch.as_ref().map(|watch| watch.tell(secret))
     }
 }
 
@@ -109,14 +101,16 @@ impl Tokens {
         let status = Status { state: RenewalState::Idle, expires: None, last_error: None };
         let shared = Arc::new(Shared {
             http,
-            credentials: settings.credentials,
-            renew: settings.renew,
+            settings,
             token: RwLock::new(None),
             status: Mutex::new(status),
-            secret_watch: settings.secret_watch,
         });
         let keeper = Arc::new(Mutex::new(Keeper::new(Arc::clone(&shared))));
         Self { shared, keeper, renewal: Mutex::new(None) }
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.shared.settings
     }
 
     /// The token for one request. There is none if an agent adds its own.
@@ -125,7 +119,7 @@ impl Tokens {
     ///
     /// [`Unavailable`] if none can be obtained.
     pub(super) fn token(&self) -> Result<Option<Arc<Token>>, Unavailable> {
-        let Credentials { token, app_role, .. } = &self.shared.credentials;
+        let Credentials { token, app_role, .. } = &self.shared.settings.credentials;
         if token.is_none() && app_role.is_none() {
             return Ok(None);
         }
@@ -176,8 +170,8 @@ impl Tokens {
         if self.shared.http.is_closed() {
             return Err(Unavailable::new("the vault is closed"));
         }
-        if let Some(renewal) = &*renewal {
-            return Ok(renewal.changed.clone());
+        if let Some((_, changed)) = &*renewal {
+            return Ok(changed.clone());
         }
         let (changed, wake) = bounded(1);
         let keeper = Arc::clone(&self.keeper);
@@ -185,7 +179,7 @@ impl Tokens {
             .name("vault-token".to_owned())
             .spawn(move || keep_alive(&keeper, &wake))
             .map_err(|error| Unavailable::new(format!("no thread could be started: {error}")))?;
-        *renewal = Some(Renewal { thread, changed: changed.clone() });
+        *renewal = Some((thread, changed.clone()));
         Ok(changed)
     }
 
@@ -202,7 +196,7 @@ impl Tokens {
     /// wiped when the last request has used it.
     pub(super) fn close(&self) {
         self.shared.http.close();
-        if let Some(Renewal { thread, changed }) = lock(&self.renewal).take() {
+        if let Some((thread, changed)) = lock(&self.renewal).take() {
             drop(changed);
             if thread.join().is_err() {
                 log::error!("the thread that renews the Vault token panicked");

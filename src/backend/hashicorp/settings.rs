@@ -6,9 +6,9 @@ use std::time::Duration;
 use ureq::http::{HeaderValue, Uri};
 use ureq::tls::TlsConfig;
 
-use crate::settings::Environment;
 use crate::error::{Field, VaultError};
 use crate::secret::{Secret, SecretWatch};
+use crate::settings::Environment;
 
 use super::tls;
 use super::variables::{Source, Variables, parse_duration};

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use crate::settings::Environment;
 use crate::secret::Secret;
+use crate::settings::Environment;
 
 /// The environment. An unusable value is an error that names the variable and never shows
 /// the value.

@@ -74,7 +74,10 @@ impl Keeper {
             (None, Some(source)) => {
                 let value = source.read().and_then(checked);
                 let value = value.map_err(|reason| self.note_error(Unavailable::new(reason)))?;
-                Ok(self.adopt_unknown(value))
+                let token = self.adopt(value, 0);
+                // The request need not wait for the lookup.
+                self.plan = Some((clock::now(), Step::LookUp));
+                Ok(token)
             }
             _ => self.log_in(),
         }
@@ -260,7 +263,10 @@ impl Keeper {
             return Ok(None);
         }
         log::info!("read the Vault token from its file again");
-        Ok(Some(self.adopt_unknown(value)))
+        let token = self.adopt(value, 0);
+        // The lookup comes first: once requests use the token, a refused lookup could mean
+        // that it has been revoked meanwhile, or that it may not look itself up.
+        Ok(Some(self.take_stock(&token).unwrap_or(token)))
     }
 
     fn app_role_login(&mut self, app_role: &AppRole) -> Result<Login, Error> {
@@ -284,13 +290,6 @@ impl Keeper {
         let secret_id = login::unwrap(&self.shared.http, &wrapping)?;
         self.unwrapped = Some((wrapping, secret_id.duplicate()));
         Ok(secret_id)
-    }
-
-    /// Adopts a token that is given or was in a file. A lookup follows.
-    fn adopt_unknown(&mut self, value: Secret) -> Arc<Token> {
-        let token = self.adopt(value, 0);
-        self.plan = Some((clock::now(), Step::LookUp));
-        token
     }
 
     /// Makes this the token for all requests. One of its uses is taken, if they are limited (0

@@ -1,5 +1,6 @@
 //! The hashicorp backend while the server is down, slow or broken: what callers get, how many
 //! requests are sent, and how it recovers.
+#![cfg(unix)]
 
 #[path = "support/hashicorp.rs"]
 mod hashicorp;

@@ -1,5 +1,6 @@
 //! Settings of the hashicorp backend: addresses, TLS, agents, namespaces, timeouts. And no log
 //! has a secret.
+#![cfg(unix)]
 
 #[path = "support/hashicorp.rs"]
 mod hashicorp;

@@ -1,5 +1,6 @@
 //! The token of the hashicorp backend: obtained, renewed, replaced when it is dead. A dead token
 //! is told apart from a refusal by policy.
+#![cfg(unix)]
 
 #[path = "support/hashicorp.rs"]
 mod hashicorp;

@@ -380,7 +380,7 @@ fn a_deadline_is_kept() {
     // With another vault, because on a busy machine a healthy keyring may need longer than
     // this deadline.
     store(&*crate::vault(), "key", "before");
-    let vault = KeyringVault::new(Duration::from_millis(100));
+    let vault = KeyringVault::new(Duration::from_millis(500));
     let pid = daemon();
     signal("-STOP", &pid);
     // More calls than threads may hang at a time.

@@ -16,7 +16,8 @@ use keyring_core::api::CredentialStoreApi;
 
 use crate::secret::Secret;
 
-pub(super) use super::unwatched::{Watch, failure_of};
+use super::common::found;
+pub(super) use super::common::{Watch, failure_of};
 use super::{Failure, Place};
 
 /// Advice on a locked keyring.

@@ -18,7 +18,8 @@ use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 
-pub(super) use super::unwatched::{Watch, failure_of};
+use super::common::found;
+pub(super) use super::common::{Watch, failure_of};
 use super::{Failure, Place};
 
 /// Advice on a locked keyring.

@@ -16,8 +16,7 @@ use keyring_core::api::CredentialStoreApi;
 
 use crate::secret::Secret;
 
-use super::common::found;
-pub(super) use super::common::{Watch, failure_of};
+pub(super) use super::common::{Watch, failure_of, found};
 use super::{Failure, Place};
 
 /// Advice on a locked keyring.

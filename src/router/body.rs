@@ -11,19 +11,13 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::json;
 
 use crate::env_name;
-use crate::model::{DeliveryMode, StoreRequest};
+use crate::model::{DeliveryMode, MAX_CONSUMER_BYTES, MAX_CONSUMERS, StoreRequest};
 use crate::secret::Secret;
 
 use super::Answer;
 
 /// The longest value that is accepted, in bytes of UTF-8.
 pub const MAX_VALUE_BYTES: usize = 256 * 1024;
-
-/// The most names that `allowed_consumers` may have.
-pub const MAX_CONSUMERS: usize = 64;
-
-/// The longest name in `allowed_consumers`, in bytes of UTF-8.
-pub const MAX_CONSUMER_BYTES: usize = 128;
 
 /// One problem of a request, in the form that callers know from the Python service (which
 /// has it from Pydantic): `loc` is the path to the input that is wrong.

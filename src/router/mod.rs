@@ -20,7 +20,7 @@ use crate::service::VaultService;
 
 pub use access::Access;
 pub use answer::{Answer, Body, Header};
-pub use body::{MAX_CONSUMER_BYTES, MAX_CONSUMERS, MAX_VALUE_BYTES};
+pub use body::MAX_VALUE_BYTES;
 use path::Resource;
 
 /// The part of a request that the router needs before the body has arrived.

@@ -166,12 +166,12 @@ impl Connection {
             if !self.output.send(&self.stream, lent)? {
                 return Ok(self.park(Interest::Write, server));
             }
-            let served = match self.phase {
+            let progress = match self.phase {
                 Phase::Open => self.serve(server, lent),
                 Phase::Closing => return Ok(Next::Close),
                 Phase::Refusing | Phase::Lingering => return self.linger(server),
             };
-            match served {
+            match progress {
                 Served::Ending => continue,
                 Served::Blocks(request) => {
                     self.output.send(&self.stream, lent)?;
@@ -179,7 +179,7 @@ impl Connection {
                 }
                 Served::All | Served::Enough => {}
             }
-            if !self.output.send(&self.stream, lent)? || matches!(served, Served::Enough) {
+            if !self.output.send(&self.stream, lent)? || matches!(progress, Served::Enough) {
                 return Ok(self.park(Interest::Write, server));
             }
             if has_received {

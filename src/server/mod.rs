@@ -40,22 +40,23 @@ use listener::Listener;
 use parked::Parked;
 use worker::{MAX_QUEUED, Shared};
 
-/// What a client may ask of the server, at most.
+/// The limits for clients.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Request line and headers, in bytes; more is answered 431.
     pub head_bytes: usize,
     /// A request's body, in bytes; more is answered 413.
     pub body_bytes: usize,
-    /// Connections at a time; one more is answered 503 and closed.
+    /// Connections at a time. For one more, the connection that has been idle longest is closed;
+    /// if none is idle, the new one is answered 503.
     pub connections: usize,
-    /// From the first byte of a request to its last; later it is answered 408.
+    /// From the first byte of a request to its last. A later one is answered 408.
     pub request: Duration,
     /// Between two requests on a connection; then it is closed.
     pub idle: Duration,
-    /// Without progress in taking an answer; then the connection is closed.
+    /// For a client to take the next part of an answer; then the connection is closed.
     pub write: Duration,
-    /// For requests that run when the server is stopped to finish.
+    /// For running requests to finish when the server is stopped.
     pub drain: Duration,
 }
 
@@ -78,11 +79,11 @@ impl Default for Limits {
 pub enum Endpoint {
     /// A Unix domain socket at this path.
     Unix(PathBuf),
-    /// A Unix domain socket that listens already, made by whoever started this process
-    /// (`sd_listen_fds(3)`), and left as it is in the end.
+    /// A Unix domain socket that is listening already, passed by the process that started this
+    /// one (`sd_listen_fds(3)`). It is left as it is in the end.
     Inherited(Arc<UnixListener>),
-    /// TCP on this port of the loopback address; 0 lets the system choose. Development
-    /// only: TCP tells nothing of who connects.
+    /// TCP on this port of the loopback address; 0 lets the system choose. For development only:
+    /// TCP does not tell who connects.
     LoopbackTcp(u16),
 }
 
@@ -90,15 +91,14 @@ pub enum Endpoint {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Another process serves this socket.
-    #[error("already running: another process serves {}; stop it, or choose another --socket", .0.display())]
+    #[error("already running: another process serves {}; stop it, or choose another path", .0.display())]
     AlreadyRunning(PathBuf),
-    /// The socket's path is taken by something that is no socket, or its directory is
-    /// not safe.
+    /// A file that is not a socket is in the way, or the directory is not safe.
     #[error("cannot listen at {}: {reason}", path.display())]
     BadPath {
         /// The socket's path.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// The problem, and what to do.
         reason: String,
     },
     /// The system refused.
@@ -111,7 +111,7 @@ pub enum StartError {
     },
 }
 
-/// An endpoint that has been taken, and not served yet. Dropping it gives it up.
+/// A bound endpoint that is not served yet. Dropping it closes it.
 pub struct Bound {
     listener: Listener,
     endpoint: String,

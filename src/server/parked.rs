@@ -1,5 +1,7 @@
 //! The parking lot: every connection that waits for the kernel.
 
+#![allow(clippy::vec_box, reason = "a connection stays where it is when it changes hands")]
+
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -77,8 +77,6 @@ pub mod settings;
 #[cfg(all(unix, feature = "client"))]
 pub mod spawn;
 pub mod time;
-#[cfg(all(unix, feature = "client"))]
-mod transport;
 
 pub use backend::{
     BackendFactory, BackendOptions, BackendStatus, CredentialVault, RenewalState, RenewalStatus,

@@ -1,14 +1,14 @@
-//! What can go wrong between a caller and the service, by meaning.
+//! [`ClientError`]: why a call of the client failed, by meaning.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a [`VaultClient`](super::VaultClient) has no answer to give. No variant carries a
-/// value or any part of a request.
+/// Why a [`VaultClient`](super::VaultClient) returns no answer. No variant carries a value or
+/// any part of a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// Nothing could be asked: there is no service behind the socket.
+    /// No service answers on the socket.
     #[error("no vault answers at {}: {reason}", socket.display())]
     Unreachable {
         /// The socket that was tried.
@@ -17,61 +17,60 @@ pub enum ClientError {
         reason: String,
     },
 
-    /// The service was asked and did not answer in time; whether a store or a delete
-    /// was done is not known.
-    #[error("the vault at {} gave no answer within {} s; see what its log says", socket.display(), after.as_secs_f32())]
+    /// The service did not answer in time. It may have carried out a store or a delete.
+    #[error("the vault at {} did not answer within {} s; its log may say why", socket.display(), after.as_secs_f32())]
     TimedOut {
-        /// The socket it listens on.
+        /// The socket of the service.
         socket: PathBuf,
-        /// How long it was waited for.
+        /// How long the client waited.
         after: Duration,
     },
 
-    /// The connection ended after a store or a delete had been sent and before it was
-    /// answered: it may have been carried out, and it may not.
+    /// The connection broke after a store or a delete was sent and before its answer came.
+    /// The service may have carried it out.
     #[error(
-        "the vault at {} ended the connection without an answer; whether it did what it was \
-         asked is not known: look, and ask again",
+        "the vault at {} closed the connection without an answer; it may or may not have made \
+         the change: look before you try again",
         socket.display()
     )]
     OutcomeUnknown {
-        /// The socket it listened on.
+        /// The socket of the service.
         socket: PathBuf,
     },
 
-    /// Somebody else's process listens on the socket; nothing was sent to it.
+    /// Another user's process listens on the socket. Nothing was sent to it.
     #[error(
-        "the socket {} is served by uid {uid}, which is neither this user nor root; nothing was \
-         sent to it",
+        "the socket {} is served by user ID {uid}, which is neither this user nor root; nothing \
+         was sent to it",
         socket.display()
     )]
     ForeignServer {
         /// The socket.
         socket: PathBuf,
-        /// Whom the process runs as that listens there.
+        /// The user ID of the process that listens.
         uid: u32,
     },
 
-    /// The service says that this may not be (a status of 4xx).
+    /// The service refused the request (status 4xx).
     #[error("the vault refused: {detail} (HTTP {status})")]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// What the service said.
+        /// The reason that the service gave.
         detail: String,
     },
 
-    /// The service could not do it (a status of 5xx).
+    /// The service failed (status 5xx).
     #[error("the vault failed: {detail} (HTTP {status})")]
     Failed {
         /// The HTTP status.
         status: u16,
-        /// What the service said.
+        /// The reason that the service gave.
         detail: String,
     },
 
-    /// What came back is not an answer of the vault.
-    #[error("what answers at {} does not speak as the vault does: {reason}", socket.display())]
+    /// The answer is not one that the vault gives.
+    #[error("the server at {} does not answer like a vault: {reason}", socket.display())]
     Protocol {
         /// The socket that was asked.
         socket: PathBuf,

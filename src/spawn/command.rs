@@ -1,11 +1,11 @@
-//! A [`Command`] that starts with credentials.
+//! [`CommandCredentials`]: credentials for a [`Command`].
 
 use std::process::Command;
 
 use super::RuntimeEnv;
 
-/// The variables by which the vault itself, or a client of the server behind it, comes to
-/// secrets: tokens, and what leads to one.
+/// The variables from which the vault itself, or a client of the server behind it, gets
+/// secrets: tokens, and what a token can be obtained with.
 pub const VAULT_VARIABLES: &[&str] = &[
     "VAULT_TOKEN",
     "VAULT_TOKEN_FILE",
@@ -16,7 +16,7 @@ pub const VAULT_VARIABLES: &[&str] = &[
     "VAULT_SECRET_ID_WRAPPED",
     "VAULT_CLIENT_KEY",
     "VAULT_CLIENT_CERT",
-    // An agent or a proxy that logs in by itself gives to whoever asks it.
+    // An agent that logs in by itself answers anyone who asks.
     "VAULT_AGENT_ADDR",
     "BAO_TOKEN",
     "BAO_CLIENT_KEY",
@@ -26,9 +26,8 @@ pub const VAULT_VARIABLES: &[&str] = &[
 
 /// Gives credentials to the process that a [`Command`] starts.
 pub trait CommandCredentials {
-    /// Removes the variables by which the vault comes to secrets ([`VAULT_VARIABLES`]) from
-    /// the child's environment, and then sets those of `credentials`. The command holds
-    /// copies of the values for as long as it lives.
+    /// Removes [`VAULT_VARIABLES`] from the child's environment, then sets the variables of
+    /// `credentials`. The command holds copies of the values until it is dropped.
     fn credentials(&mut self, credentials: &RuntimeEnv) -> &mut Self;
 }
 

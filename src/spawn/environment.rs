@@ -1,4 +1,4 @@
-//! [`RuntimeEnv`]: what a process gets.
+//! [`RuntimeEnv`]: the variables of a process.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use crate::secret::Secret;
 
 use super::{Problem, SpawnError};
 
-/// Names of variables, and the values that go into them. Its `Debug` shows no values.
+/// Variables and their values. Its `Debug` shows no values.
 #[derive(Default)]
 pub struct RuntimeEnv(BTreeMap<String, Delivered>);
 
@@ -22,12 +22,12 @@ impl RuntimeEnv {
         Self(variables)
     }
 
-    /// Names and values, by name.
+    /// The variables and their values, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
         self.0.iter().map(|(name, delivered)| (name.as_str(), &delivered.value))
     }
 
-    /// The values, for what has to keep them out of a log.
+    /// The values, for code that keeps them out of a log.
     pub fn values(&self) -> impl Iterator<Item = &Secret> {
         self.0.values().map(|delivered| &delivered.value)
     }
@@ -38,19 +38,19 @@ impl RuntimeEnv {
         self.0.get(name).map(|delivered| &delivered.value)
     }
 
-    /// The credential that a variable comes from.
+    /// The credential that a variable holds.
     #[must_use]
     pub fn credential(&self, name: &str) -> Option<&CredentialRef> {
         self.0.get(name).map(|delivered| &delivered.at)
     }
 
-    /// How many variables.
+    /// The number of variables.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no variables.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -65,11 +65,11 @@ impl RuntimeEnv {
             })
     }
 
-    /// Whether every value can be that of a variable; a file can hold any.
+    /// Checks that a variable can hold each value. A file can hold any.
     ///
     /// # Errors
     ///
-    /// [`SpawnError::Problems`], with those that have a NUL byte.
+    /// [`SpawnError::Problems`], with each value that has a NUL byte.
     pub fn check_variables(&self) -> Result<(), SpawnError> {
         let with_nul = |(name, delivered): (&String, &Delivered)| {
             let has_nul = delivered.value.expose().contains('\0');

@@ -1,78 +1,72 @@
-//! The values of a plan, read several at a time.
+//! Reads the values of a plan, several at a time.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::client::{ClientError, VaultClient};
 use crate::model::CredentialRef;
-use crate::secret::Secret;
 
 use super::environment::Delivered;
 use super::selection::Plan;
 use super::{Problem, RuntimeEnv, SpawnError};
 
-/// Reads that are under way at once, each on a connection of its own. A backend that has
-/// to ask another server answers those that come together with one request.
+/// Reads in flight at once, each on its own connection. A backend that asks another server
+/// can answer reads that come together with one request.
 const THREADS: usize = 4;
 
-/// Fewer than this are not worth another thread.
+/// Another thread is worth its start for this many reads.
 const PER_THREAD: usize = 8;
 
-type Answer = Result<Option<Secret>, ClientError>;
+/// A variable's name, and its value or the reason why there is none.
+type Answer = (String, Result<Delivered, Problem>);
 
-/// Reads every value, or names every one that cannot be had.
+/// Reads every value, or reports every problem.
 pub(super) fn fetch(client: &VaultClient, plan: &Plan) -> Result<RuntimeEnv, SpawnError> {
-    let wanted: Vec<(&String, &CredentialRef)> = plan.iter().collect();
-    let mut variables = BTreeMap::new();
-    let mut problems = Vec::new();
-    for (index, answer) in read_all(client, &wanted) {
-        let (name, at) = (wanted[index].0.clone(), wanted[index].1.clone());
+    let (mut values, mut problems) = (Vec::new(), Vec::new());
+    for (name, answer) in read_all(client, plan)? {
         match answer {
-            Ok(Some(value)) => drop(variables.insert(name, Delivered { at, value })),
-            Ok(None) => problems.push(Problem::Missing { at }),
-            Err(error) if is_of_all(&error) => return Err(error.into()),
-            Err(error) => problems.push(Problem::NotGiven { at, error }),
+            Ok(delivered) => values.push((name, delivered)),
+            Err(problem) => problems.push(problem),
         }
     }
-    problems.sort_by_cached_key(ToString::to_string);
-    SpawnError::unless_none(problems).map(|()| RuntimeEnv::new(variables))
+    SpawnError::unless_none(problems).map(|()| RuntimeEnv::new(values.into_iter().collect()))
 }
 
-/// Whether an error says nothing about the one credential that it answers for.
-fn is_of_all(error: &ClientError) -> bool {
-    !matches!(error, ClientError::Failed { .. } | ClientError::Refused { .. })
-        || matches!(error, ClientError::Refused { status: 403, .. })
-}
-
-/// The answers, in any order, with the index of what was asked for; no more than that one
-/// after an error that would come for each.
-fn read_all(client: &VaultClient, wanted: &[(&String, &CredentialRef)]) -> Vec<(usize, Answer)> {
-    let next = AtomicUsize::new(0);
-    let given_up = AtomicBool::new(false);
-    let read_some = || {
-        let mut answers = Vec::new();
-        while !given_up.load(Ordering::Relaxed) {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some((_, at)) = wanted.get(index) else { break };
-            let answer = client.get(at);
-            if answer.as_ref().is_err_and(is_of_all) {
-                given_up.store(true, Ordering::Relaxed);
-            }
-            answers.push((index, answer));
-        }
-        answers
+/// The answers in any order. Each thread stops at the first error that is not about one
+/// credential alone.
+fn read_all(client: &VaultClient, plan: &Plan) -> Result<Vec<Answer>, ClientError> {
+    let threads = (plan.len() / PER_THREAD + 1).min(THREADS);
+    let read_part = move |part: usize| -> Result<Vec<Answer>, ClientError> {
+        let of_part = plan.iter().skip(part).step_by(threads);
+        of_part.map(|(name, at)| Ok((name.clone(), read(client, at)?))).collect()
     };
-    let others = (wanted.len() / PER_THREAD).min(THREADS - 1);
     thread::scope(|scope| {
-        // Where no thread can be had, the first one does it all.
-        let threads: Vec<_> = (0..others)
-            .filter_map(|_| thread::Builder::new().spawn_scoped(scope, read_some).ok())
-            .collect();
-        let mut answers = read_some();
-        for thread in threads {
-            answers.extend(thread.join().expect("reading does not panic"));
+        let spawn = |part| thread::Builder::new().spawn_scoped(scope, move || read_part(part));
+        let others: Vec<_> = (1..threads).map(|part| (part, spawn(part))).collect();
+        let mut answers = read_part(0)?;
+        for (part, thread) in others {
+            answers.extend(match thread {
+                Ok(thread) => thread.join().expect("reading does not panic")?,
+                // The system allows no more threads.
+                Err(_) => read_part(part)?,
+            });
         }
-        answers
+        Ok(answers)
     })
+}
+
+fn read(
+    client: &VaultClient,
+    at: &CredentialRef,
+) -> Result<Result<Delivered, Problem>, ClientError> {
+    let at = at.clone();
+    match client.get(&at) {
+        Ok(Some(value)) => Ok(Ok(Delivered { at, value })),
+        Ok(None) => Ok(Err(Problem::Missing { at })),
+        // The service serves this user nothing at all.
+        Err(error @ ClientError::Refused { status: 403, .. }) => Err(error),
+        Err(error @ (ClientError::Refused { .. } | ClientError::Failed { .. })) => {
+            Ok(Err(Problem::NotGiven { at, error }))
+        }
+        Err(error) => Err(error),
+    }
 }

@@ -1,10 +1,9 @@
-//! Starting a process with its credentials in its environment.
+//! Starts a process with its credentials in its environment.
 //!
-//! A [`Selection`] says which credentials a process gets and under which names;
-//! [`Selection::fetch`] reads their values, all of them or none: whatever stands in the way
-//! is a [`Problem`], and all problems are named at once. [`CommandCredentials`] puts the
-//! values into the environment of a [`Command`](std::process::Command). [`Watcher`] tells
-//! when one of them has changed.
+//! A [`Selection`] chooses the credentials and the names of their variables.
+//! [`Selection::fetch`] reads the values, all or none: it reports every [`Problem`] at once.
+//! [`CommandCredentials`] puts the values into the environment of a
+//! [`Command`](std::process::Command). A [`Watcher`] detects later changes.
 //!
 //! ```no_run
 //! use std::process::Command;
@@ -34,13 +33,13 @@ pub use watcher::Watcher;
 
 use crate::client::VaultClient;
 
-/// The variables of `consumer`: every credential that is delivered as one, and whose
-/// `allowed_consumers` is empty or has that name. Without a name, whoever they are for.
+/// Reads the variables of `consumer`: each credential that is delivered as a variable, and
+/// whose `allowed_consumers` is empty or has that name. Without a consumer, all of them.
 ///
 /// # Errors
 ///
-/// [`SpawnError`]; then no process may be started. A value with a NUL byte, which no
-/// variable can hold, is one of the problems.
+/// [`SpawnError`]; then do not start the process. A value with a NUL byte, which no variable
+/// can hold, is one of the problems.
 pub fn runtime_env(client: &VaultClient, consumer: Option<&str>) -> Result<RuntimeEnv, SpawnError> {
     let mut selection = Selection::new();
     if let Some(consumer) = consumer {

@@ -1,132 +1,71 @@
-//! What stands between a process and its credentials.
-
-use std::fmt;
+//! [`Problem`] and [`SpawnError`]: why a process gets no credentials.
 
 use crate::client::ClientError;
 use crate::env_name::EnvNameProblem;
 use crate::model::CredentialRef;
 
-/// One credential that cannot be delivered as it was asked for. No variant has a value.
-#[derive(Debug)]
+/// Why one credential (`at`) cannot be delivered. No variant has a value.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "each variant's sentence explains its fields")]
 pub enum Problem {
     /// The vault has no value for it.
-    Missing {
-        /// Which credential.
-        at: CredentialRef,
-    },
-    /// It is delivered as a variable, and has no name for one.
-    NoName {
-        /// Which credential.
-        at: CredentialRef,
-    },
-    /// Its name is none that a variable may have.
-    Name {
-        /// Which credential.
-        at: CredentialRef,
-        /// The name.
-        name: String,
-        /// What is wrong with it.
-        problem: EnvNameProblem,
-    },
-    /// One variable for several credentials.
-    Conflict {
-        /// The variable.
-        name: String,
-        /// Which credentials.
-        of: Vec<CredentialRef>,
-    },
-    /// It was asked for by name, and is for trusted services alone.
-    ExecutorOnly {
-        /// Which credential.
-        at: CredentialRef,
-    },
-    /// It was asked for by name, and is not for this consumer.
-    NotForConsumer {
-        /// Which credential.
-        at: CredentialRef,
-        /// The consumer.
-        consumer: String,
-    },
-    /// Its value has a NUL byte, which no variable can hold.
-    HasNul {
-        /// Which credential.
-        at: CredentialRef,
-        /// Its variable.
-        name: String,
-    },
-    /// The vault lists it under a name that it would not take.
-    Unnameable {
-        /// The namespace as it is listed.
-        namespace: String,
-        /// The key as it is listed.
-        key: String,
-    },
-    /// The vault has not given its value.
-    NotGiven {
-        /// Which credential.
-        at: CredentialRef,
-        /// What it said.
-        error: ClientError,
-    },
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing { at } => write!(f, "{at}: the vault has no value for it"),
-            Self::NoName { at } => {
-                write!(f, "{at}: no variable is named for it (it has no env_name)")
-            }
-            Self::Name { at, name, problem } => write!(f, "{at} in {name:?}: {problem}"),
-            Self::Conflict { name, of } => {
-                let of: Vec<_> = of.iter().map(ToString::to_string).collect();
-                write!(f, "{name}: it is the variable of {}", of.join(" and of "))
-            }
-            Self::ExecutorOnly { at } => {
-                write!(f, "{at}: it is executor_only, for a trusted service to fetch")
-            }
-            Self::NotForConsumer { at, consumer } => {
-                write!(f, "{at}: it is not for the consumer {consumer:?}")
-            }
-            Self::HasNul { at, name } => {
-                write!(f, "{at} in {name}: its value has a NUL byte, which no variable can hold")
-            }
-            Self::Unnameable { namespace, key } => {
-                write!(f, "{namespace}/{key}: it is listed under a name that cannot be asked for")
-            }
-            Self::NotGiven { at, error } => write!(f, "{at}: {error}"),
-        }
-    }
+    #[error("{at}: the vault has no value for it")]
+    Missing { at: CredentialRef },
+    /// It is delivered as a variable, and no name is stored for one.
+    #[error("{at}: no variable is named for it (it has no env_name)")]
+    NoName { at: CredentialRef },
+    /// Its variable may not have the name `name`.
+    #[error("{at} in {name:?}: {problem}")]
+    Name { at: CredentialRef, name: String, problem: EnvNameProblem },
+    /// The variable `name` was chosen for each of the credentials `of`.
+    #[error("{name}: it is the variable of {}", listed(of, " and of "))]
+    Conflict { name: String, of: Vec<CredentialRef> },
+    /// It was asked for by name, and only trusted services may fetch it.
+    #[error("{at}: it is executor_only, for a trusted service to fetch")]
+    ExecutorOnly { at: CredentialRef },
+    /// It was asked for by name, and `consumer` may not have it.
+    #[error("{at}: it is not for the consumer {consumer:?}")]
+    NotForConsumer { at: CredentialRef, consumer: String },
+    /// Its value has a NUL byte, which the variable `name` cannot hold.
+    #[error("{at} in {name}: its value has a NUL byte, which no variable can hold")]
+    HasNul { at: CredentialRef, name: String },
+    /// The vault lists it with a `namespace` and a `key` that no credential may have.
+    #[error("{namespace}/{key}: the vault lists it under a name that is not valid")]
+    Unnameable { namespace: String, key: String },
+    /// The vault answered the read of its value with `error`.
+    #[error("{at}: {error}")]
+    NotGiven { at: CredentialRef, error: ClientError },
 }
 
 /// Why there are no credentials to start a process with.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpawnError {
-    /// The vault could not be asked.
+    /// The request to the vault failed.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// These credentials cannot be delivered; there is at least one.
-    #[error("{}", list(.0))]
+    /// These credentials cannot be delivered. There is at least one.
+    #[error("{}\n  {}", counted(.0.len()), listed(.0, "\n  "))]
     Problems(Vec<Problem>),
 }
 
 impl SpawnError {
-    /// Nothing, or what was found to be in the way.
-    pub(super) fn unless_none(problems: Vec<Problem>) -> Result<(), Self> {
+    /// Succeeds if there are no problems. Names each of them once, in order.
+    pub(super) fn unless_none(mut problems: Vec<Problem>) -> Result<(), Self> {
+        problems.sort_by_cached_key(ToString::to_string);
+        problems.dedup_by_key(|problem| problem.to_string());
         if problems.is_empty() { Ok(()) } else { Err(Self::Problems(problems)) }
     }
 }
 
-fn list(problems: &[Problem]) -> String {
-    let mut text = match problems.len() {
+fn counted(problems: usize) -> String {
+    match problems {
         1 => "a credential cannot be delivered".to_owned(),
         count => format!("{count} credentials cannot be delivered"),
-    };
-    for problem in problems {
-        text.push_str("\n  ");
-        text.push_str(&problem.to_string());
     }
-    text
+}
+
+fn listed(items: &[impl ToString], separator: &str) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
 }

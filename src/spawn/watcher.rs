@@ -1,38 +1,34 @@
-//! [`Watcher`]: whether the credentials of a process have changed.
+//! [`Watcher`]: detects changes of a process's credentials.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::client::VaultClient;
-use crate::model::{CredentialRef, MaskedSummary};
-use crate::time::Timestamp;
+use crate::model::MaskedSummary;
 
 use super::fetch::fetch;
 use super::selection::Plan;
 use super::{RuntimeEnv, Selection, SpawnError};
 
-/// For how long after a change the values are read again at each look. The vault commits
-/// what it knows of a credential before its backend has the value, and gives the slowest
-/// of them, a keyring that is being unlocked, 30 s.
+/// After a change, each look reads the values again for this long. The vault commits the
+/// metadata of a store before its backend has the value, and waits up to 30 s for the slowest
+/// one, a keyring that is being unlocked.
 const SETTLING: Duration = Duration::from_secs(35);
 
-/// Follows a [`Selection`]: looks at what the vault lists, and reads values only when
-/// something of it was stored anew.
+/// Follows a [`Selection`]. It looks at the vault's listing, and reads values only after a
+/// store of one of the selected credentials.
 #[derive(Debug)]
 pub struct Watcher {
     selection: Selection,
-    /// Of the whole listing that was last looked at: as long as it is the same, so is all
-    /// else.
+    /// The digest of the vault's whole listing: while it stays the same, so does all else.
     listing: u64,
-    versions: Versions,
+    /// The digest of the plan, and of the listing of what is in it.
+    planned: u64,
     unsettled_until: Option<Instant>,
     current: Arc<RuntimeEnv>,
 }
-
-/// What goes into which variable, and when each was last stored.
-type Versions = BTreeMap<String, (CredentialRef, Option<Timestamp>)>;
 
 impl Watcher {
     /// Reads the values for the first time.
@@ -41,30 +37,25 @@ impl Watcher {
     ///
     /// As [`Selection::fetch`].
     pub fn start(client: &VaultClient, selection: Selection) -> Result<Self, SpawnError> {
-        // What is stored between the two requests is seen as a change at the next look.
+        // A store between the two requests shows as a change at the next look.
         let summaries = client.list_all()?;
         let plan = selection.plan(client)?;
         let current = Arc::new(fetch(client, &plan)?);
-        Ok(Self {
-            selection,
-            listing: digest(&summaries),
-            versions: versions(plan, &summaries),
-            unsettled_until: None,
-            current,
-        })
+        let (listing, planned) = (digest(&summaries), digest_of_plan(&plan, &summaries));
+        Ok(Self { selection, listing, planned, unsettled_until: None, current })
     }
 
-    /// What the process should have now.
+    /// The variables as of the last look.
     #[must_use]
     pub fn current(&self) -> &Arc<RuntimeEnv> {
         &self.current
     }
 
-    /// Looks once. Gives the new variables when a process would see a difference.
+    /// Looks once. Returns the new variables if a process would see a difference.
     ///
     /// # Errors
     ///
-    /// As [`Selection::fetch`]. Nothing has changed then, and the next look finds the same
+    /// As [`Selection::fetch`]. Then nothing has changed, and the next look finds the same
     /// difference again.
     pub fn look(&mut self, client: &VaultClient) -> Result<Option<&Arc<RuntimeEnv>>, SpawnError> {
         let now = Instant::now();
@@ -75,16 +66,16 @@ impl Watcher {
             return Ok(None);
         }
         let plan = self.selection.plan(client)?;
-        let versions = versions(plan.clone(), &summaries);
-        if versions == self.versions && is_settled {
+        let planned = digest_of_plan(&plan, &summaries);
+        if planned == self.planned && is_settled {
             self.listing = listing;
             return Ok(None);
         }
         let fetched = fetch(client, &plan)?;
-        if versions != self.versions {
+        if planned != self.planned {
             self.unsettled_until = Some(now + SETTLING);
         }
-        (self.listing, self.versions) = (listing, versions);
+        (self.listing, self.planned) = (listing, planned);
         if fetched.is_same_as(&self.current) {
             return Ok(None);
         }
@@ -93,23 +84,18 @@ impl Watcher {
     }
 }
 
-fn versions(plan: Plan, summaries: &[MaskedSummary]) -> Versions {
-    let stored: BTreeMap<(&str, &str), Timestamp> = summaries
-        .iter()
-        .map(|summary| ((&*summary.namespace, &*summary.key), summary.updated_at))
-        .collect();
-    plan.into_iter()
-        .map(|(name, at)| {
-            let time = stored.get(&(at.namespace().as_str(), at.key())).copied();
-            (name, (at, time))
-        })
-        .collect()
-}
-
-fn digest(summaries: &[MaskedSummary]) -> u64 {
+fn digest<'a>(summaries: impl IntoIterator<Item = &'a MaskedSummary>) -> u64 {
     let mut hasher = DefaultHasher::new();
     for summary in summaries {
         (&summary.namespace, &summary.key, summary.updated_at).hash(&mut hasher);
     }
+    hasher.finish()
+}
+
+fn digest_of_plan(plan: &Plan, summaries: &[MaskedSummary]) -> u64 {
+    let planned: HashSet<_> = plan.values().map(|at| (at.namespace().as_str(), at.key())).collect();
+    let of_plan = summaries.iter().filter(|it| planned.contains(&(&*it.namespace, &*it.key)));
+    let mut hasher = DefaultHasher::new();
+    (plan, digest(of_plan)).hash(&mut hasher);
     hasher.finish()
 }

@@ -1,4 +1,4 @@
-//! The client against a server that behaves, and one that does not.
+//! The client, against servers that behave well and badly.
 #![cfg(unix)]
 
 #[path = "support/fake.rs"]
@@ -27,7 +27,7 @@ fn impatient(socket: &Path) -> VaultClient {
 }
 
 #[test]
-fn each_call_asks_what_the_contract_says() {
+fn each_call_sends_the_request_of_the_contract() {
     let fake = Fake::new(|asked| match asked.what.as_str() {
         "GET /health" => {
             json("200 OK", r#"{"status":"ok","backend":"EnvVault","credential_count":2,"x":1}"#)
@@ -74,7 +74,7 @@ fn each_call_asks_what_the_contract_says() {
 }
 
 #[test]
-fn long_values_and_listings_come_whole() {
+fn long_values_and_listings_arrive_whole() {
     let value = "é\"\u{1}".repeat(60_000);
     let (stored, listing) = (value.clone(), {
         let one = r#"{"namespace":"n","key":"k","delivery_mode":"runtime_env","masked_preview":"****",
@@ -140,7 +140,7 @@ fn errors_are_told_apart() {
 }
 
 #[test]
-fn a_kept_connection_that_is_gone_is_replaced() {
+fn a_closed_kept_connection_is_replaced() {
     let fake = Fake::new(|_| {
         let Reply::Bytes(bytes) = json("200 OK", r#"{"value":"v"}"#) else { unreachable!() };
         Reply::Last(bytes)
@@ -152,7 +152,7 @@ fn a_kept_connection_that_is_gone_is_replaced() {
     }
 }
 
-/// What a server of the next test does with the connections it gets, one after the other.
+/// How the server of the next test treats a connection.
 #[derive(Clone, Copy)]
 enum Script {
     /// Answers every request.
@@ -165,8 +165,8 @@ enum Script {
     SwallowFirst,
 }
 
-/// A server whose connections go by `scripts`. Gives its socket, and says on the channel
-/// what was read by it, request by request.
+/// A server that treats its connections by `scripts`, one after the other. Sends each request
+/// that it read on the channel.
 fn scripted(scripts: Vec<Script>) -> (tempfile::TempDir, PathBuf, mpsc::Receiver<String>) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let socket = dir.path().join("vault.sock");
@@ -235,11 +235,10 @@ fn read_request(mut stream: &UnixStream) -> Option<String> {
     }
 }
 
-/// A store that the server may have carried out is never sent again; one that it certainly
-/// has not read is, and so is any read.
+/// The client repeats any read, and a store only if the server certainly did not read it.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_store_is_sent_again_only_when_it_was_not_taken() {
+fn a_store_is_repeated_only_if_it_was_not_read() {
     let get = |client: &VaultClient| client.get(&at("n", "k")).map(|value| value.is_some());
     let put = |client: &VaultClient| {
         client.store(&at("n", "k"), &StoreRequest::new(Secret::new("sk-canary".into())))
@@ -277,8 +276,7 @@ fn a_store_is_sent_again_only_when_it_was_not_taken() {
     assert_eq!(lines(told), ["GET"]);
 }
 
-/// After the service was killed and started again, every connection that many threads have
-/// left is closed, and none of it shows.
+/// A restart closes every connection that many threads have left. No caller sees it.
 #[test]
 fn a_restart_of_the_service_does_not_show() {
     let place = Place::new();
@@ -299,14 +297,14 @@ fn a_restart_of_the_service_does_not_show() {
         });
         service.kill();
         service = place.start();
-        // Which has forgotten its values, but is there for the first one who asks.
+        // The service has lost its values, but serves the first request.
         client.store(&at("n", "k"), &StoreRequest::new(Secret::new("v".into()))).expect("stores");
         assert!(client.has(&at("n", "k")).expect("asks"));
     }
 }
 
 #[test]
-fn a_service_that_is_not_there_is_named() {
+fn an_absent_service_is_unreachable() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let missing = dir.path().join("missing.sock");
     let stale = dir.path().join("stale.sock");
@@ -324,7 +322,7 @@ fn a_service_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_service_that_is_silent_is_given_up_on() {
+fn a_silent_service_times_out() {
     let fake = Fake::new(|_| Reply::Silence);
     let client = impatient(&fake.socket);
     let error = client.health().expect_err("no answer");
@@ -333,7 +331,7 @@ fn a_service_that_is_silent_is_given_up_on() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_listener_whose_queue_is_full_is_given_up_on() {
+fn a_listener_with_a_full_queue_times_out() {
     use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
     let dir = tempfile::tempdir().expect("a temporary directory");

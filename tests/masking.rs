@@ -1,4 +1,4 @@
-//! What [`Masker`] makes of what programs print. The texts were made by the programs named.
+//! [`Masker`] on the output of programs. The programs named made the texts.
 
 use intentframe_credentials::Secret;
 use intentframe_credentials::redact::Masker;
@@ -9,7 +9,7 @@ fn secrets(values: &[&str]) -> Vec<Secret> {
     values.iter().map(|&value| Secret::new(value.to_owned())).collect()
 }
 
-/// What comes out at the end, the same for the text in one piece and by bytes.
+/// The whole output, which is the same for the text in one piece and byte by byte.
 #[track_caller]
 fn masked(values: &[&str], text: &str) -> String {
     let mut whole = Vec::new();
@@ -27,7 +27,7 @@ fn masked(values: &[&str], text: &str) -> String {
     whole
 }
 
-/// What is at once let through of a text that more may follow.
+/// The output before the end of the stream is known.
 fn let_through(values: &[&str], text: &str) -> String {
     let mut output = Vec::new();
     Masker::new(&secrets(values)).mask(text.as_bytes(), &mut output);
@@ -35,7 +35,7 @@ fn let_through(values: &[&str], text: &str) -> String {
 }
 
 #[test]
-fn what_programs_print_of_a_value_is_replaced() {
+fn every_form_that_programs_print_is_replaced() {
     for (program, text) in [
         ("printf", VALUE),
         (
@@ -156,7 +156,7 @@ fn a_prompt_is_shown_at_once() {
 }
 
 #[test]
-fn what_may_be_the_beginning_of_a_value_is_held_until_that_is_known() {
+fn the_possible_beginning_of_a_value_is_held_back() {
     let mut masker = Masker::new(&secrets(&["sk-made-up-13"]));
     let mut output = Vec::new();
     masker.mask(b"key=sk-made-", &mut output);

@@ -1,4 +1,4 @@
-//! The `service` backend: a service that forwards to another one.
+//! The `service` backend: a service that forwards to another.
 #![cfg(unix)]
 
 mod support;
@@ -79,7 +79,7 @@ fn metadata_is_kept_by_the_service_behind() {
 }
 
 #[test]
-fn a_service_that_is_away_is_a_503_and_comes_back() {
+fn an_absent_upstream_is_a_503_until_it_is_back() {
     let (behind, mut service, _front, forwarder) = pair();
     assert_eq!(forwarder.put(KEY, &json!({ "value": "sk-canary" })).status, 200);
     service.signal(Signal::TERM);
@@ -104,7 +104,7 @@ fn a_service_that_is_away_is_a_503_and_comes_back() {
     assert!(!forwarder.log().contains("canary"));
 }
 
-/// What a service says that does not start.
+/// The log of a service that does not start.
 fn refusal(setup: Setup, code: i32) -> String {
     let mut service = setup.spawn();
     assert_eq!(service.wait().code(), Some(code), "{}", service.log());
@@ -112,7 +112,7 @@ fn refusal(setup: Setup, code: i32) -> String {
 }
 
 #[test]
-fn a_way_back_to_itself_is_refused() {
+fn a_forwarding_loop_is_rejected() {
     let place = Place::new();
     let own = place.socket().to_str().expect("UTF-8").to_owned();
     for setup in [
@@ -131,7 +131,7 @@ fn a_way_back_to_itself_is_refused() {
     let said = refusal(forwarding(&place, &alias.join("vault.sock")), 2);
     assert!(said.contains("forward to itself"), "{said}");
 
-    // By way of a second one, which forwards to the place that the first one had.
+    // Indirectly: a second service forwards to the socket of the first.
     let front = Place::new();
     let mut service = place.start();
     let forwarder = forwarding(&front, &service.socket).start();
@@ -142,7 +142,7 @@ fn a_way_back_to_itself_is_refused() {
 }
 
 #[test]
-fn a_service_that_is_not_there_yet_is_waited_for() {
+fn it_can_wait_for_its_upstream() {
     let (behind, front) = (Place::new(), Place::new());
     let said = refusal(forwarding(&front, &behind.socket()), 5);
     assert!(said.contains("no vault answers") && said.contains("--wait-for-backend"), "{said}");

@@ -1,4 +1,4 @@
-//! The `service` backend: another vault service, asked over its socket.
+//! The `service` backend: forwards to another vault service over its socket.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -12,32 +12,32 @@ use crate::settings;
 
 use super::{BackendOptions, BackendStatus, CredentialVault, MetadataKeeper};
 
-/// The setting that names the socket to forward to.
+/// The setting for the socket of the service to forward to.
 pub const UPSTREAM_VARIABLE: &str = "IF_VAULT_UPSTREAM_SOCKET";
 
-/// The setting that says whom the service there may run as, besides this user and root.
+/// The setting for a user ID that this service may run as, besides root and our own.
 pub const UPSTREAM_UID_VARIABLE: &str = "IF_VAULT_UPSTREAM_UID";
 
-/// Longer than the 30 s that a service gives its keyring, so that its own advice is heard.
+/// A service waits up to 30 s for its keyring. Its own error, with advice, should come first.
 const TIMEOUT: Duration = Duration::from_secs(35);
 
-/// `/health` is answered within a moment, whatever state the other service is in.
+/// `/health` must answer fast, whatever state the other service is in.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// When it is worth asking again a service that does not answer.
+/// When a caller should try again after the other service did not answer.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// Forwards to another service, which keeps values and metadata alike.
+/// Forwards to another service, which keeps both values and metadata.
 #[derive(Debug)]
 pub struct ServiceVault {
     client: VaultClient,
     health: VaultClient,
-    /// The socket that this process listens on itself, if it does.
+    /// The socket of this process's own service, if it has one.
     own: Option<PathBuf>,
 }
 
 impl ServiceVault {
-    /// Forwards to the service on `socket`; `server_uid` as in [`ClientOptions`].
+    /// Forwards to the service on `socket`. For `server_uid`, see [`ClientOptions`].
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>, server_uid: Option<u32>) -> Self {
         let socket = socket.into();
@@ -47,11 +47,9 @@ impl ServiceVault {
         Self { client: client(TIMEOUT), health: client(HEALTH_TIMEOUT), own: None }
     }
 
-    /// From [`UPSTREAM_VARIABLE`], else as any client finds its socket.
+    /// Forwards to the socket in [`UPSTREAM_VARIABLE`], else to the one a client would use.
     pub(super) fn from_options(options: &BackendOptions) -> Result<Self, VaultError> {
         let environment = &options.environment;
-        let invalid =
-            |reason: String| VaultError::ValidationFailed { field: Field::Backend, reason };
         let upstream = environment.setting(UPSTREAM_VARIABLE).map(Path::new);
         let socket =
             settings::socket(upstream, environment).map_err(|error| invalid(error.to_string()))?;
@@ -59,39 +57,34 @@ impl ServiceVault {
             .setting(UPSTREAM_UID_VARIABLE)
             .map(str::parse)
             .transpose()
-            .map_err(|_| invalid(format!("{UPSTREAM_UID_VARIABLE} is a user id, a number")))?;
+            .map_err(|_| invalid(format!("{UPSTREAM_UID_VARIABLE} is a user ID, a number")))?;
         Ok(Self { own: options.own_socket.clone(), ..Self::new(socket, server_uid) })
     }
 
-    /// Follows the services that forward to one another, and refuses a way that comes back.
+    /// Follows the chain of forwarding services. Rejects a loop, direct or indirect.
     fn check_for_loop(&self, own: &Path) -> Result<(), VaultError> {
-        let invalid =
-            |reason: String| Err(VaultError::ValidationFailed { field: Field::Backend, reason });
         let own = resolved(own);
         let mut seen = HashSet::new();
         let mut next = resolved(self.client.socket());
         loop {
             if next == own {
-                return invalid(format!(
-                    "the service would forward to itself at {}; name the socket of another one \
-                     with {UPSTREAM_VARIABLE}, or listen elsewhere with --socket",
+                return Err(invalid(format!(
+                    "the service would forward to itself at {}; set {UPSTREAM_VARIABLE} to the \
+                     socket of another service, or listen on another socket",
                     own.display()
-                ));
+                )));
             }
             if !seen.insert(next.clone()) {
-                return invalid(format!(
-                    "the services that it would forward to go round in a circle at {}",
-                    next.display()
-                ));
+                let next = next.display();
+                return Err(invalid(format!("the service would forward into a loop at {next}")));
             }
-            let health = if seen.len() == 1 {
-                self.health().map_err(unavailable)?
-            } else {
-                // Whether a service further on works is for the one before it to say.
-                match VaultClient::new(&next).health() {
-                    Ok(health) => health,
-                    Err(_) => return Ok(()),
-                }
+            let is_first = seen.len() == 1;
+            let asked = if is_first { self.health() } else { VaultClient::new(&next).health() };
+            let health = match asked {
+                Ok(health) => health,
+                Err(error) if is_first => return Err(unavailable(error)),
+                // The service before it reports whether this one works.
+                Err(_) => return Ok(()),
             };
             match health.more.get("upstream").and_then(serde_json::Value::as_str) {
                 Some(upstream) => next = resolved(Path::new(upstream)),
@@ -103,35 +96,27 @@ impl ServiceVault {
     fn health(&self) -> Result<Health, ClientError> {
         self.health.health()
     }
-
-    fn failed(at: &CredentialRef, call: Call, error: ClientError) -> VaultError {
-        let at = at.clone();
-        let reason = match error {
-            error @ ClientError::Failed { status: 503, .. } => return unavailable(error),
-            ClientError::Refused { detail, .. } | ClientError::Failed { detail, .. } => detail,
-            error => return unavailable(error),
-        };
-        match call {
-            Call::Get => VaultError::ReadFailed { at, reason },
-            Call::Store => VaultError::StoreFailed { at, reason },
-            Call::Delete => VaultError::DeleteFailed { at, reason },
-        }
-    }
 }
 
-#[derive(Clone, Copy)]
-enum Call {
-    Get,
-    Store,
-    Delete,
+fn invalid(reason: String) -> VaultError {
+    VaultError::ValidationFailed { field: Field::Backend, reason }
+}
+
+/// The error of a call that the other service refused: `failed` makes it from the reason.
+fn refused(error: ClientError, failed: impl FnOnce(String) -> VaultError) -> VaultError {
+    match error {
+        ClientError::Failed { status: 503, .. } => unavailable(error),
+        ClientError::Refused { detail, .. } | ClientError::Failed { detail, .. } => failed(detail),
+        error => unavailable(error),
+    }
 }
 
 fn unavailable(error: ClientError) -> VaultError {
     let reason = match error {
-        // What the other service says of its own backend is said as if it were ours.
+        // The detail describes the backend of the other service.
         ClientError::Failed { status: 503, detail } => detail,
         ClientError::ForeignServer { .. } => {
-            format!("{error}; {UPSTREAM_UID_VARIABLE} may name a further user")
+            format!("{error}; {UPSTREAM_UID_VARIABLE} can allow another user ID")
         }
         error => error.to_string(),
     };
@@ -142,8 +127,8 @@ fn unavailable(error: ClientError) -> VaultError {
     }
 }
 
-/// The path with its directory's links followed, so that two names of one socket compare
-/// as equal, also before there is a socket.
+/// The path with the links of its directory resolved, so that two names of one socket are
+/// equal even before the socket exists.
 fn resolved(socket: &Path) -> PathBuf {
     let directory = match socket.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -160,18 +145,20 @@ impl CredentialVault for ServiceVault {
     }
 
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
-        self.client.get(at).map_err(|error| Self::failed(at, Call::Get, error))
+        let failed = |reason| VaultError::ReadFailed { at: at.clone(), reason };
+        self.client.get(at).map_err(|error| refused(error, failed))
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
         self.store_request(at, &StoreRequest::new(value.duplicate()))
     }
 
-    /// What the other service says of a delete is the same whether there was something or
-    /// not, so it is asked before.
+    /// The other service does not tell whether there was something to delete. So this asks
+    /// first.
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let existed = self.has(at)?;
-        self.client.delete(at).map_err(|error| Self::failed(at, Call::Delete, error))?;
+        let failed = |reason| VaultError::DeleteFailed { at: at.clone(), reason };
+        self.client.delete(at).map_err(|error| refused(error, failed))?;
         Ok(existed)
     }
 
@@ -225,6 +212,7 @@ impl MetadataKeeper for ServiceVault {
     }
 
     fn store_request(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {
-        self.client.store(at, request).map_err(|error| Self::failed(at, Call::Store, error))
+        let failed = |reason| VaultError::StoreFailed { at: at.clone(), reason };
+        self.client.store(at, request).map_err(|error| refused(error, failed))
     }
 }

@@ -2,7 +2,7 @@
 
 use zeroize::Zeroizing;
 
-/// Room for `capacity` bytes: growing beyond it would leave a copy that is not wiped.
+/// A buffer that is wiped, with room for `capacity` bytes: growing would leave a copy behind.
 pub(super) fn scratch(capacity: usize) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(Vec::with_capacity(capacity))
 }
@@ -15,7 +15,7 @@ pub(super) fn hex(byte: u8, digits: Digits) -> [u8; 2] {
     [digits[usize::from(byte >> 4)], digits[usize::from(byte & 0xf)]]
 }
 
-/// How a writer of JSON strings goes beyond what it must escape.
+/// What a writer of JSON strings escapes beyond what it must.
 #[derive(Clone, Copy)]
 pub(super) struct JsonStyle {
     digits: Digits,
@@ -32,10 +32,10 @@ pub(super) struct JsonStyle {
 const PLAIN: JsonStyle =
     JsonStyle { digits: LOWER, ascii: false, delete: false, slash: false, also: b"" };
 
-/// Python's `json.dumps`, as it is unless told otherwise.
+/// The default of Python's `json.dumps`.
 pub(super) const PYTHON: JsonStyle = JsonStyle { ascii: true, delete: true, ..PLAIN };
 
-/// What is safe within HTML (Go's default).
+/// Unsafe within HTML (Go's default).
 const HTML: &[u8] = b"<>&";
 
 pub(super) fn json_styles() -> impl Iterator<Item = JsonStyle> {
@@ -53,7 +53,7 @@ pub(super) fn json_styles() -> impl Iterator<Item = JsonStyle> {
         })
     });
     common.chain([
-        // jq; then PHP, which leaves DEL alone.
+        // jq; then PHP, which does not escape DEL.
         JsonStyle { delete: true, ..PLAIN },
         JsonStyle { ascii: true, slash: true, ..PLAIN },
         // Gson, and .NET, which has no short form for a quotation mark.

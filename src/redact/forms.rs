@@ -1,4 +1,4 @@
-//! How a value may be written: as it is, and in each encoding that programs print.
+//! [`Form`]: the ways in which programs print a value, plain or encoded.
 
 use zeroize::Zeroizing;
 
@@ -12,11 +12,10 @@ pub(super) struct Form {
     pub(super) wraps: bool,
 }
 
-/// A base64 or hex form that is shorter would hide text that has nothing to do with the
-/// value.
+/// A shorter base64 or hex form would match text that has nothing to do with the value.
 const SHORTEST_ENCODED: usize = 4;
 
-/// Every form of `value`, without those of nothing. Some may be equal.
+/// Every form of `value` that is not empty. Some may be equal.
 pub(super) fn of(value: &str) -> Vec<Form> {
     let mut forms = Forms(Vec::new());
     forms.of_text(value);
@@ -35,7 +34,7 @@ impl Forms {
         let bytes = value.as_bytes();
         self.plain(bytes);
         if bytes.contains(&b'\n') {
-            // What a terminal makes of it.
+            // As a terminal shows it.
             let mut text = scratch(bytes.len() * 2);
             for &byte in bytes {
                 text.extend_from_slice(if byte == b'\n' {
@@ -78,10 +77,9 @@ impl Forms {
         }
     }
 
-    /// The value in the base64 of something longer, in which `before` bytes (modulo three)
-    /// come before it: the characters that the value alone determines. The one that it
-    /// shares with what follows is known where nothing does, or a newline (whose upper bits
-    /// are zeros as well).
+    /// The value within the base64 of a longer text, after `before` bytes (modulo three): the
+    /// characters that the value alone determines. The one that it shares with the next byte
+    /// is known at the end of the text, and before a newline, whose upper bits are zeros.
     fn base64(&mut self, value: &[u8], before: usize, alphabet: &[u8; 64]) {
         let mut all = scratch(before + value.len());
         all.resize(before, 0);
@@ -124,8 +122,7 @@ fn base64(bytes: &[u8], alphabet: &[u8; 64], text: &mut Vec<u8>) {
 
 // ---------------------------------------------------------------- URL escapes (RFC 3986)
 
-/// What one kind of percent-encoding leaves as it is, beyond letters, digits, `-`, `.`
-/// and `_`.
+/// One kind of percent-encoding: what it keeps besides letters, digits, `-`, `.` and `_`.
 struct UrlStyle {
     kept: &'static [u8],
     blank: &'static [u8],
@@ -213,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_and_a_shell_make_of_newlines_is_known() {
+    fn newlines_have_the_forms_of_terminals_and_shells() {
         let value = "line one\nline two\n";
         assert!(has(value, "line one\nline two"));
         assert!(has(value, "line one\r\nline two"));
@@ -221,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_has_no_form_and_encodings_of_very_little_are_left_out() {
+    fn empty_forms_and_very_short_encodings_are_left_out() {
         assert!(of("").is_empty());
         assert!(of("\n").iter().all(|form| !form.text.is_empty()));
         assert!(!has("a", "61") && !has("a", "YQ"));

@@ -1,11 +1,11 @@
-//! [`redact_credentials`]: a layer around a logger, past which no secret comes.
+//! [`redact_credentials`]: a layer around a logger that keeps secrets out of it.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use log::kv::{self, Key, Source, Value, VisitSource};
+use log::kv::{self, Key, Value, VisitSource};
 use log::{Log, Metadata, Record};
 use zeroize::Zeroizing;
 
@@ -13,12 +13,12 @@ use super::finder::Finder;
 use super::{CredentialScrubber, Masker, REDACTED_VALUE};
 use crate::Secret;
 
-/// Puts a layer around `logger` that scrubs what it is given.
+/// Wraps `logger` in a layer that scrubs each record.
 ///
-/// The values of key-values with a sensitive name (see [`CredentialScrubber`]) become
-/// `[REDACTED]`, and so does every occurrence of a registered secret, in any of its encoded
-/// forms (see [`Masker`]), in messages and in key-values. What the logger does not take is
-/// not looked at.
+/// The value of a key-value with a sensitive name (see [`CredentialScrubber`]) becomes
+/// `[REDACTED]`. So does every occurrence of a registered secret in messages and key-values,
+/// in any of its encoded forms (see [`Masker`]). Records that the logger has disabled are not
+/// formatted.
 ///
 /// ```
 /// use intentframe_credentials::Secret;
@@ -47,7 +47,7 @@ pub fn redact_credentials<L: Log>(logger: L, secrets: &RegisteredSecrets) -> Red
     RedactingLogger { logger, secrets: secrets.clone(), scrubber: CredentialScrubber::default() }
 }
 
-/// The secrets that a [`RedactingLogger`] looks for. A clone is another handle to the same.
+/// The secrets that a [`RedactingLogger`] looks for. Clones share them.
 #[derive(Clone, Default)]
 pub struct RegisteredSecrets(Arc<Mutex<Registry>>);
 
@@ -55,12 +55,12 @@ pub struct RegisteredSecrets(Arc<Mutex<Registry>>);
 struct Registry {
     secrets: HashMap<u64, Secret>,
     next: u64,
-    /// Made anew by the first line after a change.
+    /// Built when it is next needed after a change.
     finder: Option<Arc<Finder>>,
 }
 
 impl RegisteredSecrets {
-    /// Has the secret looked for, for as long as what this gives lives.
+    /// Looks for the secret until the registration that this returns is dropped.
     pub fn register(&self, secret: &Secret) -> Registration {
         let mut registry = self.registry();
         let number = registry.next;
@@ -70,7 +70,7 @@ impl RegisteredSecrets {
         Registration { secrets: self.clone(), number }
     }
 
-    /// The text without registered secrets.
+    /// Replaces registered secrets in `text`.
     #[must_use]
     pub fn redact(&self, text: String) -> String {
         match self.finder() {
@@ -79,7 +79,7 @@ impl RegisteredSecrets {
         }
     }
 
-    /// What finds them, if there are any.
+    /// Returns `None` if no secret is registered.
     fn finder(&self) -> Option<Arc<Finder>> {
         let mut registry = self.registry();
         if registry.secrets.is_empty() {
@@ -109,7 +109,7 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// The secret is looked for until the process ends.
+    /// Keeps the registration until the process ends.
     pub fn keep(self) {
         mem::forget(self);
     }
@@ -123,7 +123,7 @@ impl Drop for Registration {
     }
 }
 
-/// A logger behind a layer that scrubs; see [`redact_credentials`].
+/// A logger in a layer that scrubs; see [`redact_credentials`].
 #[derive(Debug)]
 pub struct RedactingLogger<L> {
     logger: L,
@@ -132,7 +132,7 @@ pub struct RedactingLogger<L> {
 }
 
 impl<L> RedactingLogger<L> {
-    /// With other names of key-values that are sensitive.
+    /// Replaces the names of key-values that are sensitive.
     #[must_use]
     pub fn with_scrubber(self, scrubber: CredentialScrubber) -> Self {
         Self { scrubber, ..self }
@@ -152,16 +152,34 @@ impl<L: Log> Log for RedactingLogger<L> {
         let redacted = |text: &str| finder.as_ref().and_then(|finder| redacted(finder, text));
         let message = Zeroizing::new(record.args().to_string());
         let replaced_message = redacted(&message);
-        let mut replaced =
-            Replacements { scrubber: &self.scrubber, redacted: &redacted, pairs: Vec::new() };
-        // A source that fails has shown what it has; the logger will meet the error too.
-        let _ = record.key_values().visit(&mut replaced);
-        let pairs = Replaced { source: record.key_values(), pairs: replaced.pairs };
+        let mut pairs = Pairs(Vec::new());
+        // After an error of the source, the pairs before it are logged.
+        let _ = record.key_values().visit(&mut pairs);
+        let replacements: Vec<_> = pairs
+            .0
+            .iter()
+            .map(|(key, value)| {
+                let value = if self.scrubber.is_sensitive(key.as_str()) {
+                    Some(REDACTED_VALUE.to_owned())
+                } else {
+                    redacted(&Zeroizing::new(value.to_string()))
+                };
+                (redacted(key.as_str()), value)
+            })
+            .collect();
+        for ((key, value), (new_key, new_value)) in pairs.0.iter_mut().zip(&replacements) {
+            if let Some(new_key) = new_key {
+                *key = Key::from_str(new_key);
+            }
+            if let Some(new_value) = new_value {
+                *value = Value::from(new_value.as_str());
+            }
+        }
         self.logger.log(
             &record
                 .to_builder()
                 .args(format_args!("{}", replaced_message.as_deref().unwrap_or(&message)))
-                .key_values(&pairs)
+                .key_values(&pairs.0.as_slice())
                 .build(),
         );
     }
@@ -171,7 +189,7 @@ impl<L: Log> Log for RedactingLogger<L> {
     }
 }
 
-/// The text without what the finder finds; `None` if there is nothing of that in it.
+/// The text without what the finder finds. Returns `None` if it finds nothing.
 fn redacted(finder: &Arc<Finder>, text: &str) -> Option<String> {
     let mut masker = Masker::with(Arc::clone(finder));
     let mut output = Vec::with_capacity(text.len());
@@ -183,53 +201,13 @@ fn redacted(finder: &Arc<Finder>, text: &str) -> Option<String> {
     Some(String::from_utf8(output).expect("forms are whole characters, and so is the rest"))
 }
 
-/// What each key and value of a record is replaced by, if it is.
-struct Replacements<'a> {
-    scrubber: &'a CredentialScrubber,
-    redacted: &'a dyn Fn(&str) -> Option<String>,
-    pairs: Vec<(Option<String>, Option<String>)>,
-}
+/// The key-values of a record.
+struct Pairs<'kvs>(Vec<(Key<'kvs>, Value<'kvs>)>);
 
-impl<'kvs> VisitSource<'kvs> for Replacements<'_> {
+impl<'kvs> VisitSource<'kvs> for Pairs<'kvs> {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
-        let replaced = if self.scrubber.is_sensitive(key.as_str()) {
-            Some(REDACTED_VALUE.to_owned())
-        } else {
-            (self.redacted)(&Zeroizing::new(value.to_string()))
-        };
-        self.pairs.push(((self.redacted)(key.as_str()), replaced));
+        self.0.push((key, value));
         Ok(())
-    }
-}
-
-/// A record's key-values, with replacements in the order in which they are visited.
-struct Replaced<'a> {
-    source: &'a dyn Source,
-    pairs: Vec<(Option<String>, Option<String>)>,
-}
-
-impl Source for Replaced<'_> {
-    fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
-        self.source.visit(&mut Replacing { pairs: self.pairs.iter(), visitor })
-    }
-
-    fn count(&self) -> usize {
-        self.source.count()
-    }
-}
-
-struct Replacing<'kvs, 'v> {
-    pairs: std::slice::Iter<'kvs, (Option<String>, Option<String>)>,
-    visitor: &'v mut dyn VisitSource<'kvs>,
-}
-
-impl<'kvs> VisitSource<'kvs> for Replacing<'kvs, '_> {
-    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
-        // A source that has more to show the second time is not trusted with it.
-        let Some((new_key, new_value)) = self.pairs.next() else { return Ok(()) };
-        let key = new_key.as_deref().map_or(key, Key::from_str);
-        let value = new_value.as_deref().map_or(value, Value::from);
-        self.visitor.visit_pair(key, value)
     }
 }
 
@@ -237,7 +215,7 @@ impl<'kvs> VisitSource<'kvs> for Replacing<'kvs, '_> {
 mod tests {
     use super::*;
 
-    /// Keeps what it is told, but for DEBUG and TRACE.
+    /// Keeps each record above DEBUG.
     #[derive(Clone, Default)]
     struct Heard(Arc<Mutex<Vec<String>>>);
 
@@ -285,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn registered_secrets_are_replaced_in_messages_in_every_form() {
+    fn messages_lose_registered_secrets_in_every_form() {
         let (secrets, logger, heard) = logger();
         let _registered = secrets.register(&secret("sk/made-up"));
         for form in ["sk/made-up", "c2svbWFkZS11cA==", "736b2f6d6164652d7570", "sk%2Fmade-up"] {
@@ -299,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn key_values_are_scrubbed_by_name_and_by_value_and_keep_their_kind() {
+    fn key_values_are_scrubbed_by_name_and_value_and_keep_their_type() {
         let (secrets, logger, heard) = logger();
         let _registered = secrets.register(&secret("made-up-1"));
         let url = "https://u:made-up-1@host";
@@ -338,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_logged_is_not_even_formatted() {
+    fn disabled_records_are_not_formatted() {
         struct Loud;
         impl fmt::Display for Loud {
             fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,4 @@
-//! [`Masker`]: values and their encoded forms, replaced in a stream.
+//! [`Masker`]: replaces values and their encoded forms in a stream.
 
 use std::fmt;
 use std::mem;
@@ -12,13 +12,13 @@ use crate::Secret;
 
 /// Replaces values, and their encoded forms, in a stream of bytes by `[REDACTED]`.
 ///
-/// What is found does not depend on how the stream is cut into pieces. The forms are the
-/// value itself, base64 (both alphabets, also as a part of something longer), hex, and what
-/// escaping for URLs and JSON strings makes of it; base64 and hex also over line breaks.
-/// Where found ones overlap, one `[REDACTED]` stands for all of them.
+/// The result does not depend on how the stream is cut into pieces. The forms are the value
+/// itself, base64 (both alphabets, also as a part of a longer text), hex, and the value
+/// escaped for URLs and JSON strings. Base64 and hex may have line breaks in them. One
+/// `[REDACTED]` replaces all forms that overlap.
 ///
-/// Bytes that may be the beginning of a form are held back until it is certain: no more of
-/// them than the longest form has, and some KiB. Everything else goes on at once.
+/// The masker holds back bytes that may begin a form until it is certain: at most the length
+/// of the longest form, and some KiB. Everything else comes out at once.
 ///
 /// ```
 /// use intentframe_credentials::Secret;
@@ -35,23 +35,22 @@ use crate::Secret;
 /// ```
 pub struct Masker {
     finder: Arc<Finder>,
-    /// The bytes from the first place on that is not decided.
+    /// The bytes from the first undecided place on.
     held: Zeroizing<Vec<u8>>,
     front: Front,
 }
 
-/// With what is held, no more of the input is joined than this at a time, unless more is
-/// held.
+/// How much input is joined to the held bytes at a time, unless more is held.
 const JOINED: usize = 4096;
 
 impl Masker {
-    /// Empty values are passed over.
+    /// Creates a masker for `values`. Ignores empty ones.
     #[must_use]
     pub fn new<'a>(values: impl IntoIterator<Item = &'a Secret>) -> Self {
         Self::with(Arc::new(Finder::new(values)))
     }
 
-    /// For another stream, with the same values.
+    /// Creates a masker of the same values for another stream.
     #[must_use]
     pub fn another(&self) -> Self {
         Self::with(Arc::clone(&self.finder))
@@ -61,7 +60,7 @@ impl Masker {
         Self { finder, held: Zeroizing::default(), front: Front::default() }
     }
 
-    /// Takes the next bytes of the stream, and appends to `output` what is certain of it.
+    /// Takes the next bytes of the stream, and appends to `output` all that is decided.
     pub fn mask(&mut self, input: &[u8], output: &mut Vec<u8>) {
         let mut rest = input;
         while !self.held.is_empty() && !rest.is_empty() {
@@ -80,13 +79,13 @@ impl Masker {
         }
     }
 
-    /// How many bytes are held back, since they may be the beginning of a form.
+    /// How many bytes are held back because they may begin a form.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held.len()
     }
 
-    /// The stream has ended: appends what was held back. Another one may follow.
+    /// Ends the stream: appends the held bytes. Another stream may follow.
     pub fn finish(&mut self, output: &mut Vec<u8>) {
         self.front.advance(&self.finder, &self.held, true, output);
         let held = self.held.len();
@@ -101,10 +100,10 @@ impl fmt::Debug for Masker {
     }
 }
 
-/// How far it has been decided what becomes of the stream.
+/// The progress of the search in a stream.
 #[derive(Default)]
 struct Front {
-    /// What may begin at the first undecided place, and the longest that does.
+    /// The forms that may begin at the first undecided place, and the longest that does.
     attempts: Vec<Attempt>,
     longest: usize,
     /// How many bytes from there on are known to belong to a value.
@@ -112,8 +111,8 @@ struct Front {
 }
 
 impl Front {
-    /// Decides as much of `text` as can be, which begins at the first undecided place;
-    /// how much that is. With `ended`, nothing follows it.
+    /// Decides as much as possible of `text`, which begins at the first undecided place.
+    /// Returns how much. With `ended`, nothing follows the text.
     fn advance(
         &mut self,
         finder: &Finder,
@@ -121,7 +120,7 @@ impl Front {
         ended: bool,
         output: &mut Vec<u8>,
     ) -> usize {
-        // All before it has been written, or belongs to a value.
+        // All bytes before this are in the output, or belong to a value.
         let mut written = self.covered;
         let mut place = 0;
         loop {
@@ -177,8 +176,8 @@ fn remove_front(held: &mut Zeroizing<Vec<u8>>, size: usize) {
     held.truncate(left);
 }
 
-/// Moves what follows the first `size` bytes to the front, and wipes the rest; how much
-/// was moved.
+/// Moves all but the first `size` bytes to the front, and wipes the rest. Returns how many
+/// it moved.
 fn move_to_front(bytes: &mut [u8], size: usize) -> usize {
     bytes.copy_within(size.., 0);
     let left = bytes.len() - size;
@@ -193,7 +192,7 @@ mod tests {
     use super::super::forms::{self, Form};
     use super::*;
 
-    /// What is expected, from the definition: every place is tried with every form.
+    /// The definition: tries every form at every place.
     fn by_definition(values: &[Secret], text: &[u8]) -> Vec<u8> {
         let forms: Vec<Form> = values.iter().flat_map(|value| forms::of(value.expose())).collect();
         let mut regions: Vec<Range<usize>> = Vec::new();
@@ -228,7 +227,7 @@ mod tests {
         Some(text.len() - rest.len())
     }
 
-    /// Numbers that are the same in every run (splitmix64).
+    /// The same random numbers in every run (splitmix64).
     struct Numbers(u64);
 
     impl Numbers {
@@ -245,7 +244,7 @@ mod tests {
         }
     }
 
-    /// `text` in pieces; what has come out when the last is in and the end is told.
+    /// The whole output for a text in pieces.
     fn masked<'t>(values: &[Secret], pieces: impl IntoIterator<Item = &'t [u8]>) -> Vec<u8> {
         let mut masker = Masker::new(values);
         let mut output = Vec::new();
@@ -267,7 +266,7 @@ mod tests {
         pieces
     }
 
-    /// Text of forms, whole and cut short, with line breaks in them, and of other things.
+    /// A text of forms, whole and cut short, with line breaks in them, and other characters.
     fn text_of(numbers: &mut Numbers, values: &[Secret], alphabet: &[char]) -> Vec<u8> {
         let mut text = Vec::new();
         for _ in 0..numbers.below(12) {
@@ -292,9 +291,9 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_met_however_the_stream_is_cut() {
-        // Few letters, so that forms overlap, repeat and begin alike; then those that
-        // escapes and alphabets care about.
+    fn the_masker_meets_its_definition_however_the_stream_is_cut() {
+        // Few letters, so that forms overlap, repeat and begin alike; then characters that
+        // encodings treat specially.
         let alphabets: [&[char]; 3] = [
             &['a', 'b'],
             &['a', '/', '"', '+', ' ', '\n', 'é', '\u{1f511}', '<'],
@@ -325,10 +324,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_joined_in_large_pieces_meets_the_definition_as_well() {
+    fn large_pieces_give_the_same_result() {
         for seed in 0..4 {
             let mut numbers = Numbers(seed);
-            // Longer than what is joined at a time, and periodic but for its end.
+            // Longer than `JOINED`, and periodic except for its end.
             let length = 9_000 + numbers.below(3_000);
             let values = [
                 Secret::new("ab".repeat(length / 2) + "c"),
@@ -348,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_bounded_by_the_longest_form() {
+    fn the_longest_form_bounds_the_held_bytes() {
         let values = [Secret::new("ab".repeat(500) + "c")];
         let longest = forms::of(values[0].expose()).iter().map(|form| form.text.len()).max();
         let bound = longest.expect("there are forms") * 3 + 2 * JOINED;
@@ -363,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_held_is_wiped() {
+    fn held_bytes_are_wiped() {
         let mut held = *b"sk-made-up-value";
         assert_eq!(move_to_front(&mut held, 11), 5);
         assert_eq!(&held, b"value\0\0\0\0\0\0\0\0\0\0\0");

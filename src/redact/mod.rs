@@ -1,4 +1,4 @@
-//! Keeping values out of what is written: streams, log lines and JSON documents.
+//! Keeps values out of streams, log records and JSON documents.
 
 mod escape;
 mod finder;
@@ -11,5 +11,5 @@ pub use log::{RedactingLogger, RegisteredSecrets, Registration, redact_credentia
 pub use mask::Masker;
 pub use scrubber::{CredentialScrubber, SENSITIVE_KEYS};
 
-/// What stands where a value was.
+/// The text that replaces a value.
 pub const REDACTED_VALUE: &str = "[REDACTED]";

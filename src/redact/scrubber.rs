@@ -1,4 +1,4 @@
-//! [`CredentialScrubber`]: JSON documents without the values of sensitive keys.
+//! [`CredentialScrubber`]: removes the values of sensitive keys from JSON documents.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::REDACTED_VALUE;
 use super::escape;
 
-/// The keys whose values are taken for secrets, in any case.
+/// The keys whose values count as secrets. Their case does not matter.
 pub const SENSITIVE_KEYS: [&str; 19] = [
     "password",
     "secret",
@@ -31,7 +31,7 @@ pub const SENSITIVE_KEYS: [&str; 19] = [
     "app_password",
 ];
 
-/// Takes the values of sensitive keys out of JSON documents.
+/// Replaces the values of sensitive keys in JSON documents.
 ///
 /// ```
 /// use intentframe_credentials::redact::CredentialScrubber;
@@ -49,14 +49,15 @@ pub struct CredentialScrubber {
 }
 
 impl Default for CredentialScrubber {
-    /// With [`SENSITIVE_KEYS`] and [`REDACTED_VALUE`].
+    /// Uses [`SENSITIVE_KEYS`] and [`REDACTED_VALUE`].
     fn default() -> Self {
         Self::new(SENSITIVE_KEYS, REDACTED_VALUE)
     }
 }
 
 impl CredentialScrubber {
-    /// With these keys, in any case, and this in the place of their values.
+    /// Creates a scrubber of these keys, in any case, that puts `redacted_value` in place of
+    /// their values.
     pub fn new<K: AsRef<str>>(
         sensitive_keys: impl IntoIterator<Item = K>,
         redacted_value: impl Into<String>,
@@ -68,14 +69,14 @@ impl CredentialScrubber {
         }
     }
 
-    /// Whether a value of this name is taken for a secret.
+    /// Whether the value of `key` counts as a secret.
     #[must_use]
     pub fn is_sensitive(&self, key: &str) -> bool {
         self.sensitive_keys.contains(&key.to_lowercase())
     }
 
-    /// A copy of the document in which the value of each sensitive key, whatever it is and
-    /// however deep, is replaced.
+    /// Returns a copy of the document without the values of sensitive keys, of any type and at
+    /// any depth.
     #[must_use]
     pub fn scrub(&self, document: &Value) -> Value {
         match document {
@@ -100,8 +101,8 @@ impl CredentialScrubber {
     ///
     /// It equals Python's
     /// `sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())`.
-    /// Numbers are those that [`Value`] holds: an integer beyond 64 bits has become a
-    /// float there, which Python's `json` does not make of it.
+    /// The numbers are those in the [`Value`]: `serde_json` makes a float of an integer beyond
+    /// 64 bits, Python does not.
     #[must_use]
     pub fn hash_params(document: &Value) -> String {
         let mut hash = Sha256::new();
@@ -156,11 +157,11 @@ fn python_number(number: &Number) -> String {
     if number.is_f64() { python_float(&text) } else { text }
 }
 
-/// Python's `repr` of a float in another notation, which has the fewest digits that name
-/// the float: with an exponent where that is below -4 or above 15.
+/// Python's `repr` of a float, from the shortest digits in another notation: with an exponent
+/// below -4 or above 15.
 ///
-/// The digits are those of `serde_json`. The standard library's are others where two
-/// numbers of as few digits are as near: 874638715002178.25 ends in .3 there, in .2 here.
+/// The digits are those of `serde_json`. The standard library differs where two numbers of as
+/// few digits are equally near: 874638715002178.25 ends in .3 there, in .2 here.
 fn python_float(text: &str) -> String {
     let (sign, text) = text.strip_prefix('-').map_or(("", text), |rest| ("-", rest));
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_what_stands_for_values_can_be_replaced() {
+    fn keys_and_the_replacement_can_be_chosen() {
         let scrubber = CredentialScrubber::new(["PIN", "Größe"], "***");
         assert_eq!(
             scrubber.scrub(&json!({"pin": 1, "GRÖSSE": 2, "größe": 3, "GRÖßE": 4, "token": 5})),

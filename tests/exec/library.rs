@@ -1,4 +1,4 @@
-//! The library: variables for a process that a host program starts.
+//! `spawn`: credentials for a process that a host program starts.
 
 use std::process::Command;
 use std::time::Instant;
@@ -28,7 +28,7 @@ fn a_command_starts_with_what_is_for_its_consumer() {
 }
 
 #[test]
-fn a_doubt_about_one_is_none_at_all() {
+fn one_problem_withholds_all_values() {
     let vault = Vault::with_token();
     vault.put_json("b/one", &json!({ "value": "v", "delivery_mode": "runtime_env" }));
     vault.put("c/one", "canary\0", "C_ONE", &[]);
@@ -49,7 +49,7 @@ fn a_doubt_about_one_is_none_at_all() {
 }
 
 #[test]
-fn two_hundred_are_read_at_once() {
+fn two_hundred_values_are_read() {
     let vault = Vault::start();
     for number in 0..200 {
         vault.put(
@@ -68,12 +68,12 @@ fn two_hundred_are_read_at_once() {
         let value = credentials.get(&format!("V_{number}")).expect("is there");
         assert_eq!(value.expose(), format!("value-{number}"));
     }
-    // The figure is `make bench`'s; this tells one call from two hundred seconds.
+    // `make bench` measures it; this only catches a second per value.
     assert!(taken.as_secs() < 10, "{taken:?}");
 }
 
 #[test]
-fn a_watcher_tells_of_what_a_process_would_see() {
+fn a_watcher_reports_what_a_process_would_see() {
     let vault = Vault::with_token();
     let client = VaultClient::new(&vault.service.socket);
     let mut watcher = Watcher::start(&client, Selection::new().consumer("uwe")).expect("starts");

@@ -138,7 +138,7 @@ impl Selection {
     /// Whether a namespace is selected as a whole.
     fn covers(&self, namespace: &str) -> bool {
         let is_for_all = self.only.is_empty() && self.namespaces.is_empty();
-        is_for_all || self.namespaces.contains(namespace)
+        is_for_all || self.namespaces.iter().any(|it| it.as_str() == namespace)
     }
 
     fn is_for_consumer(&self, entry: &RuntimeEnvEntry) -> bool {

@@ -11,6 +11,7 @@ use super::schema::Reason;
 
 /// The write-ahead log and its index, which `SQLite` keeps beside the database.
 pub(super) const WAL: &str = "-wal";
+#[cfg(unix)]
 const WAL_INDEX: &str = "-shm";
 
 /// Creates an empty file (mode 0600) if there is none, with the directories that are missing
@@ -58,6 +59,7 @@ pub(super) fn make_private(database: &Path) -> Result<(), Reason> {
 }
 
 #[cfg(not(unix))]
+#[allow(clippy::unnecessary_wraps, reason = "as on Unix, where it can fail")]
 pub(super) fn make_private(_database: &Path) -> Result<(), Reason> {
     Ok(())
 }

@@ -1,122 +1,110 @@
-//! How a command fails: what is said, and the exit code.
+//! How a command fails: the message and the exit code. The codes are documented in `--help`.
 
-use std::fmt;
+use std::fmt::Display;
 use std::io;
-use std::process::ExitCode;
 
+use intentframe_credentials::VaultError;
 use intentframe_credentials::client::ClientError;
+use intentframe_credentials::daemon::DaemonError;
+use intentframe_credentials::error::{Field, MetadataError};
+use intentframe_credentials::settings::PathError;
+use intentframe_credentials::server::StartError;
 use intentframe_credentials::spawn::{Problem, SpawnError};
 
 use super::output::escaped;
 
-/// Why a command ends with a code other than 0. The codes are documented in `--help`.
+/// Why a command ends with another exit code than 0.
 #[derive(Debug)]
 pub struct Failure {
-    code: u8,
-    message: Option<String>,
+    pub code: u8,
+    /// Empty if nothing is printed.
+    pub message: String,
 }
 
-const NOT_FOUND: u8 = 1;
-const USAGE: u8 = 2;
+pub const NOT_FOUND: u8 = 1;
+pub const USAGE: u8 = 2;
 const UNREACHABLE: u8 = 3;
 const REFUSED: u8 = 4;
 const OTHER: u8 = 5;
 
+const OTHER_SOCKET: &str = "--socket PATH or INTENTFRAME_VAULT_SOCKET selects another socket";
+const OTHER_DATA_DIR: &str = "--data-dir PATH or INTENTFRAME_DATA_DIR selects another directory";
+const OTHER_BACKEND: &str = "--backend NAME or IF_VAULT_BACKEND selects the backend";
+const WAIT: &str = "--wait-for-backend retries until it is available";
+const HEALTH: &str = "`credential-vault health` shows whether the service answers at all";
+const LIST: &str = "`credential-vault list` shows what is stored, and since when";
+const TRUST: &str = "to trust that user, run `credential-vault --server-uid UID ...`";
+const USER: &str = "run the command as the user whom the service serves";
+const BACKEND: &str = "then try again; `credential-vault health` shows the backend";
+const LOG: &str = "the log of the service has the details";
+const SPAWN: &str = "--only, --namespace and --consumer select credentials; --env \
+    NAME=NAMESPACE/KEY sets a variable\n  (with --allow-executor-only, also of an executor_only \
+    credential); `credential-vault store` replaces one";
+
 impl Failure {
-    /// 1, and the reason.
-    pub fn not_found(message: impl fmt::Display) -> Self {
-        Self { code: NOT_FOUND, message: Some(message.to_string()) }
+    pub fn new(code: u8, message: impl Display) -> Self {
+        Self { code, message: message.to_string() }
     }
 
-    /// 1, where the output says it all.
-    pub fn silent_not_found() -> Self {
-        Self { code: NOT_FOUND, message: None }
+    /// The command line, a setting or the input is invalid.
+    pub fn usage(message: impl Display) -> Self {
+        Self::new(USAGE, message)
     }
 
-    /// The same failure, with code 1.
-    pub fn into_not_found(self) -> Self {
-        Self { code: NOT_FOUND, ..self }
+    pub fn other(message: impl Display) -> Self {
+        Self::new(OTHER, message)
     }
 
-    /// 2: the command, or what was given to it, is not what it has to be.
-    pub fn usage(message: impl fmt::Display) -> Self {
-        Self { code: USAGE, message: Some(message.to_string()) }
+    /// Nothing is printed: what there is to say has been said.
+    pub fn silent(code: u8) -> Self {
+        Self::new(code, "")
     }
 
-    /// The code that a command which was run has ended with; it has said the rest itself.
-    pub fn of_command(code: u8) -> Self {
-        Self { code, message: None }
+    /// A command was not started: 127 if it does not exist, else 126, as in env(1).
+    pub fn not_started(message: impl Display, error: &io::Error) -> Self {
+        Self::new(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }, message)
     }
 
-    /// A command that was to be run did not start: 127 when there is none of this name,
-    /// else 126, as env(1) and the shells have it.
-    pub fn not_started(message: impl fmt::Display, error: &io::Error) -> Self {
-        let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
-        Self { code, message: Some(message.to_string()) }
-    }
-
-    /// 5.
-    pub fn other(message: impl fmt::Display) -> Self {
-        Self { code: OTHER, message: Some(message.to_string()) }
-    }
-
-    /// What a failed write to standard output means: a reader that has seen enough
-    /// (`| head`) ends the command quietly, anything else is told.
-    pub fn from_output(error: &io::Error) -> Self {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            Self { code: 0, message: None }
-        } else {
-            Self::other(format!("cannot write to standard output: {error}"))
+    /// Adds a line that says what to do next, unless it is empty.
+    pub fn hint(mut self, hint: &str) -> Self {
+        if !hint.is_empty() {
+            self.message.extend(["\n  ", hint]);
         }
+        self
     }
 
-    /// What to print after `credential-vault: `, safe for a terminal.
-    pub fn message(&self) -> Option<String> {
-        self.message.as_deref().map(|message| {
-            message.trim_end().split('\n').map(escaped).collect::<Vec<_>>().join("\n")
-        })
+    /// The message, safe for a terminal.
+    pub fn printable(&self) -> String {
+        self.message.trim_end().split('\n').map(escaped).collect::<Vec<_>>().join("\n")
     }
+}
 
-    /// The code to exit with.
-    pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(self.code)
+/// For `map_err`: what cannot be done.
+pub fn cannot(what: impl Display) -> impl FnOnce(io::Error) -> Failure {
+    move |error| Failure::other(format!("cannot {what}: {error}"))
+}
+
+impl From<PathError> for Failure {
+    fn from(error: PathError) -> Self {
+        Self::usage(error)
     }
 }
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        let (code, advice) = match &error {
-            ClientError::Unreachable { .. } => {
-                (UNREACHABLE, "--socket PATH or INTENTFRAME_VAULT_SOCKET says where it listens")
-            }
-            ClientError::TimedOut { .. } => {
-                (UNREACHABLE, "`credential-vault health` tells whether it answers at all")
-            }
-            ClientError::OutcomeUnknown { .. } => {
-                (UNREACHABLE, "`credential-vault list` shows what is stored, and since when")
-            }
-            ClientError::ForeignServer { .. } => (
-                REFUSED,
-                "if that is the vault's own user, say so: credential-vault --server-uid UID ...",
-            ),
-            ClientError::Refused { status: 403, .. } => {
-                (REFUSED, "run the command as the user that the vault serves")
-            }
+        let (code, hint) = match &error {
+            ClientError::Unreachable { .. } => (UNREACHABLE, OTHER_SOCKET),
+            ClientError::TimedOut { .. } => (UNREACHABLE, HEALTH),
+            ClientError::OutcomeUnknown { .. } => (UNREACHABLE, LIST),
+            ClientError::ForeignServer { .. } => (REFUSED, TRUST),
+            ClientError::Refused { status: 403, .. } => (REFUSED, USER),
             ClientError::Refused { .. } => (REFUSED, ""),
-            ClientError::Failed { status: 503, .. } => {
-                (OTHER, "when that is done, try again; `credential-vault health` names the backend")
-            }
-            ClientError::Failed { .. } => (OTHER, "the service's log says more"),
-            ClientError::Protocol { .. } => (
-                OTHER,
-                "is the socket that of the vault? --socket PATH or INTENTFRAME_VAULT_SOCKET \
-                 names another",
-            ),
+            ClientError::Failed { status: 503, .. } => (OTHER, BACKEND),
+            ClientError::Failed { .. } => (OTHER, LOG),
+            ClientError::Protocol { .. } => (OTHER, OTHER_SOCKET),
             _ => (OTHER, ""),
         };
-        let message =
-            if advice.is_empty() { error.to_string() } else { format!("{error}\n  {advice}") };
-        Self { code, message: Some(message) }
+        Self::new(code, error).hint(hint)
     }
 }
 
@@ -127,23 +115,36 @@ impl From<SpawnError> for Failure {
             SpawnError::Client(error) => return error.into(),
             error => return Self::other(error),
         };
-        let not_given = problems.iter().find_map(|problem| match problem {
-            Problem::NotGiven { error: ClientError::Refused { .. }, .. } => Some(REFUSED),
-            Problem::NotGiven { .. } => Some(OTHER),
-            _ => None,
-        });
-        let is_missing = |problem: &Problem| matches!(problem, Problem::Missing { .. });
-        let code = match not_given {
-            Some(code) => code,
-            None if problems.iter().any(is_missing) => NOT_FOUND,
-            None => USAGE,
+        let code_of = |problem: &Problem| match problem {
+            Problem::NotGiven { error: ClientError::Refused { .. }, .. } => REFUSED,
+            Problem::NotGiven { .. } => OTHER,
+            Problem::Missing { .. } => NOT_FOUND,
+            _ => USAGE,
         };
-        let mut message = SpawnError::Problems(problems).to_string();
-        message.push_str(
-            "\nnothing was started; --only, --namespace and --consumer choose among credentials, \
-             --env NAME=NAMESPACE/KEY names\na variable (and with --allow-executor-only takes an \
-             executor_only one), `credential-vault store` stores one anew",
-        );
-        Self { code, message: Some(message) }
+        // A service without an answer outweighs a missing credential, and that outweighs one
+        // that cannot be delivered.
+        let codes: Vec<u8> = problems.iter().map(code_of).collect();
+        let code = [REFUSED, OTHER, NOT_FOUND].into_iter().find(|code| codes.contains(code));
+        let message = format!("{}\nnothing was started", SpawnError::Problems(problems));
+        Self::new(code.unwrap_or(USAGE), message).hint(SPAWN)
+    }
+}
+
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Self {
+        use DaemonError::{Start, Vault};
+        let (code, hint) = match &error {
+            Vault(VaultError::ValidationFailed { field: Field::Backend, .. }) => {
+                (USAGE, OTHER_BACKEND)
+            }
+            Vault(VaultError::ValidationFailed { .. }) => (USAGE, ""),
+            Vault(VaultError::BackendUnavailable { .. }) => (OTHER, WAIT),
+            Vault(VaultError::Metadata(MetadataError::Unusable { .. })) => (OTHER, OTHER_DATA_DIR),
+            Start(StartError::AlreadyRunning(_) | StartError::BadPath { .. }) => {
+                (OTHER, OTHER_SOCKET)
+            }
+            _ => (OTHER, ""),
+        };
+        Self::new(code, error).hint(hint)
     }
 }

@@ -1,19 +1,15 @@
-//! What keeps the memory of this process, in which values pass, out of files and from
+//! Keeps the memory of this process, which holds values, out of core files and away from
 //! other processes of the same user.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The limit on the size of a core that the process was started with.
+/// The limit on the size of a core file that this process was started with.
 #[derive(Clone, Copy)]
 pub struct CoreLimit(Rlimit);
 
-/// Has no core written when the process dies.
-///
-/// # Errors
-///
-/// What the operating system says.
+/// Sets the limit on core files to 0, and returns the one before.
 pub fn forbid_core() -> io::Result<CoreLimit> {
     let before = getrlimit(Resource::Core);
     setrlimit(Resource::Core, Rlimit { current: Some(0), ..before })?;
@@ -21,10 +17,10 @@ pub fn forbid_core() -> io::Result<CoreLimit> {
 }
 
 impl CoreLimit {
-    /// Starts a command, which has the limit that we were started with.
+    /// Calls `start` with the original limit, so that the process it starts inherits that.
     pub fn lifted<T>(self, start: impl FnOnce() -> T) -> T {
         let Self(before) = self;
-        // To where it was, and below: neither can be refused.
+        // Neither can fail: the hard limit stays, and the soft one is within it.
         let _ = setrlimit(Resource::Core, before);
         let started = start();
         let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), ..before });
@@ -32,14 +28,10 @@ impl CoreLimit {
     }
 }
 
-/// Lets nobody but root look into the process, on Linux: no debugger attaches, and its files
-/// in `/proc` are root's. Nor is a core written, also not one that the kernel pipes into a
-/// program (core(5)), for which the limit does not count. A program that takes the place of
-/// this one is not bound by it (`PR_SET_DUMPABLE` in prctl(2)).
-///
-/// # Errors
-///
-/// What the operating system says.
+/// On Linux, lets nobody but root inspect the process: no debugger can attach, and its files
+/// in /proc belong to root. It also prevents the cores that the kernel pipes to a program
+/// (core(5)), which ignore the limit. A program that replaces this one with execve(2) starts
+/// without the restriction (`PR_SET_DUMPABLE` in prctl(2)).
 #[cfg_attr(not(target_os = "linux"), expect(clippy::unnecessary_wraps, reason = "as on Linux"))]
 pub fn hide() -> io::Result<()> {
     #[cfg(target_os = "linux")]

@@ -1,7 +1,7 @@
 //! The command line: from arguments to an exit code.
 
 mod args;
-mod check;
+mod commands;
 mod dev;
 mod dotenv;
 mod exec;
@@ -9,137 +9,121 @@ mod failure;
 mod hardening;
 mod logging;
 mod output;
-mod read;
 mod seed;
 mod serve;
+mod signals;
+mod store;
 mod supervised;
-mod write;
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use intentframe_credentials::Environment;
 use intentframe_credentials::client::{ClientOptions, VaultClient};
 use intentframe_credentials::redact::RegisteredSecrets;
-use intentframe_credentials::{CredentialRef, Environment};
 use log::LevelFilter;
 
-use logging::LoggingError;
+use args::Args;
+use failure::{Failure, USAGE};
+use hardening::CoreLimit;
 
-use args::{Arguments, Command, Parsed};
-use failure::Failure;
-use output::Output;
-
-/// How long a command waits. Longer than the 30 s that the service gives a keyring, so
-/// that what is heard of a locked one is the service's own advice.
+/// How long a command waits for an answer. Longer than the 30 s that the service gives a
+/// keyring, so that the user sees what the service says about a locked one.
 const TIMEOUT: Duration = Duration::from_secs(35);
+
+/// A command's name, its `--help`, and the function that runs it.
+type Command = (&'static str, &'static str, fn(Args, &Context) -> Result<(), Failure>);
+
+const COMMANDS: [Command; 11] = [
+    ("serve", include_str!("help/serve.txt"), serve::run),
+    ("dev", include_str!("help/dev.txt"), dev::run),
+    ("health", include_str!("help/health.txt"), commands::health),
+    ("list", include_str!("help/list.txt"), commands::list),
+    ("get", include_str!("help/get.txt"), commands::get),
+    ("has", include_str!("help/has.txt"), commands::has),
+    ("store", include_str!("help/store.txt"), store::run),
+    ("delete", include_str!("help/delete.txt"), commands::delete),
+    ("runtime-env", include_str!("help/runtime-env.txt"), commands::runtime_env),
+    ("check", include_str!("help/check.txt"), commands::check),
+    ("exec", include_str!("help/exec.txt"), exec::run),
+];
+
+const HELP: &str = include_str!("help/credential-vault.txt");
+
+/// What every command may use.
+struct Context {
+    environment: Environment,
+    /// Values that are replaced in what this process logs.
+    secrets: RegisteredSecrets,
+    /// For the processes that `exec` starts.
+    core_limit: Option<CoreLimit>,
+}
+
+impl Context {
+    /// A client of the service, as `--socket` and `--server-uid` select it.
+    fn client(&self, args: &mut Args) -> Result<VaultClient, Failure> {
+        let socket = args.path("--socket")?;
+        let options = ClientOptions { timeout: TIMEOUT, server_uid: args.number("--server-uid")? };
+        Ok(VaultClient::from_environment(socket.as_deref(), &self.environment, &options)?)
+    }
+}
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let environment = Environment::of_process();
     let secrets = RegisteredSecrets::default();
     logging::register_environment(&environment, &secrets);
-    let ended = run(std::env::args_os().skip(1).collect(), &environment, &secrets);
+    let ended = run(std::env::args_os().skip(1).collect(), environment, &secrets);
     let Err(failure) = ended else { return ExitCode::SUCCESS };
-    if let Some(message) = failure.message().map(|message| secrets.redact(message)) {
-        // With standard error gone there is nobody left to tell.
+    if !failure.message.is_empty() {
+        let message = secrets.redact(failure.printable());
+        // Without standard error there is nowhere to report a failure.
         let _ = writeln!(std::io::stderr(), "credential-vault: {message}");
     }
-    failure.exit_code()
+    failure.code.into()
 }
 
 fn run(
     arguments: Vec<OsString>,
-    environment: &Environment,
+    environment: Environment,
     secrets: &RegisteredSecrets,
 ) -> Result<(), Failure> {
-    let (arguments, to_run) = match args::parse(arguments)? {
-        Parsed::Run(arguments, to_run) => (arguments, to_run),
-        Parsed::Print(text) => return Output::stdout().text(&text),
+    let mut args = Args::new(arguments)?;
+    let Some(name) = args.command() else { return without_command(args) };
+    if name == "help" {
+        return output::text(HELP);
+    }
+    let Some(&(name, help, run)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
+        return Err(Failure::usage("no such command; `credential-vault --help` lists them"));
     };
-    let Arguments { socket, server_uid, command, .. } = *arguments;
-    let level = match command {
-        Some(Command::Serve(_) | Command::Dev(_)) => LevelFilter::Info,
-        _ => LevelFilter::Warn,
-    };
-    // Before a value gets here.
+    if args.switch("--help") || args.switch("-h") {
+        return output::text(help);
+    }
+    // Before any value is in memory.
     let core_limit = hardening::forbid_core();
-    // Files in memory are opened by way of this process's own in /proc.
-    let is_open = matches!(&command, Some(Command::Exec(exec)) if exec.files.is_some());
-    let hidden = if is_open { Ok(()) } else { hardening::hide() };
-    start_logging(environment, level, secrets)?;
-    if let Err(error) = core_limit.as_ref().map(drop).and(hidden.as_ref().map(drop)) {
-        log::warn!("a core of this process could be written: {error}");
+    // `--files` makes links through /proc, which others must be able to follow.
+    let hidden = if args.has("--files") { Ok(()) } else { hardening::hide() };
+    let is_service = matches!(name, "serve" | "dev");
+    let level = if is_service { LevelFilter::Info } else { LevelFilter::Warn };
+    logging::init(&environment, level, secrets)?;
+    for error in [core_limit.as_ref().err(), hidden.as_ref().err()].into_iter().flatten() {
+        log::warn!("the system may write a core of this process: {error}");
     }
-    // A `--socket` after the command wins over one before it.
-    let client = |after: Option<PathBuf>| -> Result<VaultClient, Failure> {
-        let path = after.as_deref().or(socket.as_deref());
-        let options = ClientOptions { timeout: TIMEOUT, server_uid };
-        VaultClient::from_environment(path, environment, &options).map_err(Failure::usage)
-    };
-    match command {
-        None => Err(Failure::usage("no command given; `credential-vault --help` lists them")),
-        Some(Command::Serve(mut serve)) => {
-            serve.socket = serve.socket.or(socket);
-            serve::run(&serve, environment, secrets)
-        }
-        Some(Command::Dev(mut dev)) => {
-            dev.socket = dev.socket.or(socket);
-            dev::run(&dev, environment, secrets)
-        }
-        Some(Command::Health(args)) => read::health(&client(args.socket)?, args.json),
-        Some(Command::List(args)) => {
-            read::list(&client(args.socket)?, args.namespace.as_deref(), args.json)
-        }
-        Some(Command::Get(args)) => {
-            read::get(&client(args.socket)?, &credential(&args.credential)?, args.json)
-        }
-        Some(Command::Has(args)) => {
-            read::has(&client(args.socket)?, &credential(&args.credential)?, args.json)
-        }
-        Some(Command::RuntimeEnv(args)) => read::runtime_env(&client(args.socket)?, args.json),
-        Some(Command::Check(args)) => {
-            check::run(&client(args.socket)?, &args.credentials, args.json)
-        }
-        Some(Command::Store(mut args)) => {
-            let client = client(args.socket.take())?;
-            write::store(&client, args, secrets)
-        }
-        Some(Command::Exec(mut args)) => {
-            let client = client(args.socket.take())?;
-            exec::run(client, &args, to_run, core_limit.ok())
-        }
-        Some(Command::Delete(args)) => {
-            write::delete(&client(args.socket)?, &credential(&args.credential)?)
-        }
-    }
-}
-
-fn start_logging(
-    environment: &Environment,
-    level: LevelFilter,
-    secrets: &RegisteredSecrets,
-) -> Result<(), Failure> {
-    logging::init(environment, level, secrets).map_err(|error| match error {
-        LoggingError::UnknownFormat => Failure::usage(error),
-        LoggingError::AlreadySet(_) => Failure::other(error),
+    let context = Context { environment, secrets: secrets.clone(), core_limit: core_limit.ok() };
+    run(args, &context).map_err(|failure| match failure.code {
+        USAGE => failure.hint(&format!("see `credential-vault {name} --help`")),
+        _ => failure,
     })
 }
 
-/// Reads `NAMESPACE/KEY`. What was written is not repeated in the error: it may be a
-/// value that went to the wrong place.
-fn credential(written: &str) -> Result<CredentialRef, Failure> {
-    let advice = "a credential is named NAMESPACE/KEY, as in openai/api_key";
-    let Some((namespace, key)) = written.split_once('/') else {
-        return Err(Failure::usage(advice));
-    };
-    if key.contains('/') {
-        return Err(Failure::usage(format!(
-            "{advice}: a single slash; within the namespace use dots, as in github.myorg/token"
-        )));
+fn without_command(mut args: Args) -> Result<(), Failure> {
+    if args.switch("--help") || args.switch("-h") {
+        return output::text(HELP);
     }
-    CredentialRef::parse(namespace, key)
-        .map_err(|error| Failure::usage(format!("{error} ({advice})")))
+    if args.switch("--version") {
+        return output::text(concat!("credential-vault ", env!("CARGO_PKG_VERSION"), "\n"));
+    }
+    Err(Failure::usage("no command given; `credential-vault --help` lists them"))
 }

@@ -1,53 +1,40 @@
 //! Standard output: tables for people, tab-separated lines and JSON for programs.
 
 use std::borrow::Cow;
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr as _;
+use zeroize::Zeroizing;
 
-use super::failure::Failure;
+use super::failure::{Failure, cannot};
 
-/// Where a command writes its result, and whether people read it there.
-pub struct Output {
-    to: io::StdoutLock<'static>,
-    /// Whether it is a terminal.
-    pub is_terminal: bool,
+/// Whether people read standard output.
+pub fn is_terminal() -> bool {
+    io::stdout().is_terminal()
 }
 
-impl Output {
-    /// Standard output.
-    pub fn stdout() -> Self {
-        let to = io::stdout().lock();
-        let is_terminal = to.is_terminal();
-        Self { to, is_terminal }
-    }
+/// Writes `text` as it is.
+pub fn text(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|error| match error.kind() {
+        // The reader has seen enough, as in `| head`.
+        io::ErrorKind::BrokenPipe => Failure::silent(0),
+        _ => cannot("write to standard output")(error),
+    })
+}
 
-    /// Writes `text`, all of it, as it is.
-    pub fn text(&mut self, text: &str) -> Result<(), Failure> {
-        let written = self.to.write_all(text.as_bytes()).and_then(|()| self.to.flush());
-        written.map_err(|error| Failure::from_output(&error))
-    }
+/// Writes one line of JSON.
+pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let mut line = Zeroizing::new(serde_json::to_string(value).map_err(Failure::other)?);
+    line.push('\n');
+    text(&line)
+}
 
-    /// Writes one line of JSON.
-    pub fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
-        let written = serde_json::to_writer(&mut self.to, value)
-            .map_err(io::Error::from)
-            .and_then(|()| self.to.write_all(b"\n"))
-            .and_then(|()| self.to.flush());
-        written.map_err(|error| Failure::from_output(&error))
-    }
-
-    /// Writes rows: aligned under `head` on a terminal, else tab-separated without a
-    /// head. What `unset` says stands for an empty cell on a terminal.
-    pub fn rows<const N: usize>(
-        &mut self,
-        head: [&str; N],
-        rows: &[[String; N]],
-    ) -> Result<(), Failure> {
-        let text = if self.is_terminal { table(head, rows) } else { tab_separated(rows) };
-        self.text(&text)
-    }
+/// Writes rows: a table on a terminal, else tab-separated lines without a head.
+pub fn rows<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Result<(), Failure> {
+    text(&if is_terminal() { table(head, rows) } else { tab_separated(rows) })
 }
 
 fn tab_separated<const N: usize>(rows: &[[String; N]]) -> String {
@@ -79,16 +66,16 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     text
 }
 
-/// `text` with control characters, and those that reorder a line, written as escapes:
-/// a name from elsewhere must not steer the terminal.
+/// Escapes control characters and those that reorder a line: a name from elsewhere must not
+/// control the terminal.
 pub fn escaped(text: &str) -> Cow<'_, str> {
-    fn steers(c: char) -> bool {
+    fn is_control(c: char) -> bool {
         c.is_control()
             || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     }
-    if text.contains(steers) {
+    if text.contains(is_control) {
         let escape = |c: char| {
-            if steers(c) { c.escape_default().collect() } else { String::from(c) }
+            if is_control(c) { c.escape_default().collect() } else { String::from(c) }
         };
         text.chars().map(escape).collect::<String>().into()
     } else {
@@ -116,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn names_do_not_steer_the_terminal() {
+    fn names_do_not_control_the_terminal() {
         assert_eq!(escaped("a\u{1b}[2Jb\n\u{202e}"), "a\\u{1b}[2Jb\\n\\u{202e}");
         assert!(matches!(escaped("é 東"), Cow::Borrowed(_)));
         assert_eq!(tab_separated(&[row(["a\tb", ""])]), "a\\tb\t\n");

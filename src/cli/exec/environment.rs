@@ -1,57 +1,55 @@
-//! The environment that the command gets.
+//! The environment of the command.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
 use intentframe_credentials::spawn::{RuntimeEnv, VAULT_VARIABLES};
 
+use crate::cli::args::Args;
 use crate::cli::failure::Failure;
 
 /// A whole environment.
 pub type Variables = BTreeMap<OsString, OsString>;
 
-/// What `--clean` leaves.
-const CLEAN: [&str; 4] = ["PATH", "HOME", "LANG", "TERM"];
+/// The variables that `--clean` keeps.
+const CLEAN: &[&str] = &["PATH", "HOME", "LANG", "TERM"];
 
-/// What the command gets of our own environment, and what may be put over it.
+/// The variables that the command inherits, and whether credentials may replace them.
 pub struct Inherited {
     variables: Variables,
     may_override: bool,
 }
 
 impl Inherited {
-    /// Of `variables`: all but those by which the vault comes to secrets; with `clean`,
-    /// hardly any. Those in `keep` stay in any case.
+    /// Takes `--clean`, `--keep` and `--override`. Variables that give access to the vault are
+    /// not inherited unless they are kept.
     pub fn new(
+        args: &mut Args,
         variables: impl Iterator<Item = (OsString, OsString)>,
-        clean: bool,
-        keep: &[String],
-        may_override: bool,
-    ) -> Self {
+    ) -> Result<Self, Failure> {
+        let is_clean = args.switch("--clean");
+        let keep = args.values("--keep")?;
         let is_one_of = |names: &[&str], name: &OsStr| names.iter().any(|it| name == *it);
-        let stays = |name: &OsStr| {
-            keep.iter().any(|kept| name == &**kept)
-                || if clean { is_one_of(&CLEAN, name) } else { !is_one_of(VAULT_VARIABLES, name) }
+        let is_inherited = |name: &OsStr| {
+            keep.iter().any(|kept| name == kept.as_str())
+                || (is_clean && is_one_of(CLEAN, name))
+                || (!is_clean && !is_one_of(VAULT_VARIABLES, name))
         };
-        let variables = variables.filter(|(name, _)| stays(name)).collect();
-        Self { variables, may_override }
+        let variables = variables.filter(|(name, _)| is_inherited(name)).collect();
+        Ok(Self { variables, may_override: args.switch("--override") })
     }
 
-    /// With the credentials over it. A variable that is set to something else already is
-    /// somebody's choice, which is not replaced without being asked to.
-    pub fn with(&self, credentials: &RuntimeEnv) -> Result<Variables, Failure> {
-        let credentials = credentials.iter().map(|(name, value)| (name, value.expose().as_ref()));
-        self.with_variables(credentials)
+    /// The environment with the credentials in it.
+    pub fn with_credentials(&self, credentials: &RuntimeEnv) -> Result<Variables, Failure> {
+        credentials.check_variables()?;
+        self.with(credentials.iter().map(|(name, value)| (name, value.expose().as_ref())))
     }
 
-    /// The same for one variable.
-    pub fn with_variable(&self, name: &str, value: &OsStr) -> Result<Variables, Failure> {
-        self.with_variables([(name, value)].into_iter())
-    }
-
-    fn with_variables<'a>(
+    /// The environment with `added` in it. A variable that has another value already is
+    /// somebody's choice: without `--override` it is an error.
+    pub fn with<'a>(
         &self,
-        added: impl Iterator<Item = (&'a str, &'a OsStr)>,
+        added: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
     ) -> Result<Variables, Failure> {
         let mut variables = self.variables.clone();
         let mut taken = Vec::new();
@@ -64,11 +62,9 @@ impl Inherited {
         if taken.is_empty() {
             return Ok(variables);
         }
-        Err(Failure::usage(format!(
-            "already set to another value: {}\n  nothing was started; unset what is not meant, \
-             or say --override, or --clean",
-            taken.join(", ")
-        )))
+        let names = taken.join(", ");
+        let message = format!("already set to another value: {names}; nothing was started");
+        Err(Failure::usage(message).hint("unset them, or use --override or --clean"))
     }
 }
 
@@ -76,38 +72,38 @@ impl Inherited {
 mod tests {
     use super::*;
 
-    fn inherited(clean: bool, keep: &[&str], may_override: bool) -> Inherited {
+    fn inherited(options: &str) -> Inherited {
         let variables = ["PATH", "HOME", "VAULT_TOKEN", "OTHER", "A_KEY"]
             .map(|name| (OsString::from(name), OsString::from("old")));
-        let keep: Vec<_> = keep.iter().copied().map(str::to_owned).collect();
-        Inherited::new(variables.into_iter(), clean, &keep, may_override)
+        let options = options.split(' ').filter(|it| !it.is_empty()).map(OsString::from).collect();
+        let mut args = Args::new(options).expect("UTF-8");
+        Inherited::new(&mut args, variables.into_iter()).expect("valid options")
     }
 
-    fn names(inherited: &Inherited) -> Vec<&str> {
-        inherited.variables.keys().map(|name| name.to_str().expect("UTF-8")).collect()
+    fn names(options: &str) -> Vec<String> {
+        let names = inherited(options).variables.into_keys();
+        names.map(|name| name.into_string().expect("UTF-8")).collect()
     }
 
     #[test]
-    fn the_vaults_variables_go_and_what_is_kept_stays() {
-        assert_eq!(names(&inherited(false, &[], false)), ["A_KEY", "HOME", "OTHER", "PATH"]);
-        assert_eq!(names(&inherited(true, &[], false)), ["HOME", "PATH"]);
+    fn the_vaults_variables_are_not_inherited_unless_kept() {
+        assert_eq!(names(""), ["A_KEY", "HOME", "OTHER", "PATH"]);
+        assert_eq!(names("--clean"), ["HOME", "PATH"]);
         assert_eq!(
-            names(&inherited(true, &["OTHER", "VAULT_TOKEN", "UNSET"], false)),
+            names("--clean --keep OTHER --keep VAULT_TOKEN --keep=UNSET"),
             ["HOME", "OTHER", "PATH", "VAULT_TOKEN"]
         );
     }
 
     #[test]
-    fn a_variable_is_replaced_when_it_is_equal_or_may_be() {
-        let with = |inherited: &Inherited, value: &str| {
-            inherited
-                .with_variable("A_KEY", value.as_ref())
-                .ok()
-                .map(|all| all["A_KEY".as_ref() as &OsStr].clone())
+    fn a_variable_is_replaced_only_if_equal_or_overridden() {
+        let with = |options: &str, value: &str| {
+            let variables = inherited(options).with([("A_KEY", value.as_ref())]).ok()?;
+            variables.get(OsStr::new("A_KEY")).cloned()
         };
-        assert_eq!(with(&inherited(false, &[], false), "new"), None);
-        assert_eq!(with(&inherited(false, &[], false), "old"), Some("old".into()));
-        assert_eq!(with(&inherited(false, &[], true), "new"), Some("new".into()));
-        assert_eq!(with(&inherited(true, &[], false), "new"), Some("new".into()));
+        assert_eq!(with("", "new"), None);
+        assert_eq!(with("", "old"), Some("old".into()));
+        assert_eq!(with("--override", "new"), Some("new".into()));
+        assert_eq!(with("--clean", "new"), Some("new".into()));
     }
 }

@@ -1,12 +1,12 @@
-//! `--files`: one file per credential, which no disk ever holds.
+//! `--files`: one file per credential, which is never on a disk.
 //!
-//! The values are in memory of the kernel (`memfd_create(2)`) that goes with this process,
-//! and in the directory are links to them through /proc. So whatever ends this process,
-//! nothing is left but links that lead nowhere.
+//! The values are in kernel memory (`memfd_create(2)`) that this process owns. The directory
+//! has links to them through /proc. However this process ends, all that can remain is links
+//! that lead nowhere.
 
-use std::fs::{self, DirBuilder, Permissions};
-use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
@@ -15,108 +15,103 @@ use rustix::fs::{MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, memfd_cre
 
 use crate::cli::failure::Failure;
 
-/// The directory, for as long as this lives.
+/// The directory with its files, removed when this is dropped.
 pub struct Files {
     directory: PathBuf,
-    /// Whether it is ours to remove.
-    made: bool,
-    held: Vec<(String, OwnedFd)>,
+    /// Whether `exec` created the directory.
+    is_ours: bool,
+    open: Vec<(String, File)>,
 }
 
 impl Files {
-    /// Makes the directory; or takes one of ours that is empty, or has what an exec that
-    /// was killed has left.
+    /// Creates the directory, or takes over one of this user that is empty or was left by an
+    /// `exec` that was killed.
     pub fn new(directory: &Path) -> Result<Self, Failure> {
-        let cannot =
+        let failed =
             |error: io::Error| Failure::usage(format!("--files {}: {error}", directory.display()));
-        let made = match DirBuilder::new().mode(0o700).create(directory) {
+        let is_ours = match DirBuilder::new().mode(0o700).create(directory) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                take_over(directory).map_err(cannot)?
+                take_over(directory).map_err(failed)?
             }
-            Err(error) => return Err(cannot(error)),
+            Err(error) => return Err(failed(error)),
         };
-        let directory = fs::canonicalize(directory).map_err(cannot)?;
-        Ok(Self { directory, made, held: Vec::new() })
+        let directory = fs::canonicalize(directory).map_err(failed)?;
+        Ok(Self { directory, is_ours, open: Vec::new() })
     }
 
-    /// Where the files are: an absolute path.
+    /// The absolute path of the directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Puts these credentials in the place of those before, each at once.
+    /// Replaces the files by those of `credentials`, each atomically.
     pub fn replace(&mut self, credentials: &RuntimeEnv) -> Result<(), Failure> {
-        let cannot = |error| {
+        let failed = |error: io::Error| {
             let directory = self.directory.display();
-            Failure::other(format!("the files in {directory} cannot be made: {error}"))
+            Failure::other(format!("cannot create the files in {directory}: {error}"))
         };
-        let mut held = Vec::new();
-        let made = credentials.iter().try_for_each(|(name, value)| {
-            let file = sealed(name, value.expose().as_bytes())?;
-            let link = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
-            held.push((name.to_owned(), file));
+        let mut open = Vec::new();
+        for (name, value) in credentials.iter() {
+            let file = sealed(name, value.expose().as_bytes()).map_err(failed)?;
+            let target = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+            open.push((name.to_owned(), file));
             // No variable's name begins with a dot.
             let new = self.directory.join(format!(".{name}"));
-            symlink(link, &new)?;
-            fs::rename(new, self.directory.join(name))
-        });
-        made.map_err(cannot)?;
-        for (name, _) in &self.held {
+            symlink(target, &new)
+                .and_then(|()| fs::rename(new, self.directory.join(name)))
+                .map_err(failed)?;
+        }
+        for (name, _) in &self.open {
             if credentials.get(name).is_none() {
-                fs::remove_file(self.directory.join(name)).map_err(cannot)?;
+                fs::remove_file(self.directory.join(name)).map_err(failed)?;
             }
         }
-        self.held = held;
+        self.open = open;
         Ok(())
     }
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        // What cannot be removed leads nowhere from now on.
+        // A link that cannot be removed leads nowhere from now on.
         let _ = remove_links(&self.directory);
-        if self.made {
+        if self.is_ours {
             let _ = fs::remove_dir(&self.directory);
         }
     }
 }
 
-/// A file in memory that nobody can change any more.
-fn sealed(name: &str, value: &[u8]) -> io::Result<OwnedFd> {
+/// A file in memory that nobody can change.
+fn sealed(name: &str, value: &[u8]) -> io::Result<File> {
     let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut rest = value;
-    while !rest.is_empty() {
-        let written = rustix::io::write(&file, rest)?;
-        rest = &rest[written..];
-    }
+    let mut file = File::from(file);
+    file.write_all(value)?;
     fchmod(&file, Mode::RUSR)?;
-    fcntl_add_seals(
-        &file,
-        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
-    )?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals)?;
     Ok(file)
 }
 
-/// Whether it was made by an exec that has ended; an error for what is not to be taken.
+/// Returns whether an earlier `exec` created the directory. Fails if it must not be used.
 fn take_over(directory: &Path) -> io::Result<bool> {
     let metadata = fs::symlink_metadata(directory)?;
     let refuse = |why: &str| Err(io::Error::other(why.to_owned()));
     if !metadata.is_dir() {
-        return refuse("it is there already, and is no directory");
+        return refuse("it already exists and is not a directory");
     }
     if metadata.uid() != rustix::process::geteuid().as_raw() {
-        return refuse("it is there already, and is another user's");
+        return refuse("it already exists and belongs to another user");
     }
-    let left_over = remove_links(directory)?;
+    let had_links = remove_links(directory)?;
     if fs::read_dir(directory)?.next().is_some() {
-        return refuse("it is there already, and is not empty");
+        return refuse("it already exists and is not empty");
     }
     fs::set_permissions(directory, Permissions::from_mode(0o700))?;
-    Ok(left_over)
+    Ok(had_links)
 }
 
-/// Removes the links that lead into this process, or into one that is gone; whether there
+/// Removes the links into this process, or into one that is gone, and returns whether there
 /// were any.
 fn remove_links(directory: &Path) -> io::Result<bool> {
     let mut removed = false;
@@ -124,9 +119,8 @@ fn remove_links(directory: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let Ok(target) = fs::read_link(&path) else { continue };
-        let is_ours = target.starts_with(&own);
-        let is_left = target.starts_with("/proc") && !target.exists();
-        if is_ours || is_left {
+        let is_stale = target.starts_with("/proc") && !target.exists();
+        if is_stale || target.starts_with(&own) {
             fs::remove_file(path)?;
             removed = true;
         }

@@ -1,16 +1,16 @@
-//! `--mask`: what the command writes, on its way to us, without the values.
+//! `--mask`: relays the command's output, with the values replaced.
 //!
-//! A thread a stream reads, masks and writes; it reads on only when all is written, so a
-//! slow reader slows the command, as it would without us.
+//! One thread per stream reads, masks and writes. It reads on only when everything is
+//! written, so a slow reader slows the command down, as it would without `exec`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{self, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use intentframe_credentials::redact::Masker;
 use intentframe_credentials::spawn::RuntimeEnv;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,163 +20,139 @@ use rustix::stdio::{stderr, stdin, stdout};
 
 use super::terminal::{Raw, Terminals, copy_size, make_alike};
 
-/// How much is read at a time, and how much a pipe is asked to hold.
+/// How many bytes are read at a time, and what a pipe is asked to hold.
 const CHUNK: usize = 256 * 1024;
 
-/// After this time without more, a terminal shows what might have become a value: somebody
-/// waits for it, such as for the echo of a key.
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// If nothing follows for this long, a terminal shows what might have become a value: a
+/// person may be waiting, for example for the echo of a key.
 const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// So many bytes of a value are not shown, however long the rest takes.
+/// This many bytes of a value are never shown, however long the rest takes.
 const TELLING: usize = 8;
 
-/// How many changes of the credentials ago a value may have been and is still masked.
+/// For how many changes of the credentials former values stay masked.
 const GENERATIONS: usize = 8;
 
-/// What is masked: the values that the command has, and those that it had.
+/// The values to mask: those that the command has, and those that it had.
 pub struct Masks {
+    /// Incremented at every change.
     generation: AtomicU64,
-    masker: Mutex<Masker>,
-    values: Mutex<Vec<Arc<RuntimeEnv>>>,
+    state: Mutex<(Masker, Vec<Arc<RuntimeEnv>>)>,
 }
 
 impl Masks {
     pub fn new(credentials: &Arc<RuntimeEnv>) -> Arc<Self> {
-        Arc::new(Self {
-            generation: AtomicU64::new(0),
-            masker: Mutex::new(Masker::new(credentials.values())),
-            values: Mutex::new(vec![Arc::clone(credentials)]),
-        })
+        let state = (Masker::new(credentials.values()), vec![Arc::clone(credentials)]);
+        Arc::new(Self { generation: AtomicU64::new(0), state: Mutex::new(state) })
     }
 
-    /// Masks these as well, from now on.
+    /// Masks these as well from now on.
     pub fn add(&self, credentials: &Arc<RuntimeEnv>) {
-        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        values.push(Arc::clone(credentials));
-        if values.len() > GENERATIONS {
-            values.remove(0);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (masker, generations) = &mut *state;
+        generations.push(Arc::clone(credentials));
+        if generations.len() > GENERATIONS {
+            generations.remove(0);
         }
-        let masker = Masker::new(values.iter().flat_map(|credentials| credentials.values()));
-        *self.masker.lock().unwrap_or_else(PoisonError::into_inner) = masker;
+        *masker = Masker::new(generations.iter().flat_map(|credentials| credentials.values()));
         self.generation.fetch_add(1, Ordering::Release);
     }
 
     fn masker(&self) -> (u64, Masker) {
         let generation = self.generation.load(Ordering::Acquire);
-        let masker = self.masker.lock().unwrap_or_else(PoisonError::into_inner);
-        (generation, masker.another())
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (generation, state.0.another())
     }
 }
 
-/// What carries the output of one command.
+/// The threads and the terminal between a command and this process.
 pub struct Streams {
     /// The command's terminal, if it has one.
     pty: Option<OwnedFd>,
     raw: Option<Raw>,
-    /// Closed when the command has ended: the other end tells the threads.
+    /// Closed when the command has ended, which tells the threads.
     running: Option<OwnedFd>,
-    /// Disconnected once everything has been written.
+    /// Disconnected when the last thread is done.
     busy: Receiver<()>,
-    /// Whether the command is the leader of a session of its own.
+    /// Whether the command leads a session of its own.
     pub is_session: bool,
 }
 
-/// Starts a command with its output through us.
-pub fn start(mut command: Command, masks: &Arc<Masks>) -> io::Result<(process::Child, Streams)> {
+/// Starts a command whose output is relayed.
+pub fn start(mut command: Command, masks: &Arc<Masks>) -> io::Result<(Child, Streams)> {
     let terminals = Terminals::now();
-    let is_session = terminals.is_conversation();
-    let our_terminal = if terminals.stdout { stdout() } else { stderr() };
-    let mut outputs = Vec::new();
-
-    let terminal = if terminals.stdout || terminals.stderr {
-        let (pty, pts) = pty_process::blocking::open().map_err(into_io_error)?;
-        make_alike(&pts, our_terminal, !is_session)?;
-        let pty = OwnedFd::from(pty);
-        // The keys may come faster than the command reads them.
-        fcntl_setfl(&pty, fcntl_getfl(&pty)? | OFlags::NONBLOCK)?;
-        outputs.push(Output { from: pty.try_clone()?, to: our_terminal, is_terminal: true });
-        Some((pty, pts))
-    } else {
-        None
+    let is_session = terminals.is_interactive();
+    let (ended, running) = io::pipe()?;
+    let ended = Arc::new(OwnedFd::from(ended));
+    let (done, busy) = bounded(0);
+    let relay = |from, to, is_terminal| {
+        let output = Output { from, to, is_terminal };
+        let (ended, masks, done) = (Arc::clone(&ended), Arc::clone(masks), done.clone());
+        in_thread("output", move || output.relay(&ended, &masks, done))
     };
-    let mut piped = |to| -> io::Result<OwnedFd> {
+    let piped = |to| -> io::Result<OwnedFd> {
         let (from, end) = pipe()?;
-        outputs.push(Output { from, to, is_terminal: false });
+        relay(from, to, false)?;
         Ok(end)
+    };
+
+    let (pty, pts) = if terminals.stdout || terminals.stderr {
+        let ours = output_terminal(terminals);
+        let (pty, pts) = pty_process::blocking::open().map_err(into_io_error)?;
+        make_alike(&pts, ours, !is_session)?;
+        let pty = OwnedFd::from(pty);
+        // Keys may arrive faster than the command reads them.
+        fcntl_setfl(&pty, fcntl_getfl(&pty)? | OFlags::NONBLOCK)?;
+        relay(pty.try_clone()?, ours, true)?;
+        (Some(pty), Some(pts))
+    } else {
+        (None, None)
     };
     let out = if terminals.stdout { None } else { Some(piped(stdout())?) };
     let err = match &out {
         _ if terminals.stderr => None,
-        // One stream stays one: what is written to the two of them keeps its order.
+        // If both are one file, they stay one pipe, which keeps the order of the writes.
         Some(out) if is_same(stdout(), stderr()) => Some(out.try_clone()?),
         _ => Some(piped(stderr())?),
     };
+    // On failure, dropping this ends the threads.
+    let mut streams = Streams { pty, raw: None, running: Some(running.into()), busy, is_session };
 
-    let mut raw = None;
-    let (mut child, pty) = match terminal {
-        Some((pty, pts)) if is_session => {
+    let child = match (pts, &streams.pty) {
+        (Some(pts), Some(pty)) if is_session => {
+            streams.raw = Some(Raw::enter()?);
+            let pty = pty.try_clone()?;
+            in_thread("keys", move || relay_keys(&pty, &ended, done))?;
             let mut command = pty_process::blocking::Command::from(command);
             if let Some(err) = err {
                 command = command.stderr(err);
             }
-            raw = Some(Raw::enter()?);
-            (command.spawn(pts).map_err(into_io_error)?, Some(pty))
+            command.spawn(pts).map_err(into_io_error)?
         }
-        terminal => {
-            let of_terminal = || match &terminal {
-                Some((_, pts)) => pts.as_fd().try_clone_to_owned().map(Stdio::from),
+        (pts, _) => {
+            let terminal = || match &pts {
+                Some(pts) => pts.as_fd().try_clone_to_owned().map(Stdio::from),
                 None => Ok(Stdio::inherit()),
             };
-            command.stdout(out.map_or_else(of_terminal, |end| Ok(end.into()))?);
-            command.stderr(err.map_or_else(of_terminal, |end| Ok(end.into()))?);
-            let child = command.spawn()?;
-            (child, terminal.map(|(pty, _)| pty))
+            command.stdout(out.map_or_else(terminal, |end| Ok(end.into()))?);
+            command.stderr(err.map_or_else(terminal, |end| Ok(end.into()))?);
+            command.spawn()?
         }
     };
-
-    match Streams::of(outputs, pty, raw, is_session, masks) {
-        Ok(streams) => Ok((child, streams)),
-        Err(error) => {
-            // Nobody would read what it writes.
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(error)
-        }
-    }
+    Ok((child, streams))
 }
 
 impl Streams {
-    fn of(
-        outputs: Vec<Output>,
-        pty: Option<OwnedFd>,
-        raw: Option<Raw>,
-        is_session: bool,
-        masks: &Arc<Masks>,
-    ) -> io::Result<Self> {
-        let (ended, running) = io::pipe()?;
-        let ended = Arc::new(OwnedFd::from(ended));
-        let (done, busy) = unbounded();
-        for output in outputs {
-            let (ended, masks, done) = (Arc::clone(&ended), Arc::clone(masks), done.clone());
-            in_thread("output", move || output.pass_on(&ended, &masks, done))?;
-        }
-        if let (Some(pty), true) = (&pty, is_session) {
-            let pty = pty.try_clone()?;
-            in_thread("keys", move || pass_keys_on(&pty, &ended, done))?;
-        }
-        Ok(Self { pty, raw, running: Some(running.into()), busy, is_session })
-    }
-
-    /// Our terminal has another size now.
+    /// The terminal of this process has another size now.
     pub fn resize(&self) {
         if let Some(pty) = &self.pty {
-            let terminals = Terminals::now();
-            let ours = if terminals.stdout { stdout() } else { stderr() };
-            let _ = copy_size(pty, ours);
+            let _ = copy_size(pty, output_terminal(Terminals::now()));
         }
     }
 
-    /// We have been stopped, and go on.
+    /// This process was stopped, and goes on.
     pub fn resume(&self) {
         if let Some(raw) = &self.raw {
             raw.resume();
@@ -184,53 +160,68 @@ impl Streams {
         self.resize();
     }
 
-    /// The command has ended: what it has written is still to be passed on. The channel is
-    /// disconnected when that is done.
+    /// The command has ended. Returns a channel that is disconnected when its remaining output
+    /// is written.
     pub fn ended(&mut self) -> &Receiver<()> {
         self.running = None;
         &self.busy
     }
 }
 
-/// One stream of the command's.
+/// One output stream of the command.
 struct Output {
     from: OwnedFd,
     to: BorrowedFd<'static>,
     is_terminal: bool,
 }
 
+/// The result of waiting for output.
+enum Read {
+    Bytes(usize),
+    TimedOut,
+    CommandEnded,
+    End,
+}
+
 impl Output {
-    /// Until its end, or ours: with nobody to read it any more, the command is to hear of
-    /// that when it writes the next time.
-    fn pass_on(self, ended: &OwnedFd, masks: &Masks, _busy: Sender<()>) {
+    /// Relays until the stream ends. If nobody reads any more, it closes the stream, so that
+    /// the command notices at its next write.
+    fn relay(self, ended: &OwnedFd, masks: &Masks, _busy: Sender<()>) {
         let (mut generation, mut masker) = masks.masker();
         let mut input = vec![0; CHUNK];
         let mut output = Vec::with_capacity(CHUNK + 64 * 1024);
         let mut may_hold = false;
+        // When the command has ended: how much of its output there may be. What its
+        // descendants write from then on is not waited for.
         let mut left = None;
         loop {
-            let wait = Wait { is_idle_soon: self.is_terminal && may_hold, left };
-            let count = match self.read(ended, &wait, &mut input) {
-                Next::Bytes(count) => count,
-                Next::Idle => 0,
-                Next::CommandEnded => {
-                    left = Some(self.left());
+            let timeout = match left {
+                None if !may_hold || !self.is_terminal => None,
+                Some(_) if !self.is_terminal => Some(&NOW),
+                // A terminal delivers output with a delay.
+                _ => Some(&IDLE),
+            };
+            let watched = if left.is_some() { &self.from } else { ended };
+            let count = match self.read(watched, timeout, &mut input[..left.unwrap_or(CHUNK)]) {
+                Read::Bytes(count) => count,
+                Read::TimedOut if left.is_none() => 0,
+                Read::CommandEnded => {
+                    left = Some(CHUNK);
                     continue;
                 }
-                Next::End => break,
+                Read::TimedOut | Read::End => break,
             };
-            let current = masks.generation.load(Ordering::Acquire);
-            if current != generation {
+            if masks.generation.load(Ordering::Acquire) != generation {
                 masker.finish(&mut output);
                 (generation, masker) = masks.masker();
             }
             masker.mask(&input[..count], &mut output);
-            // What a key was echoed by, or the end of a prompt.
+            // The echo of a key, or the end of a prompt.
             if count == 0 && masker.held() < TELLING {
                 masker.finish(&mut output);
             }
             may_hold = count > 0;
-            left = left.map(|left: usize| left.saturating_sub(count));
+            left = left.map(|left| left - count);
             if write_all(self.to, &output).is_err() {
                 return;
             }
@@ -240,67 +231,31 @@ impl Output {
         let _ = write_all(self.to, &output);
     }
 
-    fn read(&self, ended: &OwnedFd, wait: &Wait, input: &mut [u8]) -> Next {
-        let has_ended = wait.left.is_some();
-        let timeout = match wait.left {
-            Some(0) => return Next::End,
-            // A terminal hands over a moment later what was written to it.
-            Some(_) if self.is_terminal => Some(&IDLE),
-            Some(_) => Some(&Timespec { tv_sec: 0, tv_nsec: 0 }),
-            None => wait.is_idle_soon.then_some(&IDLE),
-        };
-        let mut fds = [PollFd::new(&self.from, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
-        // Once it has ended, that is no news any more.
-        let watched = if has_ended { 1 } else { 2 };
-        match poll(&mut fds[..watched], timeout) {
-            Ok(0) if has_ended => return Next::End,
-            Ok(0) => return Next::Idle,
-            Ok(_) => {}
-            Err(Errno::INTR) => return self.read(ended, wait, input),
-            Err(_) => return Next::End,
-        }
-        if fds[0].revents().is_empty() {
-            return Next::CommandEnded;
-        }
-        let most = wait.left.unwrap_or(usize::MAX).min(input.len());
-        match rustix::io::read(&self.from, &mut input[..most]) {
-            // EIO is how a terminal ends.
-            Ok(0) => Next::End,
-            Ok(count) => Next::Bytes(count),
-            Err(Errno::INTR | Errno::AGAIN) => self.read(ended, wait, input),
-            Err(_) => Next::End,
+    /// Waits for output, or for `ended` to close.
+    fn read(&self, ended: &OwnedFd, timeout: Option<&Timespec>, input: &mut [u8]) -> Read {
+        loop {
+            let mut fds =
+                [PollFd::new(&self.from, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
+            match poll(&mut fds, timeout) {
+                Ok(0) => return Read::TimedOut,
+                Ok(_) if fds[0].revents().is_empty() => return Read::CommandEnded,
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(_) => return Read::End,
+            }
+            match rustix::io::read(&self.from, &mut *input) {
+                Ok(0) => return Read::End,
+                Ok(count) => return Read::Bytes(count),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                // A terminal ends with EIO.
+                Err(_) => return Read::End,
+            }
         }
     }
-
-    /// How much the command has written at most that was not read when it ended. What its
-    /// descendants write from then on is not waited for.
-    fn left(&self) -> usize {
-        if self.is_terminal {
-            return CHUNK;
-        }
-        rustix::io::ioctl_fionread(&self.from)
-            .ok()
-            .and_then(|bytes| usize::try_from(bytes).ok())
-            .unwrap_or(CHUNK)
-    }
 }
 
-/// What a read waits for.
-struct Wait {
-    is_idle_soon: bool,
-    /// Once the command has ended: how many bytes there may be.
-    left: Option<usize>,
-}
-
-enum Next {
-    Bytes(usize),
-    Idle,
-    CommandEnded,
-    End,
-}
-
-/// What is typed at our terminal, to the command's.
-fn pass_keys_on(pty: &OwnedFd, ended: &OwnedFd, _busy: Sender<()>) {
+/// Relays the keys typed at the terminal of this process to the command's.
+fn relay_keys(pty: &OwnedFd, ended: &OwnedFd, _busy: Sender<()>) {
     const KEYS: usize = 4096;
 
     let mut keys = zeroize::Zeroizing::new([0; KEYS]);
@@ -309,7 +264,7 @@ fn pass_keys_on(pty: &OwnedFd, ended: &OwnedFd, _busy: Sender<()>) {
             Ok(0) => return,
             Ok(count) => &keys[..count],
             Err(Errno::INTR | Errno::AGAIN) => continue,
-            // Our terminal is gone, of which a signal tells.
+            // The terminal is gone; a signal reports that too.
             Err(_) => return,
         };
         while !rest.is_empty() {
@@ -325,7 +280,7 @@ fn pass_keys_on(pty: &OwnedFd, ended: &OwnedFd, _busy: Sender<()>) {
     }
 }
 
-/// Waits until `fd` is ready; false when the command has ended.
+/// Waits until `fd` is ready. Returns false if the command has ended.
 fn wait_for(fd: BorrowedFd<'_>, what: PollFlags, ended: &OwnedFd) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, what), PollFd::new(ended, PollFlags::IN)];
     loop {
@@ -342,7 +297,7 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
         match rustix::io::write(to, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::INTR) => {}
-            // Whoever we share it with has made it so.
+            // Another process that shares the file has set O_NONBLOCK.
             Err(Errno::AGAIN) => {
                 let _ = poll(&mut [PollFd::from_borrowed_fd(to, PollFlags::OUT)], None);
             }
@@ -352,7 +307,12 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The two ends of a pipe for much at a time.
+/// The terminal that shows the output of this process.
+fn output_terminal(terminals: Terminals) -> BorrowedFd<'static> {
+    if terminals.stdout { stdout() } else { stderr() }
+}
+
+/// A pipe that holds a whole chunk.
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (from, to) = io::pipe()?;
     #[cfg(target_os = "linux")]
@@ -376,7 +336,7 @@ fn into_io_error(error: pty_process::Error) -> io::Error {
     match error {
         pty_process::Error::Io(error) => error,
         pty_process::Error::Rustix(error) => error.into(),
-        #[allow(unreachable_patterns, reason = "another feature of the crate has more of them")]
+        #[allow(unreachable_patterns, reason = "a feature of the crate adds more")]
         error => io::Error::other(error),
     }
 }

@@ -1,10 +1,9 @@
-//! `exec`: a command with its credentials, in place of this process or below it.
+//! `exec`: runs a command with credentials, in place of this process or below it.
 
 mod environment;
 #[cfg(target_os = "linux")]
 mod files;
 mod masking;
-mod signals;
 mod supervise;
 mod terminal;
 
@@ -19,191 +18,204 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, tick, unbounded};
 use intentframe_credentials::Namespace;
 use intentframe_credentials::client::VaultClient;
-use intentframe_credentials::spawn::{RuntimeEnv, Selection, Watcher};
+use intentframe_credentials::spawn::{Selection, Watcher};
+use signal_hook::consts::{
+    SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
+};
 
-use crate::cli::args::Exec;
-use crate::cli::credential;
-use crate::cli::failure::Failure;
-use crate::cli::hardening::CoreLimit;
-use crate::cli::output::escaped;
+use super::Context;
+use super::args::{Args, credential};
+use super::failure::{Failure, cannot};
+use super::hardening::CoreLimit;
+use super::output::escaped;
+use super::signals;
 
 use environment::Inherited;
 use masking::Masks;
-use supervise::{OnChange, Supervisor, Watch};
+use supervise::{Event, Supervisor, Watch};
 
-/// Runs `to_run`. Does not return when it takes the place of this process.
-pub fn run(
-    client: VaultClient,
-    args: &Exec,
-    to_run: Vec<OsString>,
-    core_limit: Option<CoreLimit>,
-) -> Result<(), Failure> {
-    let program = program(args, to_run, core_limit)?;
-    let selection = selection(args)?;
-    let watching = Watching::new(args)?;
+/// Does not return if the command replaces this process.
+pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
+    let client = context.client(&mut args)?;
+    let selection = selection(&mut args)?;
+    let inherited = Inherited::new(&mut args, std::env::vars_os())?;
+    let watch = watch(&mut args)?;
+    let files = args.path("--files")?;
+    let is_masked = args.switch("--mask");
+    let program = Program::new(args, context.core_limit)?;
     #[cfg(not(target_os = "linux"))]
-    if args.files.is_some() {
-        return Err(Failure::usage("--files needs memfd_create(2), which this system has not"));
+    if files.is_some() {
+        return Err(Failure::usage("--files needs memfd_create(2), which this system lacks"));
     }
-    let inherited = Inherited::new(std::env::vars_os(), args.clean, &args.keep, args.r#override);
-    if watching.is_none() && !args.mask && args.files.is_none() {
-        return replace_us(client, &selection, &inherited, &program);
+    if watch.is_none() && files.is_none() && !is_masked {
+        return replace_this_process(client, &selection, &inherited, &program);
     }
 
-    // Before the command is started, so that its end is not missed.
-    let signals = signals::hear()?;
-    let (credentials, watch) = match watching {
-        None => (Arc::new(selection.fetch(&client)?), None),
-        Some(watching) => {
+    let (sender, events) = unbounded();
+    // Before the command starts, so that its end is not missed.
+    handle_signals(sender.clone())?;
+    let credentials = match &watch {
+        None => Arc::new(selection.fetch(&client)?),
+        Some(watch) => {
             let watcher = Watcher::start(&client, selection)?;
-            (Arc::clone(watcher.current()), Some(watching.start(client, watcher)?))
+            let credentials = Arc::clone(watcher.current());
+            let interval = watch.interval;
+            thread::Builder::new()
+                .name("watch".to_owned())
+                .spawn(move || poll(&client, watcher, interval, &sender))
+                .map_err(cannot("watch the vault"))?;
+            credentials
         }
     };
     let supervisor = Supervisor {
         program,
         inherited,
-        masks: args.mask.then(|| Masks::new(&credentials)),
+        masks: is_masked.then(|| Masks::new(&credentials)),
         #[cfg(target_os = "linux")]
-        files: match &args.files {
+        files: match files {
             None => None,
             Some(directory) => {
-                let mut files = files::Files::new(directory)?;
+                let mut files = files::Files::new(&directory)?;
                 files.replace(&credentials)?;
                 Some(files)
             }
         },
         credentials,
-        signals,
+        events,
         watch,
     };
-    // All that it holds is gone before we end as the command has.
-    supervisor.run()?.end()
+    // This drops the supervisor, with the files and the masks, before the process ends.
+    let status = supervisor.run()?;
+    supervise::end_as(status)
 }
 
-/// The command in our place.
-fn replace_us(
+fn replace_this_process(
     client: VaultClient,
     selection: &Selection,
     inherited: &Inherited,
     program: &Program,
 ) -> Result<(), Failure> {
     let credentials = selection.fetch(&client)?;
-    credentials.check_variables()?;
     let mut command = program.command();
-    command.env_clear().envs(inherited.with(&credentials)?);
+    command.env_clear().envs(inherited.with_credentials(&credentials)?);
     drop(client);
-    Err(program.not_started(&program.started(|| command.exec())))
+    Err(program.not_started(&program.start(|| command.exec())))
 }
 
-/// What `--watch` asks for.
-struct Watching {
-    on_change: OnChange,
-    grace: Duration,
-    interval: Duration,
-    max_restarts: u32,
-}
-
-impl Watching {
-    fn new(args: &Exec) -> Result<Option<Self>, Failure> {
-        const GRACE: f64 = 30.0;
-        const INTERVAL: f64 = 2.0;
-        const MAX_RESTARTS: u32 = 10;
-
-        let is_told = args.signal.is_some()
-            || args.grace.is_some()
-            || args.interval.is_some()
-            || args.max_restarts.is_some();
-        if !args.watch {
-            if is_told {
-                return Err(Failure::usage(
-                    "--signal, --grace, --interval and --max-restarts go with --watch",
-                ));
-            }
-            return Ok(None);
-        }
-        let on_change = match args.signal.as_deref().unwrap_or("TERM") {
-            "TERM" | "SIGTERM" => OnChange::Restart,
-            "HUP" | "SIGHUP" => OnChange::HangUp,
-            _ => return Err(Failure::usage("--signal is TERM or HUP")),
-        };
-        let seconds = |name: &str, seconds: f64| {
-            Duration::try_from_secs_f64(seconds)
-                .map_err(|_| Failure::usage(format!("{name} is a number of seconds, as in 2.5")))
-        };
-        let interval = seconds("--interval", args.interval.unwrap_or(INTERVAL))?;
-        if interval.is_zero() {
-            return Err(Failure::usage("--interval is more than 0"));
-        }
-        Ok(Some(Self {
-            on_change,
-            grace: seconds("--grace", args.grace.unwrap_or(GRACE))?,
-            interval,
-            max_restarts: args.max_restarts.unwrap_or(MAX_RESTARTS),
-        }))
+/// Takes the options that select credentials.
+fn selection(args: &mut Args) -> Result<Selection, Failure> {
+    let mut selection = Selection::new();
+    if let Some(consumer) = args.value("--consumer")? {
+        selection = selection.consumer(consumer);
     }
-
-    /// Follows the vault in a thread of its own.
-    fn start(self, client: VaultClient, watcher: Watcher) -> Result<Watch, Failure> {
-        let (tell, changes) = unbounded();
-        let Self { on_change, grace, interval, max_restarts } = self;
-        thread::Builder::new()
-            .name("watch".to_owned())
-            .spawn(move || follow(&client, watcher, interval, &tell))
-            .map_err(|error| Failure::other(format!("the vault cannot be watched: {error}")))?;
-        Ok(Watch { changes, on_change, grace, max_restarts })
+    for name in args.values("--only")? {
+        selection = selection.only(credential(&name)?);
     }
+    for name in args.values("--namespace")? {
+        selection = selection.namespace(Namespace::new(name).map_err(Failure::usage)?);
+    }
+    for mapping in args.values("--env")? {
+        let Some((variable, name)) = mapping.split_once('=') else {
+            return Err(Failure::usage("--env needs NAME=NAMESPACE/KEY"));
+        };
+        selection = selection.mapped(variable, credential(name)?);
+    }
+    if args.switch("--allow-executor-only") {
+        selection = selection.allow_executor_only();
+    }
+    Ok(selection)
 }
 
-/// Tells of every change; and once of each trouble, in which the command goes on with what
-/// it has.
-fn follow(
-    client: &VaultClient,
-    mut watcher: Watcher,
-    interval: Duration,
-    tell: &Sender<Arc<RuntimeEnv>>,
-) {
-    let mut trouble = None;
+/// Takes `--watch` and the options that go with it.
+fn watch(args: &mut Args) -> Result<Option<Watch>, Failure> {
+    const DETAILS: [&str; 4] = ["--signal", "--grace", "--interval", "--max-restarts"];
+
+    if !args.switch("--watch") {
+        return match DETAILS.into_iter().find(|name| args.has(name)) {
+            Some(name) => Err(Failure::usage(format!("{name} requires --watch"))),
+            None => Ok(None),
+        };
+    }
+    let hangs_up = match args.value("--signal")?.as_deref() {
+        None | Some("TERM" | "SIGTERM") => false,
+        Some("HUP" | "SIGHUP") => true,
+        Some(_) => return Err(Failure::usage("--signal is either TERM or HUP")),
+    };
+    let mut seconds = |name: &str, default: f64| {
+        Duration::try_from_secs_f64(args.number(name)?.unwrap_or(default))
+            .map_err(|_| Failure::usage(format!("{name} needs a number of seconds, as in 2.5")))
+    };
+    let grace = seconds("--grace", 30.0)?;
+    let interval = seconds("--interval", 2.0)?;
+    if interval.is_zero() {
+        return Err(Failure::usage("--interval is more than 0"));
+    }
+    let max_restarts = args.number("--max-restarts")?.unwrap_or(10);
+    Ok(Some(Watch { hangs_up, grace, interval, max_restarts }))
+}
+
+/// Handles the signals that matter while a command runs. Those that this process was started
+/// to ignore stay ignored, as nohup(1) and a shell's `&` expect.
+fn handle_signals(events: Sender<Event>) -> Result<(), Failure> {
+    // A bit per signal: proc_pid_status(5). Other systems lack the file.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    let wanted = [SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH]
+        .into_iter()
+        .filter(|signal| *signal == SIGCHLD || ignored & (1 << (signal - 1)) == 0);
+    signals::listen(wanted, move |received| drop(events.send(Event::Signal(received))))
+}
+
+/// Polls the vault, and sends every change. Logs each problem once: the command goes on with
+/// the credentials that it has.
+fn poll(client: &VaultClient, mut watcher: Watcher, interval: Duration, events: &Sender<Event>) {
+    let mut problem = None;
     for _ in tick(interval) {
         match watcher.look(client) {
-            Ok(None) => trouble = None,
-            Ok(Some(changed)) => {
-                trouble = None;
-                if tell.send(Arc::clone(changed)).is_err() {
+            Ok(changed) => {
+                problem = None;
+                let changed = changed.map(|credentials| Event::Changed(Arc::clone(credentials)));
+                if changed.is_some_and(|event| events.send(event).is_err()) {
                     return;
                 }
             }
             Err(error) => {
                 let message = error.to_string();
-                if trouble.as_ref() != Some(&message) {
+                if problem.as_ref() != Some(&message) {
                     warn(&message);
-                    trouble = Some(message);
+                    problem = Some(message);
                 }
             }
         }
     }
 }
 
-/// Says why the command goes on with the credentials that it has.
+/// Logs why the command keeps its present credentials.
 fn warn(why: &str) {
     let why = why.split("\n  ").map(escaped).collect::<Vec<_>>().join("; ");
-    log::warn!("the command goes on with the credentials that it has: {why}");
+    log::warn!("the command keeps its present credentials: {why}");
 }
 
 /// The command and its arguments.
-pub struct Program {
+struct Program {
     name: OsString,
     arguments: Vec<OsString>,
-    /// What it has back of what was taken from us.
     core_limit: Option<CoreLimit>,
 }
 
 impl Program {
-    /// Starts it by `start`.
-    fn started<T>(&self, start: impl FnOnce() -> T) -> T {
-        match self.core_limit {
-            Some(limit) => limit.lifted(start),
-            None => start(),
+    /// Takes what follows the `--`.
+    fn new(mut args: Args, core_limit: Option<CoreLimit>) -> Result<Self, Failure> {
+        const EXAMPLE: &str = "put -- before it, as in `credential-vault exec --mask -- make test`";
+
+        let mut to_run = std::mem::take(&mut args.after_dashes).into_iter();
+        if !args.positionals()?.is_empty() {
+            return Err(Failure::usage("which is the command to run?").hint(EXAMPLE));
         }
+        let name =
+            to_run.next().ok_or_else(|| Failure::usage("no command to run").hint(EXAMPLE))?;
+        Ok(Self { name, arguments: to_run.collect(), core_limit })
     }
 
     fn command(&self) -> Command {
@@ -212,58 +224,24 @@ impl Program {
         command
     }
 
+    /// Calls `start` with the core limit that this process was started with.
+    fn start<T>(&self, start: impl FnOnce() -> T) -> T {
+        match self.core_limit {
+            Some(limit) => limit.lifted(start),
+            None => start(),
+        }
+    }
+
     fn not_started(&self, error: &io::Error) -> Failure {
         let name = self.name.to_string_lossy();
-        let advice = match error.kind() {
-            // execve(2): E2BIG.
+        let hint = match error.kind() {
+            // E2BIG in execve(2).
             io::ErrorKind::ArgumentListTooLong => {
-                "\n  a variable may hold 128 KiB, and all of them together some more; --files DIR \
-                 hands longer values over"
+                "a variable may have 128 KiB, and all together somewhat more; --files DIR has \
+                 no such limit"
             }
             _ => "",
         };
-        Failure::not_started(format!("cannot run {name}: {error}{advice}"), error)
+        Failure::not_started(format!("cannot run {name}: {error}"), error).hint(hint)
     }
-}
-
-fn program(
-    args: &Exec,
-    to_run: Vec<OsString>,
-    core_limit: Option<CoreLimit>,
-) -> Result<Program, Failure> {
-    const EXAMPLE: &str = "put -- before it, as in `credential-vault exec --mask -- make test`";
-
-    if !args.misplaced.is_empty() {
-        return Err(Failure::usage(format!("which is the command to run?\n  {EXAMPLE}")));
-    }
-    let mut to_run = to_run.into_iter();
-    match to_run.next() {
-        Some(name) => Ok(Program { name, arguments: to_run.collect(), core_limit }),
-        None => Err(Failure::usage(format!("there is no command to run\n  {EXAMPLE}"))),
-    }
-}
-
-fn selection(args: &Exec) -> Result<Selection, Failure> {
-    let mut selection = Selection::new();
-    if let Some(consumer) = &args.consumer {
-        selection = selection.consumer(consumer);
-    }
-    for at in &args.only {
-        selection = selection.only(credential(at)?);
-    }
-    for name in &args.namespace {
-        selection = selection.namespace(Namespace::new(name).map_err(Failure::usage)?);
-    }
-    for mapping in &args.env {
-        let Some((name, at)) = mapping.split_once('=') else {
-            return Err(Failure::usage(
-                "--env maps a variable to a credential: --env NAME=NAMESPACE/KEY",
-            ));
-        };
-        selection = selection.mapped(name, credential(at)?);
-    }
-    if args.allow_executor_only {
-        selection = selection.allow_executor_only();
-    }
-    Ok(selection)
 }

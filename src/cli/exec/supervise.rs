@@ -1,4 +1,4 @@
-//! The command below us: started, signalled, started again, and waited for.
+//! Runs the command below this process: starts it, forwards signals, restarts it, and waits.
 
 use std::io;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -7,30 +7,35 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, never, select};
+use intentframe_credentials::backoff::Backoff;
 use intentframe_credentials::spawn::RuntimeEnv;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, cannot};
 use crate::cli::hardening;
+use crate::cli::signals::Received;
 
 use super::Program;
 use super::environment::{Inherited, Variables};
 #[cfg(target_os = "linux")]
 use super::files::Files;
 use super::masking::{self, Masks, Streams};
-use super::signals::Received;
 use super::terminal::Terminals;
 
-/// A command that has run for so long was not started in vain.
+/// After running for this long, a command is no longer in a row of crashes.
 const STEADY: Duration = Duration::from_mins(1);
 
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+/// How long the rest of the output may take after a signal to end.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
-/// How long what a command has written waits for its reader after a signal to end.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// What a supervisor reacts to.
+pub enum Event {
+    Signal(Received),
+    /// The vault has new credentials for the command.
+    Changed(Arc<RuntimeEnv>),
+}
 
-/// A command, and all that is done for it while it runs.
+/// A command and what it needs while it runs.
 pub struct Supervisor {
     pub program: Program,
     pub inherited: Inherited,
@@ -38,68 +43,46 @@ pub struct Supervisor {
     #[cfg(target_os = "linux")]
     pub files: Option<Files>,
     pub masks: Option<Arc<Masks>>,
-    pub signals: Receiver<Received>,
+    pub events: Receiver<Event>,
     pub watch: Option<Watch>,
 }
 
-/// What is done about changes.
+/// The options of `--watch`.
 pub struct Watch {
-    /// New credentials.
-    pub changes: Receiver<Arc<RuntimeEnv>>,
-    /// How the command hears of them.
-    pub on_change: OnChange,
-    /// How long it has between TERM and KILL.
+    /// Whether a change sends HUP instead of restarting the command.
+    pub hangs_up: bool,
+    /// The time between TERM and KILL.
     pub grace: Duration,
-    /// How often in a row it is started again after a crash.
+    /// The pause between two polls of the vault.
+    pub interval: Duration,
+    /// How many crashes in a row are followed by a restart.
     pub max_restarts: u32,
 }
 
-/// How a command hears of new credentials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnChange {
-    /// It is ended by TERM, and started again with them.
-    Restart,
-    /// It is sent HUP.
-    HangUp,
+/// Ends this process as the command ended, so that the parent sees no difference.
+pub fn end_as(status: ExitStatus) -> Result<(), Failure> {
+    let code = match (status.code(), status.signal()) {
+        (Some(0), _) => return Ok(()),
+        (Some(code), _) => code,
+        (None, signal) => {
+            let signal = signal.unwrap_or(0);
+            // A core of this process would contain values; with --files, it could be written
+            // until now.
+            let _ = hardening::forbid_core();
+            let _ = hardening::hide();
+            // Returns only for a signal that does not end a process.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+            128 + signal
+        }
+    };
+    Err(Failure::silent(u8::try_from(code).unwrap_or(u8::MAX)))
 }
 
-/// How it has ended for good.
-pub enum Ending {
-    /// As the command has.
-    Status(ExitStatus),
-    /// By this signal, when there was no command.
-    Signal(Signal),
-}
-
-impl Ending {
-    /// Ends this process in the same way, so that whoever waits for it sees no difference.
-    pub fn end(self) -> Result<(), Failure> {
-        let signal = match self {
-            Self::Status(status) => match (status.code(), status.signal()) {
-                (Some(0), _) => return Ok(()),
-                (Some(code), _) => return Err(of_command(code)),
-                (None, signal) => signal.unwrap_or(0),
-            },
-            Self::Signal(signal) => signal.as_raw(),
-        };
-        // A dump of ours would hold the values. That of --files was open until now.
-        let _ = hardening::forbid_core();
-        let _ = hardening::hide();
-        // Returns for a signal that would not end us.
-        let _ = signal_hook::low_level::emulate_default_handler(signal);
-        Err(of_command(128 + signal))
-    }
-}
-
-fn of_command(code: i32) -> Failure {
-    Failure::of_command(u8::try_from(code).unwrap_or(u8::MAX))
-}
-
-/// What follows from the end of a command.
+/// What follows the end of a command.
 enum Next {
-    End(ExitStatus),
+    End,
     Restart,
-    Crashed(ExitStatus),
+    RestartAfterCrash,
 }
 
 enum Pause {
@@ -109,155 +92,139 @@ enum Pause {
 }
 
 impl Supervisor {
-    /// Runs the command until it has ended for good.
-    pub fn run(mut self) -> Result<Ending, Failure> {
-        let mut crashes = 0;
+    /// Runs the command until it ends for good, and returns how it ended.
+    pub fn run(mut self) -> Result<ExitStatus, Failure> {
+        let fresh = || (0, Backoff::new(Duration::from_secs(1), Duration::from_mins(1)));
+        let (mut crashes, mut backoff) = fresh();
         loop {
             let started = Instant::now();
             let mut child = self.start()?;
-            let status = match self.attend(&mut child)? {
-                Next::End(status) => return Ok(Ending::Status(status)),
+            let (status, next) = self.attend(&mut child)?;
+            // This restores the terminal while no command runs.
+            drop(child);
+            match next {
+                Next::End => return Ok(status),
                 Next::Restart => {
-                    crashes = 0;
+                    (crashes, backoff) = fresh();
                     continue;
                 }
-                Next::Crashed(status) => status,
-            };
-            // Our terminal is as it was while no command runs.
-            drop(child);
-            let most = self.watch.as_ref().map_or(0, |watch| watch.max_restarts);
+                Next::RestartAfterCrash => {}
+            }
             if started.elapsed() >= STEADY {
-                crashes = 0;
+                (crashes, backoff) = fresh();
             }
-            if crashes >= most {
-                return Ok(Ending::Status(status));
+            if crashes >= self.watch.as_ref().map_or(0, |watch| watch.max_restarts) {
+                return Ok(status);
             }
-            let pause = LONGEST_PAUSE.min(FIRST_PAUSE * 2_u32.saturating_pow(crashes));
             crashes += 1;
-            log::warn!(
-                "the command has ended ({status}); it is started again in {} s",
-                pause.as_secs()
-            );
+            let pause = backoff.next_pause();
+            log::warn!("the command ended ({status}); starting it again in {} s", pause.as_secs());
             match self.pause(pause) {
                 Pause::Over => {}
-                Pause::Changed => crashes = 0,
-                Pause::Signalled(signal) => return Ok(Ending::Signal(signal)),
+                Pause::Changed => (crashes, backoff) = fresh(),
+                Pause::Signalled(signal) => return Ok(ExitStatus::from_raw(signal.as_raw())),
             }
         }
     }
 
-    fn heard(&self) -> (Receiver<Received>, Receiver<Arc<RuntimeEnv>>) {
-        let changes = self.watch.as_ref().map_or_else(never, |watch| watch.changes.clone());
-        (self.signals.clone(), changes)
+    /// Waits for the next event. Returns `None` at the deadline.
+    fn next_event(&self, deadline: Option<Instant>) -> Option<Event> {
+        match deadline {
+            Some(deadline) => self.events.recv_deadline(deadline).ok(),
+            None => Some(self.events.recv().expect("the thread of signals does not end")),
+        }
     }
 
     fn variables(&self, credentials: &RuntimeEnv) -> Result<Variables, Failure> {
         #[cfg(target_os = "linux")]
         if let Some(files) = &self.files {
-            let directory = files.directory().as_os_str();
-            return self.inherited.with_variable("CREDENTIALS_DIRECTORY", directory);
+            return self.inherited.with([("CREDENTIALS_DIRECTORY", files.directory().as_os_str())]);
         }
-        credentials.check_variables()?;
-        self.inherited.with(credentials)
+        self.inherited.with_credentials(credentials)
     }
 
     fn start(&self) -> Result<Child, Failure> {
         let mut command = self.program.command();
         command.env_clear().envs(self.variables(&self.credentials)?);
         let start = || Child::start(command, self.masks.as_ref());
-        self.program.started(start).map_err(|error| self.program.not_started(&error))
+        self.program.start(start).map_err(|error| self.program.not_started(&error))
     }
 
-    /// Stays with a command until it has ended.
-    fn attend(&mut self, child: &mut Child) -> Result<Next, Failure> {
-        let (signals, mut changes) = self.heard();
-        let mut grace = never();
+    /// Handles events until the command ends.
+    fn attend(&mut self, child: &mut Child) -> Result<(ExitStatus, Next), Failure> {
         let mut sent = Sent::default();
+        let mut kill_at = None;
         let status = loop {
-            select! {
-                recv(signals) -> received => {
-                    let received = received.expect("its thread lives as long as we do");
-                    if received.signal != Signal::CHILD {
-                        child.pass_on(received, &mut sent);
-                    } else if let Some(status) = child.ended()? {
+            match self.next_event(kill_at) {
+                Some(Event::Signal(Received { signal: Signal::CHILD, .. })) => {
+                    if let Some(status) = child.ended()? {
                         break status;
                     }
                 }
-                recv(changes) -> credentials => {
-                    let Ok(credentials) = credentials else {
-                        changes = never();
-                        continue;
-                    };
-                    if !self.take(credentials) {
-                        continue;
-                    }
-                    let Some(watch) = &self.watch else { continue };
-                    match watch.on_change {
-                        OnChange::HangUp => {
-                            sent.hang_up = true;
-                            child.signal(Signal::HUP);
-                        }
-                        OnChange::Restart if !sent.restart => {
-                            log::info!("a credential has changed; the command is started again");
-                            sent.restart = true;
-                            grace = after(watch.grace);
-                            child.signal(Signal::TERM);
-                        }
-                        OnChange::Restart => {}
+                Some(Event::Signal(received)) => child.forward(received, &mut sent),
+                Some(Event::Changed(credentials)) => {
+                    let Some(watch) = self.take(credentials) else { continue };
+                    if watch.hangs_up {
+                        sent.hang_up = true;
+                        child.signal(Signal::HUP);
+                    } else if !sent.restart {
+                        log::info!("a credential has changed; restarting the command");
+                        sent.restart = true;
+                        kill_at = Instant::now().checked_add(watch.grace);
+                        child.signal(Signal::TERM);
                     }
                 }
-                recv(grace) -> _ => child.signal(Signal::KILL),
+                None => {
+                    kill_at = None;
+                    child.signal(Signal::KILL);
+                }
             }
         };
-        self.write_out(child, sent.end);
-        Ok(self.next(status, &sent))
-    }
-
-    fn next(&self, status: ExitStatus, sent: &Sent) -> Next {
+        self.write_rest(child, sent.end);
         let by = status.signal().and_then(Signal::from_named_raw);
-        if sent.end || by.is_some_and(|signal| sent.forwarded.contains(&signal)) {
-            Next::End(status)
+        let next = if sent.end || by.is_some_and(|signal| sent.forwarded.contains(&signal)) {
+            Next::End
         } else if sent.restart || (sent.hang_up && by == Some(Signal::HUP)) {
             Next::Restart
         } else if status.success() || self.watch.is_none() {
-            Next::End(status)
+            Next::End
         } else {
-            Next::Crashed(status)
-        }
+            Next::RestartAfterCrash
+        };
+        Ok((status, next))
     }
 
-    /// Waits until all that the command has written is passed on. Once somebody wants it all
-    /// to end, a reader that takes nothing is not waited for for long.
-    fn write_out(&self, child: &mut Child, is_to_end: bool) {
+    /// Waits until all output is written. After a signal to end, a reader that takes nothing
+    /// is given only a moment.
+    fn write_rest(&mut self, child: &mut Child, is_to_end: bool) {
         let Some(streams) = &mut child.streams else { return };
         let busy = streams.ended();
-        let over = if is_to_end { after(LAST_WORDS) } else { never() };
+        let over = if is_to_end { after(LAST_OUTPUT) } else { never() };
         loop {
-            select! {
+            let event = select! {
                 recv(busy) -> _ => return,
                 recv(over) -> _ => return,
-                recv(self.signals) -> received => {
-                    if received.is_ok_and(|received| ends(received.signal)) {
-                        return;
-                    }
-                }
+                recv(self.events) -> event => event,
+            };
+            match event {
+                Ok(Event::Signal(received)) if ends(received.signal) => return,
+                Ok(Event::Changed(credentials)) => drop(self.take(credentials)),
+                _ => {}
             }
         }
     }
 
     fn pause(&mut self, pause: Duration) -> Pause {
-        let (signals, mut changes) = self.heard();
-        let over = after(pause);
+        let end = Instant::now() + pause;
         loop {
-            select! {
-                recv(over) -> _ => return Pause::Over,
-                recv(changes) -> credentials => match credentials.map(|them| self.take(them)) {
-                    Ok(true) => return Pause::Changed,
-                    Ok(false) => {}
-                    Err(_) => changes = never(),
-                },
-                recv(signals) -> received => {
-                    let signal = received.expect("its thread lives as long as we do").signal;
+            match self.next_event(Some(end)) {
+                None => return Pause::Over,
+                Some(Event::Changed(credentials)) => {
+                    if self.take(credentials).is_some() {
+                        return Pause::Changed;
+                    }
+                }
+                Some(Event::Signal(Received { signal, .. })) => {
                     if ends(signal) {
                         return Pause::Signalled(signal);
                     }
@@ -266,9 +233,9 @@ impl Supervisor {
         }
     }
 
-    /// Makes new credentials the ones that are handed out. What stands in their way leaves
-    /// everything as it is.
-    fn take(&mut self, credentials: Arc<RuntimeEnv>) -> bool {
+    /// Delivers new credentials from now on, and returns how to tell the command. If that is
+    /// not possible, everything stays as it is.
+    fn take(&mut self, credentials: Arc<RuntimeEnv>) -> Option<&Watch> {
         let taken = self.variables(&credentials).and_then(|_| {
             if let Some(masks) = &self.masks {
                 masks.add(&credentials);
@@ -279,18 +246,19 @@ impl Supervisor {
             }
             Ok(())
         });
-        match &taken {
-            Ok(()) => self.credentials = credentials,
-            Err(failure) => super::warn(&failure.message().unwrap_or_default()),
+        if let Err(failure) = taken {
+            super::warn(&failure.message);
+            return None;
         }
-        taken.is_ok()
+        self.credentials = credentials;
+        self.watch.as_ref()
     }
 }
 
-/// What a command has been sent, by which its end is understood.
+/// What a command was sent. This decides what its end means.
 #[derive(Default)]
 struct Sent {
-    /// Somebody wants it to end.
+    /// A signal to end, from outside.
     end: bool,
     restart: bool,
     hang_up: bool,
@@ -301,14 +269,14 @@ struct Sent {
 struct Child {
     process: process::Child,
     streams: Option<Streams>,
-    /// Whether a terminal's signals reach it by themselves: it is where we are.
-    is_beside_us: bool,
+    /// Whether it is in this process's group, so that the terminal signals both.
+    is_in_our_group: bool,
     has_terminal: bool,
 }
 
 impl Child {
-    /// Where there is a terminal, the command stays in our process group, whose foreground
-    /// it shares. Else it has one of its own, so that its children are ended with it.
+    /// On a terminal, the command stays in the process group of `exec`, because that is the
+    /// foreground. Otherwise it gets its own, so that a signal also ends its children.
     fn start(mut command: Command, masks: Option<&Arc<Masks>>) -> io::Result<Self> {
         let has_terminal = Terminals::now().any();
         if !has_terminal {
@@ -322,50 +290,47 @@ impl Child {
             None => (command.spawn()?, None),
         };
         let is_session = streams.as_ref().is_some_and(|streams| streams.is_session);
-        let is_beside_us = has_terminal && !is_session;
-        Ok(Self { process, streams, is_beside_us, has_terminal })
+        Ok(Self { process, streams, is_in_our_group: has_terminal && !is_session, has_terminal })
     }
 
-    /// Its status, when it has ended.
+    /// The status, if the command has ended.
     fn ended(&mut self) -> Result<Option<ExitStatus>, Failure> {
-        self.process
-            .try_wait()
-            .map_err(|error| Failure::other(format!("the command cannot be waited for: {error}")))
+        self.process.try_wait().map_err(cannot("wait for the command"))
     }
 
-    fn pass_on(&self, received: Received, sent: &mut Sent) {
+    fn forward(&self, received: Received, sent: &mut Sent) {
         let Received { signal, by_terminal } = received;
-        let had_it = by_terminal && self.is_beside_us;
+        let has_it = by_terminal && self.is_in_our_group;
         match (signal, &self.streams) {
             (Signal::WINCH, Some(streams)) => {
-                // To set the size is to send the signal, in a session of its own. Beside
-                // us it had the signal, and perhaps asked for the size, before it was set.
+                // In a session of its own, the kernel signals the command when its terminal is
+                // resized. In our group, it got the signal too early, before the resize.
                 streams.resize();
-                if self.is_beside_us {
+                if self.is_in_our_group {
                     self.signal(signal);
                 }
+                return;
             }
-            (Signal::CONT, Some(streams)) => streams.resume(),
-            (Signal::WINCH | Signal::CONT, None) if had_it => {}
-            (Signal::WINCH | Signal::CONT, None) => self.signal(signal),
+            (Signal::CONT, Some(streams)) => return streams.resume(),
+            (Signal::WINCH | Signal::CONT, None) => {}
             _ => {
                 if !sent.forwarded.contains(&signal) {
                     sent.forwarded.push(signal);
                 }
-                // Without a terminal, HUP is how a service is told to read its files again.
+                // Without a terminal, HUP tells a service to read its configuration again.
                 sent.end |= ends(signal) && (signal != Signal::HUP || self.has_terminal);
-                if !had_it {
-                    self.signal(signal);
-                }
             }
+        }
+        if !has_it {
+            self.signal(signal);
         }
     }
 
-    /// Sends a signal to it; with its own process group, to all in that.
+    /// Signals the command, or its whole process group if it has one.
     fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.process);
-        // It may have ended, which will be heard of.
-        let _ = if self.is_beside_us {
+        // This fails if the command has just ended, which SIGCHLD reports.
+        let _ = if self.is_in_our_group {
             kill_process(pid, signal)
         } else {
             kill_process_group(pid, signal)
@@ -373,7 +338,7 @@ impl Child {
     }
 }
 
-/// Whether a signal is a wish that the command end.
+/// Whether a signal asks the command to end.
 fn ends(signal: Signal) -> bool {
     [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP].contains(&signal)
 }

@@ -1,4 +1,4 @@
-//! Our terminal, while a command has one of its own.
+//! The terminal of this process, while a command has one of its own.
 
 use std::io::{self, IsTerminal as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,7 +18,6 @@ pub struct Terminals {
 }
 
 impl Terminals {
-    /// As they are now.
     pub fn now() -> Self {
         Self {
             stdin: io::stdin().is_terminal(),
@@ -31,21 +30,21 @@ impl Terminals {
         self.stdin || self.stdout || self.stderr
     }
 
-    /// Whether somebody sits at both ends of us: then a command that is masked gets a
-    /// terminal of its own for everything. With only its output on a terminal, it stays
-    /// at ours, where others in the pipeline may read the keys.
-    pub fn is_conversation(self) -> bool {
-        self.stdin && self.stdout && is_in_front(rustix::stdio::stdin())
+    /// Whether a person types and reads. Then a masked command gets a terminal of its own for
+    /// everything. If only its output is on a terminal, it keeps the existing one for input,
+    /// because other commands of the pipeline may read the keys.
+    pub fn is_interactive(self) -> bool {
+        self.stdin && self.stdout && is_in_foreground(rustix::stdio::stdin())
     }
 }
 
-/// Whether we are in the terminal's foreground, where its settings are ours to change.
-fn is_in_front(terminal: BorrowedFd<'_>) -> bool {
+/// Whether this process is in the foreground of the terminal, and may change its settings.
+fn is_in_foreground(terminal: BorrowedFd<'_>) -> bool {
     tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp())
 }
 
-/// Makes a new terminal like ours. With `passes_through`, ours does what there is to do
-/// with a line.
+/// Gives a new terminal the settings and the size of `ours`. With `passes_through`, `ours` does
+/// all the processing of a line.
 pub fn make_alike(new: impl AsFd, ours: BorrowedFd<'_>, passes_through: bool) -> io::Result<()> {
     let mut settings = tcgetattr(ours)?;
     if passes_through {
@@ -56,13 +55,12 @@ pub fn make_alike(new: impl AsFd, ours: BorrowedFd<'_>, passes_through: bool) ->
     copy_size(new, ours)
 }
 
-/// Gives a new terminal the size of ours.
+/// Gives a new terminal the size of `ours`.
 pub fn copy_size(new: impl AsFd, ours: BorrowedFd<'_>) -> io::Result<()> {
     Ok(tcsetwinsize(new, tcgetwinsize(ours)?)?)
 }
 
-/// Our terminal in raw mode: every key goes to the command as it is. As it was before when
-/// this is dropped.
+/// Raw mode: every key goes to the command. Restores the former mode when dropped.
 pub struct Raw {
     before: Termios,
     raw: Termios,
@@ -78,7 +76,7 @@ impl Raw {
         Ok(this)
     }
 
-    /// Again, after a shell has had the terminal meanwhile.
+    /// Enters raw mode again, after a shell had the terminal.
     pub fn resume(&self) {
         set(&self.raw);
     }
@@ -90,10 +88,10 @@ impl Drop for Raw {
     }
 }
 
-/// Only from the foreground: to set it from elsewhere would stop us.
+/// Only in the foreground: tcsetattr(3) from the background would stop this process.
 fn set(settings: &Termios) {
     let stdin = rustix::stdio::stdin();
-    if is_in_front(stdin) {
+    if is_in_foreground(stdin) {
         let _ = tcsetattr(stdin, OptionalActions::Now, settings);
     }
 }

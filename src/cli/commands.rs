@@ -1,0 +1,181 @@
+//! The commands that ask one question: health, list, get, has, delete, runtime-env, check.
+
+use intentframe_credentials::client::{ClientError, VaultClient};
+use intentframe_credentials::time::Timestamp;
+use intentframe_credentials::{CredentialRef, Namespace};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::Context;
+use super::args::{self, Args};
+use super::failure::{Failure, NOT_FOUND};
+use super::output;
+
+pub fn health(mut args: Args, context: &Context) -> Result<(), Failure> {
+    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
+    args.end()?;
+    let health = client.health()?;
+    if json {
+        return output::json(&health);
+    }
+    let mut rows = vec![
+        ["status".to_owned(), health.status],
+        ["backend".to_owned(), health.backend],
+        ["credential_count".to_owned(), health.credential_count.to_string()],
+    ];
+    let more = health.more.into_iter().map(|(name, value)| {
+        [name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)]
+    });
+    rows.extend(more);
+    output::rows(["VAULT", &client.socket().display().to_string()], &rows)
+}
+
+pub fn list(mut args: Args, context: &Context) -> Result<(), Failure> {
+    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
+    let summaries = match args.positionals()?.as_slice() {
+        [] => client.list_all()?,
+        [namespace] => {
+            client.list_namespace(&Namespace::new(namespace).map_err(Failure::usage)?)?
+        }
+        _ => return Err(Failure::usage("list takes at most one namespace")),
+    };
+    if json {
+        return output::json(&summaries);
+    }
+    // People read minutes; programs get the microseconds of the wire.
+    let is_terminal = output::is_terminal();
+    let time = |time: Timestamp| {
+        let text = time.to_string();
+        match text.get(.."2026-11-23T18:17".len()) {
+            Some(minutes) if is_terminal => format!("{}Z", minutes.replace('T', " ")),
+            _ => text,
+        }
+    };
+    let rows: Vec<_> = summaries
+        .into_iter()
+        .map(|summary| {
+            [
+                summary.namespace,
+                summary.key,
+                summary.delivery_mode.to_string(),
+                summary.masked_preview,
+                time(summary.updated_at),
+                summary.last_used_at.map(time).unwrap_or_default(),
+            ]
+        })
+        .collect();
+    output::rows(["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED"], &rows)
+}
+
+pub fn get(mut args: Args, context: &Context) -> Result<(), Failure> {
+    #[derive(serde::Serialize)]
+    struct Value<'a> {
+        value: &'a str,
+    }
+
+    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
+    let at = args.credential()?;
+    let value = client.get(&at)?.ok_or_else(|| not_found(&at))?;
+    if json {
+        output::json(&Value { value: value.expose() })
+    } else if output::is_terminal() {
+        output::text(&Zeroizing::new(format!("{}\n", value.expose())))
+    } else {
+        output::text(value.expose())
+    }
+}
+
+pub fn has(mut args: Args, context: &Context) -> Result<(), Failure> {
+    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
+    let at = args.credential()?;
+    let exists = client.has(&at)?;
+    if json {
+        output::json(&json!({ "exists": exists }))?;
+    }
+    match exists {
+        true => Ok(()),
+        false if json => Err(Failure::silent(NOT_FOUND)),
+        false => Err(not_found(&at)),
+    }
+}
+
+pub fn delete(mut args: Args, context: &Context) -> Result<(), Failure> {
+    let client = context.client(&mut args)?;
+    Ok(client.delete(&args.credential()?)?)
+}
+
+pub fn runtime_env(mut args: Args, context: &Context) -> Result<(), Failure> {
+    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
+    args.end()?;
+    let entries = client.list_runtime_env()?;
+    if json {
+        return output::json(&entries);
+    }
+    let everyone = if output::is_terminal() { "everyone" } else { "" };
+    let rows: Vec<_> = entries
+        .into_iter()
+        .map(|entry| {
+            let consumers = match entry.allowed_consumers.as_slice() {
+                [] => everyone.to_owned(),
+                consumers => consumers.join(","),
+            };
+            [entry.namespace, entry.key, entry.env_name.unwrap_or_default(), consumers]
+        })
+        .collect();
+    output::rows(["NAMESPACE", "KEY", "VARIABLE", "CONSUMERS"], &rows)
+}
+
+/// Counts a credential as missing if anything prevents the service from answering: a caller
+/// must not start while it is in doubt.
+pub fn check(mut args: Args, context: &Context) -> Result<(), Failure> {
+    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
+    let names = args.positionals()?;
+    if names.is_empty() {
+        return Err(Failure::usage("name at least one credential to check, as NAMESPACE/KEY"));
+    }
+    let wanted = names.iter().map(|name| args::credential(name)).collect::<Result<Vec<_>, _>>()?;
+    let (missing, error) = missing(&client, &wanted);
+    if json {
+        let mut report = json!({ "ok": missing.is_empty(), "missing": missing });
+        if let Some(error) = &error {
+            report["error"] = error.to_string().into();
+        }
+        output::json(&report)?;
+    } else {
+        let lines = missing.iter().map(|name| output::escaped(name).into_owned() + "\n");
+        output::text(&lines.collect::<String>())?;
+    }
+    match (missing.len(), error) {
+        (0, _) => Ok(()),
+        (_, Some(error)) => Err(Failure { code: NOT_FOUND, ..error.into() }),
+        (count, None) => Err(Failure::new(
+            NOT_FOUND,
+            format!("{count} of {} credentials are missing", names.len()),
+        )
+        .hint("`credential-vault store NAMESPACE/KEY` adds one")),
+    }
+}
+
+/// The credentials that the service did not confirm, and the last error.
+fn missing(client: &VaultClient, wanted: &[CredentialRef]) -> (Vec<String>, Option<ClientError>) {
+    let mut missing = Vec::new();
+    let mut last: Option<ClientError> = None;
+    for at in wanted {
+        // If the service is gone or hangs, each further question would only cost time.
+        let exists = match last {
+            Some(ClientError::Unreachable { .. } | ClientError::TimedOut { .. }) => Ok(false),
+            _ => client.has(at),
+        };
+        if !matches!(exists, Ok(true)) {
+            missing.push(at.to_string());
+        }
+        last = exists.err().or(last);
+    }
+    (missing, last)
+}
+
+fn not_found(at: &CredentialRef) -> Failure {
+    Failure::new(NOT_FOUND, format!("there is no credential {at}")).hint(&format!(
+        "`credential-vault list` shows the existing ones; `credential-vault store {at}` creates it"
+    ))
+}

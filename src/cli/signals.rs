@@ -1,0 +1,37 @@
+//! Signals, received in a thread of their own.
+
+use std::thread;
+
+use rustix::process::Signal;
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::WithOrigin;
+
+use super::failure::{Failure, cannot};
+
+/// A signal that this process has received.
+#[derive(Debug, Clone, Copy)]
+pub struct Received {
+    pub signal: Signal,
+    /// Whether a terminal sent it, to every process in its foreground.
+    pub by_terminal: bool,
+}
+
+/// Handles `signals` from now on: calls `tell` for each, in a thread.
+pub fn listen(
+    signals: impl IntoIterator<Item = i32>,
+    tell: impl Fn(Received) + Send + 'static,
+) -> Result<(), Failure> {
+    let mut received = SignalsInfo::<WithOrigin>::new(signals).map_err(cannot("handle signals"))?;
+    let forward = move || {
+        for origin in received.forever() {
+            if let Some(signal) = Signal::from_named_raw(origin.signal) {
+                tell(Received { signal, by_terminal: origin.process.is_none() });
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(forward)
+        .map_err(cannot("handle signals"))?;
+    Ok(())
+}

@@ -154,7 +154,7 @@ fn check_is_content_only_with_everything_there() {
     assert_eq!(check(&["--json", "a/k"]).ok(), "{\"ok\":true,\"missing\":[]}\n");
     let lacking = check(&["a/k", "a/x", "b/k", "c/k"]).expect(1);
     assert_eq!(lacking.stdout, "a/x\nc/k\n");
-    assert!(lacking.stderr.contains("lacks 2 of 4"), "{}", lacking.stderr);
+    assert!(lacking.stderr.contains("2 of 4 credentials are missing"), "{}", lacking.stderr);
     assert_eq!(
         check(&["--json", "c/k"]).expect(1).stdout,
         "{\"ok\":false,\"missing\":[\"c/k\"]}\n"

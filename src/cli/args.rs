@@ -37,11 +37,6 @@ impl Args {
         }
     }
 
-    /// Whether the option is given, as `name`, `name value` or `name=value`.
-    pub fn has(&self, name: &str) -> bool {
-        self.position(name).is_some()
-    }
-
     /// Takes an option without a value, and returns whether it is given.
     pub fn switch(&mut self, name: &str) -> bool {
         let count = self.before_dashes.len();
@@ -112,7 +107,8 @@ impl Args {
         }
     }
 
-    fn position(&self, name: &str) -> Option<usize> {
+    /// Where the option is, as `name`, `name value` or `name=value`.
+    pub fn position(&self, name: &str) -> Option<usize> {
         let is_it = |argument: &String| match argument.strip_prefix(name) {
             Some(rest) => rest.is_empty() || rest.starts_with('='),
             None => false,
@@ -167,7 +163,7 @@ mod tests {
         let mut all = args("--socket=/a=b n/k --only x/y --socket /c --json --only=z/w -- --json");
         assert_eq!(all.value("--socket").expect("a value").as_deref(), Some("/c"), "the last");
         assert_eq!(all.values("--only").expect("values"), ["x/y", "z/w"]);
-        assert!(all.has("--json") && all.switch("--json") && !all.switch("--json"));
+        assert!(all.position("--json").is_some() && all.switch("--json") && !all.switch("--json"));
         assert_eq!(all.positionals().expect("names"), ["n/k", "--json"]);
 
         assert!(args("n/k --socket").value("--socket").is_err());

@@ -1,8 +1,9 @@
 //! The commands that ask one question: health, list, get, has, delete, runtime-env, check.
 
-use intentframe_credentials::client::{ClientError, VaultClient};
+use intentframe_credentials::client::ClientError;
 use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{CredentialRef, Namespace};
+use serde::Serialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -23,10 +24,9 @@ pub fn health(mut args: Args, context: &Context) -> Result<(), Failure> {
         ["backend".to_owned(), health.backend],
         ["credential_count".to_owned(), health.credential_count.to_string()],
     ];
-    let more = health.more.into_iter().map(|(name, value)| {
+    rows.extend(health.more.into_iter().map(|(name, value)| {
         [name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)]
-    });
-    rows.extend(more);
+    }));
     output::rows(["VAULT", &client.socket().display().to_string()], &rows)
 }
 
@@ -68,7 +68,7 @@ pub fn list(mut args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 pub fn get(mut args: Args, context: &Context) -> Result<(), Failure> {
-    #[derive(serde::Serialize)]
+    #[derive(Serialize)]
     struct Value<'a> {
         value: &'a str,
     }
@@ -128,50 +128,50 @@ pub fn runtime_env(mut args: Args, context: &Context) -> Result<(), Failure> {
 /// Counts a credential as missing if anything prevents the service from answering: a caller
 /// must not start while it is in doubt.
 pub fn check(mut args: Args, context: &Context) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Report {
+        ok: bool,
+        missing: Vec<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    }
+
     let (client, json) = (context.client(&mut args)?, args.switch("--json"));
     let names = args.positionals()?;
     if names.is_empty() {
         return Err(Failure::usage("name at least one credential to check, as NAMESPACE/KEY"));
     }
-    let wanted = names.iter().map(|name| args::credential(name)).collect::<Result<Vec<_>, _>>()?;
-    let (missing, error) = missing(&client, &wanted);
+    let mut missing = names.iter().map(|it| args::credential(it)).collect::<Result<Vec<_>, _>>()?;
+    let mut error = None;
+    missing.retain(|at| match &error {
+        // If the service is gone or hangs, each further question would only cost time.
+        Some(ClientError::Unreachable { .. } | ClientError::TimedOut { .. }) => true,
+        _ => match client.has(at) {
+            Ok(exists) => !exists,
+            Err(failed) => {
+                error = Some(failed);
+                true
+            }
+        },
+    });
+    let count = missing.len();
+    let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
     if json {
-        let mut report = json!({ "ok": missing.is_empty(), "missing": missing });
-        if let Some(error) = &error {
-            report["error"] = error.to_string().into();
-        }
-        output::json(&report)?;
+        let error = error.as_ref().map(ToString::to_string);
+        output::json(&Report { ok: count == 0, missing, error })?;
     } else {
         let lines = missing.iter().map(|name| output::escaped(name).into_owned() + "\n");
         output::text(&lines.collect::<String>())?;
     }
-    match (missing.len(), error) {
-        (0, _) => Ok(()),
-        (_, Some(error)) => Err(Failure { code: NOT_FOUND, ..error.into() }),
-        (count, None) => Err(Failure::new(
-            NOT_FOUND,
-            format!("{count} of {} credentials are missing", names.len()),
-        )
-        .hint("`credential-vault store NAMESPACE/KEY` adds one")),
-    }
-}
-
-/// The credentials that the service did not confirm, and the last error.
-fn missing(client: &VaultClient, wanted: &[CredentialRef]) -> (Vec<String>, Option<ClientError>) {
-    let mut missing = Vec::new();
-    let mut last: Option<ClientError> = None;
-    for at in wanted {
-        // If the service is gone or hangs, each further question would only cost time.
-        let exists = match last {
-            Some(ClientError::Unreachable { .. } | ClientError::TimedOut { .. }) => Ok(false),
-            _ => client.has(at),
-        };
-        if !matches!(exists, Ok(true)) {
-            missing.push(at.to_string());
+    match error {
+        Some(error) => Err(Failure { code: NOT_FOUND, ..error.into() }),
+        None if count == 0 => Ok(()),
+        None => {
+            let message = format!("{count} of {} credentials are missing", names.len());
+            let hint = "`credential-vault store NAMESPACE/KEY` adds one";
+            Err(Failure::new(NOT_FOUND, message).hint(hint))
         }
-        last = exists.err().or(last);
     }
-    (missing, last)
 }
 
 fn not_found(at: &CredentialRef) -> Failure {

@@ -16,7 +16,6 @@ use super::logging::keep_out;
 use super::output::{self, escaped, table};
 use super::seed::{self, Plan};
 use super::serve::{serve_until_signal, workers};
-use super::supervised::Supervisor;
 
 const DEFAULT_PORT: u16 = 8765;
 
@@ -54,7 +53,7 @@ pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
     settings.workers = workers;
     settings.seeds = plan.seeds;
     settings.forget_metadata_without_value = true;
-    serve_until_signal(&settings, Supervisor::new(None)?, false, |daemon| {
+    serve_until_signal(&settings, None, false, |daemon| {
         output::text(&curl_lines(&endpoint, daemon.server().tcp_address()))
     })
 }
@@ -114,7 +113,7 @@ fn report(dotenv: &Dotenv, plan: &Plan) -> String {
 
 /// A title with indented lines; nothing without lines.
 fn section<'a>(title: &str, lines: impl Iterator<Item = &'a str>) -> String {
-    let lines: String = lines.map(|line| format!("  {line}\n")).collect();
+    let lines: String = lines.map(|line| ["  ", line, "\n"].concat()).collect();
     if lines.is_empty() { lines } else { format!("\n{title}:\n{lines}") }
 }
 

@@ -71,7 +71,7 @@ pub fn parse(text: &[u8]) -> Dotenv {
         }
         after = &after[line_length(after)..];
         let parsed = &rest[..rest.len() - after.len()];
-        line += parsed.iter().filter(|byte| **byte == b'\n').count();
+        line += parsed.split(|byte| *byte == b'\n').count() - 1;
         rest = after;
     }
     dotenv

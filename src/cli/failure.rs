@@ -60,11 +60,6 @@ impl Failure {
         Self::new(code, "")
     }
 
-    /// A command was not started: 127 if it does not exist, else 126, as in env(1).
-    pub fn not_started(message: impl Display, error: &io::Error) -> Self {
-        Self::new(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }, message)
-    }
-
     /// Adds a line that says what to do next, unless it is empty.
     pub fn hint(mut self, hint: &str) -> Self {
         if !hint.is_empty() {

@@ -16,8 +16,9 @@ mod store;
 mod supervised;
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use intentframe_credentials::Environment;
@@ -70,6 +71,11 @@ impl Context {
     }
 }
 
+/// Starts a thread that nobody joins.
+fn start_thread(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
+}
+
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let environment = Environment::of_process();
@@ -80,7 +86,7 @@ pub fn main() -> ExitCode {
     if !failure.message.is_empty() {
         let message = secrets.redact(failure.printable());
         // Without standard error there is nowhere to report a failure.
-        let _ = writeln!(std::io::stderr(), "credential-vault: {message}");
+        let _ = writeln!(io::stderr(), "credential-vault: {message}");
     }
     failure.code.into()
 }
@@ -91,12 +97,10 @@ fn run(
     secrets: &RegisteredSecrets,
 ) -> Result<(), Failure> {
     let mut args = Args::new(arguments)?;
-    let Some(name) = args.command() else { return without_command(args) };
-    if name == "help" {
-        return output::text(HELP);
-    }
-    let Some(&(name, help, run)) = COMMANDS.iter().find(|(known, ..)| *known == name) else {
-        return Err(Failure::usage("no such command; `credential-vault --help` lists them"));
+    let name = args.command();
+    let is_it = |(known, ..): &&Command| name.as_deref() == Some(*known);
+    let Some(&(name, help, run)) = COMMANDS.iter().find(is_it) else {
+        return without_command(args, name.as_deref());
     };
     if args.switch("--help") || args.switch("-h") {
         return output::text(help);
@@ -104,7 +108,7 @@ fn run(
     // Before any value is in memory.
     let core_limit = hardening::forbid_core();
     // `--files` makes links through /proc, which others must be able to follow.
-    let hidden = if args.has("--files") { Ok(()) } else { hardening::hide() };
+    let hidden = if args.position("--files").is_some() { Ok(()) } else { hardening::hide() };
     let is_service = matches!(name, "serve" | "dev");
     let level = if is_service { LevelFilter::Info } else { LevelFilter::Warn };
     logging::init(&environment, level, secrets)?;
@@ -118,12 +122,13 @@ fn run(
     })
 }
 
-fn without_command(mut args: Args) -> Result<(), Failure> {
-    if args.switch("--help") || args.switch("-h") {
+fn without_command(mut args: Args, name: Option<&str>) -> Result<(), Failure> {
+    if name == Some("help") || args.switch("--help") || args.switch("-h") {
         return output::text(HELP);
     }
     if args.switch("--version") {
         return output::text(concat!("credential-vault ", env!("CARGO_PKG_VERSION"), "\n"));
     }
-    Err(Failure::usage("no command given; `credential-vault --help` lists them"))
+    let problem = if name.is_some() { "no such command" } else { "no command given" };
+    Err(Failure::usage(format!("{problem}; `credential-vault --help` lists the commands")))
 }

@@ -67,14 +67,8 @@ fn api_key_seed(namespace: &str, variable: &Variable) -> Result<Seed, String> {
         return Err(format!("{}: it is empty", variable.name));
     }
     let at = CredentialRef::parse(namespace, "api_key").expect("both names are valid");
-    let request = StoreRequest {
-        value: variable.value.duplicate(),
-        delivery_mode: DeliveryMode::RuntimeEnv,
-        allowed_consumers: API_KEY_CONSUMERS.map(str::to_owned).to_vec(),
-        env_name: Some(variable.name.clone()),
-        validator_id: None,
-    };
-    Ok((at, request))
+    let env_name = Some(variable.name.clone());
+    Ok((at, request(&variable.value, DeliveryMode::RuntimeEnv, &API_KEY_CONSUMERS, env_name)))
 }
 
 fn email_seed(
@@ -100,14 +94,22 @@ fn email_seed(
     if plan.seeds.iter().any(|(earlier, _)| *earlier == at) {
         return Err(format!("{name}: an earlier variable has the same address"));
     }
-    let request = StoreRequest {
-        value: password.duplicate(),
-        delivery_mode: DeliveryMode::ExecutorOnly,
-        allowed_consumers: EMAIL_CONSUMERS.map(str::to_owned).to_vec(),
-        env_name: None,
+    Ok((at, request(password, DeliveryMode::ExecutorOnly, &EMAIL_CONSUMERS, None)))
+}
+
+fn request(
+    value: &Secret,
+    delivery_mode: DeliveryMode,
+    consumers: &[&str],
+    env_name: Option<String>,
+) -> StoreRequest {
+    StoreRequest {
+        value: value.duplicate(),
+        delivery_mode,
+        allowed_consumers: consumers.iter().copied().map(str::to_owned).collect(),
+        env_name,
         validator_id: None,
-    };
-    Ok((at, request))
+    }
 }
 
 #[cfg(test)]

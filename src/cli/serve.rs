@@ -18,10 +18,7 @@ use super::Context;
 use super::args::Args;
 use super::failure::{Failure, cannot};
 use super::signals;
-use super::supervised::{self, Supervisor};
-
-/// The backend unless `--backend` or `IF_VAULT_BACKEND` names one.
-const DEFAULT_BACKEND: &str = "keyring";
+use super::supervised::{self, ReadyFd};
 
 pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
     let environment = &context.environment;
@@ -32,22 +29,22 @@ pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
     let workers = workers(&mut args)?;
     let ready_fd = args.number("--ready-fd")?;
     args.end()?;
+    let ready_fd = ready_fd.map(ReadyFd::open).transpose()?;
     let socket = settings::socket(socket.as_deref(), environment)?;
     let data_dir = settings::data_dir(data_dir.as_deref(), environment)?;
     let endpoint = match supervised::inherited_socket(environment)? {
         Some(listener) => Endpoint::Inherited(Arc::new(listener)),
         None => Endpoint::Unix(socket),
     };
-    let supervisor = Supervisor::new(ready_fd)?;
     let mut options = BackendOptions::new(environment.clone());
     options.own_socket = endpoint.socket();
     let secrets = context.secrets.clone();
     options.secret_watch = Some(SecretWatch::new(move |secret| secrets.register(secret)));
     let backend = backend.as_deref().or_else(|| environment.setting("IF_VAULT_BACKEND"));
-    let backend = backend.unwrap_or(DEFAULT_BACKEND);
+    let backend = backend.unwrap_or("keyring");
     let mut settings = Settings::new(endpoint, data_dir, backend, options);
     settings.workers = workers;
-    serve_until_signal(&settings, supervisor, wait, |_| Ok(()))
+    serve_until_signal(&settings, ready_fd, wait, |_| Ok(()))
 }
 
 /// Takes `--workers`.
@@ -62,7 +59,7 @@ pub fn workers(args: &mut Args) -> Result<usize, Failure> {
 /// ends the process at once. With `wait`, retries while the backend is unavailable.
 pub fn serve_until_signal(
     settings: &Settings,
-    mut supervisor: Supervisor,
+    ready_fd: Option<ReadyFd>,
     wait: bool,
     started: impl FnOnce(&Daemon) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
@@ -76,7 +73,10 @@ pub fn serve_until_signal(
         .map_err(cannot("start the watchdog"))?;
     log::info!("serving the {} backend at {}", settings.backend, settings.endpoint);
     started(&daemon)?;
-    supervisor.ready();
+    supervised::notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    if let Some(Err(error)) = ready_fd.map(ReadyFd::write) {
+        log::warn!("cannot write to --ready-fd: {error}");
+    }
     if let Ok(signal) = signals.recv() {
         log::info!("{signal}: finishing the open requests; a second signal ends them");
     }

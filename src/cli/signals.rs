@@ -1,12 +1,11 @@
 //! Signals, received in a thread of their own.
 
-use std::thread;
-
 use rustix::process::Signal;
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 
 use super::failure::{Failure, cannot};
+use super::start_thread;
 
 /// A signal that this process has received.
 #[derive(Debug, Clone, Copy)]
@@ -29,9 +28,5 @@ pub fn listen(
             }
         }
     };
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(forward)
-        .map_err(cannot("handle signals"))?;
-    Ok(())
+    start_thread("signals", forward).map_err(cannot("handle signals"))
 }

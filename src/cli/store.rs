@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
 
 use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest};
-use rustix::termios::{self, LocalModes, OptionalActions, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions};
 use zeroize::Zeroizing;
 
 use super::Context;
@@ -70,37 +70,18 @@ fn read_to_end(input: impl Read) -> Result<Zeroizing<Vec<u8>>, Failure> {
 /// Asks on the terminal, with echo off before the question appears: a script, or a paste,
 /// may answer at once.
 fn prompt(question: &str) -> io::Result<Zeroizing<Vec<u8>>> {
-    let terminal = File::options().read(true).write(true).open("/dev/tty")?;
-    let echo = EchoOff::new(&terminal)?;
-    (&terminal).write_all(question.as_bytes())?;
+    let mut terminal = File::options().read(true).write(true).open("/dev/tty")?;
+    let before = termios::tcgetattr(&terminal)?;
+    let mut quiet = before.clone();
+    quiet.local_modes.remove(LocalModes::ECHO);
+    termios::tcsetattr(&terminal, OptionalActions::Now, &quiet)?;
     let mut line = Zeroizing::new(Vec::new());
-    BufReader::new(&terminal).read_until(b'\n', &mut line)?;
-    drop(echo);
-    (&terminal).write_all(b"\n")?;
-    if line.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(line) }
-}
-
-/// Turns the terminal's echo off for as long as this lives.
-struct EchoOff<'a> {
-    terminal: &'a File,
-    before: Termios,
-}
-
-impl<'a> EchoOff<'a> {
-    fn new(terminal: &'a File) -> io::Result<Self> {
-        let before = termios::tcgetattr(terminal)?;
-        let mut quiet = before.clone();
-        quiet.local_modes.remove(LocalModes::ECHO);
-        termios::tcsetattr(terminal, OptionalActions::Now, &quiet)?;
-        Ok(Self { terminal, before })
-    }
-}
-
-impl Drop for EchoOff<'_> {
-    fn drop(&mut self) {
-        // This fails only if the terminal is gone.
-        let _ = termios::tcsetattr(self.terminal, OptionalActions::Now, &self.before);
-    }
+    let read = terminal
+        .write_all(question.as_bytes())
+        .and_then(|()| BufReader::new(&terminal).read_until(b'\n', &mut line));
+    termios::tcsetattr(&terminal, OptionalActions::Now, &before)?;
+    terminal.write_all(b"\n")?;
+    if read? == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(line) }
 }
 
 /// Strips one newline, and checks what the service would refuse.

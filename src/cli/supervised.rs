@@ -5,7 +5,6 @@ use std::io::{self, Write as _};
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::thread;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use intentframe_credentials::Environment;
@@ -15,6 +14,7 @@ use nix::sys::socket::MsgFlags;
 use sd_notify::NotifyState;
 
 use super::failure::Failure;
+use super::start_thread;
 
 /// The listening socket that a service manager passes (`LISTEN_FDS`, `sd_listen_fds(3)`).
 ///
@@ -39,26 +39,6 @@ pub fn inherited_socket(environment: &Environment) -> Result<Option<UnixListener
     }
 }
 
-/// Reports the state of the service to `NOTIFY_SOCKET` and `--ready-fd`.
-pub struct Supervisor {
-    ready: Option<ReadyFd>,
-}
-
-impl Supervisor {
-    /// Checks that `ready_fd` can be written to.
-    pub fn new(ready_fd: Option<RawFd>) -> Result<Self, Failure> {
-        Ok(Self { ready: ready_fd.map(ReadyFd::open).transpose()? })
-    }
-
-    /// The service accepts requests.
-    pub fn ready(&mut self) {
-        notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
-        if let Some(Err(error)) = self.ready.take().map(ReadyFd::write) {
-            log::warn!("cannot write to --ready-fd: {error}");
-        }
-    }
-}
-
 /// Tells the service manager, if there is one (`NOTIFY_SOCKET`).
 pub fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
@@ -66,8 +46,9 @@ pub fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// The descriptor to write to when the service is ready.
-enum ReadyFd {
+/// The descriptor to write to when the service is ready (`--ready-fd`).
+pub enum ReadyFd {
+    /// Anything that can be opened again.
     File(File),
     Socket(RawFd),
 }
@@ -75,7 +56,7 @@ enum ReadyFd {
 impl ReadyFd {
     /// Takes over the descriptor, so that it is closed after the write: a reader may wait for
     /// the end of the file.
-    fn open(number: RawFd) -> Result<Self, Failure> {
+    pub fn open(number: RawFd) -> Result<Self, Failure> {
         const FIRST_FREE: RawFd = 3;
         if number < FIRST_FREE {
             return Err(Failure::usage("--ready-fd is 3 or more, as in: --ready-fd 3 3>ready"));
@@ -96,7 +77,7 @@ impl ReadyFd {
     }
 
     /// Writes a line, whose end s6 and similar programs wait for.
-    fn write(self) -> io::Result<()> {
+    pub fn write(self) -> io::Result<()> {
         const READY: &[u8] = b"ready\n";
         match self {
             Self::File(mut file) => file.write_all(READY),
@@ -122,14 +103,13 @@ pub fn start_watchdog(socket: Option<PathBuf>, ended: Receiver<()>) -> io::Resul
     let pause = limit / 3;
     let options = ClientOptions { timeout: pause, ..ClientOptions::default() };
     let client = socket.map(|socket| VaultClient::with_options(socket, &options));
-    thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
+    start_thread("watchdog", move || {
         while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
             if client.as_ref().is_none_or(answers) {
                 notify(&[NotifyState::Watchdog]);
             }
         }
-    })?;
-    Ok(())
+    })
 }
 
 /// Whether the service answers at all. A restart would not help if its backend is unavailable

@@ -78,7 +78,7 @@ fn only_a_directory_of_ours_without_anything_in_it_is_taken() {
     assert!(run().refused(2).contains("is not empty"));
     fs::remove_dir_all(&directory).expect("removes");
     symlink("/tmp", &directory).expect("links");
-    assert!(run().refused(2).contains("no directory"));
+    assert!(run().refused(2).contains("not a directory"));
     let nowhere = vault.file("none/credentials");
     let said =
         vault.shell(&["--files", nowhere.to_str().expect("UTF-8")], "echo started").refused(2);

@@ -173,7 +173,7 @@ fn a_crash_is_followed_by_another_start_but_not_for_ever() {
     assert_eq!(running.wait().code(), Some(3));
     assert_eq!(lines(&log, 3).len(), 3);
     let warned = fs::read_to_string(vault.file("warned")).expect("a file");
-    assert!(warned.contains("started again in 1 s"), "{warned}");
+    assert!(warned.contains("starting it again in 1 s"), "{warned}");
     let killed = "kill -USR2 $$";
     let mut running = Running::start(&mut watched(&vault, &["--max-restarts", "0"], killed));
     assert_eq!(running.wait().signal(), Some(Signal::USR2.as_raw()));

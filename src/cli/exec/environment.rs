@@ -29,11 +29,11 @@ impl Inherited {
     ) -> Result<Self, Failure> {
         let is_clean = args.switch("--clean");
         let keep = args.values("--keep")?;
-        let is_one_of = |names: &[&str], name: &OsStr| names.iter().any(|it| name == *it);
+        // With --clean, only the listed variables are inherited; otherwise, all others.
+        let listed = if is_clean { CLEAN } else { VAULT_VARIABLES };
         let is_inherited = |name: &OsStr| {
             keep.iter().any(|kept| name == kept.as_str())
-                || (is_clean && is_one_of(CLEAN, name))
-                || (!is_clean && !is_one_of(VAULT_VARIABLES, name))
+                || listed.iter().any(|it| name == *it) == is_clean
         };
         let variables = variables.filter(|(name, _)| is_inherited(name)).collect();
         Ok(Self { variables, may_override: args.switch("--override") })
@@ -62,8 +62,8 @@ impl Inherited {
         if taken.is_empty() {
             return Ok(variables);
         }
-        let names = taken.join(", ");
-        let message = format!("already set to another value: {names}; nothing was started");
+        let message =
+            format!("already set to another value: {}; nothing was started", taken.join(", "));
         Err(Failure::usage(message).hint("unset them, or use --override or --clean"))
     }
 }

@@ -26,7 +26,7 @@ pub struct Files {
 impl Files {
     /// Creates the directory, or takes over one of this user that is empty or was left by an
     /// `exec` that was killed.
-    pub fn new(directory: &Path) -> Result<Self, Failure> {
+    pub fn new(directory: &Path, credentials: &RuntimeEnv) -> Result<Self, Failure> {
         let failed =
             |error: io::Error| Failure::usage(format!("--files {}: {error}", directory.display()));
         let is_ours = match DirBuilder::new().mode(0o700).create(directory) {
@@ -37,7 +37,9 @@ impl Files {
             Err(error) => return Err(failed(error)),
         };
         let directory = fs::canonicalize(directory).map_err(failed)?;
-        Ok(Self { directory, is_ours, open: Vec::new() })
+        let mut files = Self { directory, is_ours, open: Vec::new() };
+        files.replace(credentials)?;
+        Ok(files)
     }
 
     /// The absolute path of the directory.

@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use intentframe_credentials::redact::Masker;
@@ -17,6 +16,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::Errno;
 use rustix::stdio::{stderr, stdin, stdout};
+
+use crate::cli::start_thread;
 
 use super::terminal::{Raw, Terminals, copy_size, make_alike};
 
@@ -90,7 +91,7 @@ pub fn start(mut command: Command, masks: &Arc<Masks>) -> io::Result<(Child, Str
     let relay = |from, to, is_terminal| {
         let output = Output { from, to, is_terminal };
         let (ended, masks, done) = (Arc::clone(&ended), Arc::clone(masks), done.clone());
-        in_thread("output", move || output.relay(&ended, &masks, done))
+        start_thread("output", move || output.relay(&ended, &masks, done))
     };
     let piped = |to| -> io::Result<OwnedFd> {
         let (from, end) = pipe()?;
@@ -124,7 +125,7 @@ pub fn start(mut command: Command, masks: &Arc<Masks>) -> io::Result<(Child, Str
         (Some(pts), Some(pty)) if is_session => {
             streams.raw = Some(Raw::enter()?);
             let pty = pty.try_clone()?;
-            in_thread("keys", move || relay_keys(&pty, &ended, done))?;
+            start_thread("keys", move || relay_keys(&pty, &ended, done))?;
             let mut command = pty_process::blocking::Command::from(command);
             if let Some(err) = err {
                 command = command.stderr(err);
@@ -326,10 +327,6 @@ fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
         (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
         _ => false,
     }
-}
-
-fn in_thread(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
 }
 
 fn into_io_error(error: pty_process::Error) -> io::Error {

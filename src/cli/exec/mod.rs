@@ -12,7 +12,6 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, tick, unbounded};
@@ -29,6 +28,7 @@ use super::failure::{Failure, cannot};
 use super::hardening::CoreLimit;
 use super::output::escaped;
 use super::signals;
+use super::start_thread;
 
 use environment::Inherited;
 use masking::Masks;
@@ -60,9 +60,7 @@ pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
             let watcher = Watcher::start(&client, selection)?;
             let credentials = Arc::clone(watcher.current());
             let interval = watch.interval;
-            thread::Builder::new()
-                .name("watch".to_owned())
-                .spawn(move || poll(&client, watcher, interval, &sender))
+            start_thread("watch", move || poll(&client, watcher, interval, &sender))
                 .map_err(cannot("watch the vault"))?;
             credentials
         }
@@ -72,14 +70,7 @@ pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
         inherited,
         masks: is_masked.then(|| Masks::new(&credentials)),
         #[cfg(target_os = "linux")]
-        files: match files {
-            None => None,
-            Some(directory) => {
-                let mut files = files::Files::new(&directory)?;
-                files.replace(&credentials)?;
-                Some(files)
-            }
-        },
+        files: files.map(|directory| files::Files::new(&directory, &credentials)).transpose()?,
         credentials,
         events,
         watch,
@@ -131,7 +122,7 @@ fn watch(args: &mut Args) -> Result<Option<Watch>, Failure> {
     const DETAILS: [&str; 4] = ["--signal", "--grace", "--interval", "--max-restarts"];
 
     if !args.switch("--watch") {
-        return match DETAILS.into_iter().find(|name| args.has(name)) {
+        return match DETAILS.into_iter().find(|name| args.position(name).is_some()) {
             Some(name) => Err(Failure::usage(format!("{name} requires --watch"))),
             None => Ok(None),
         };
@@ -232,16 +223,18 @@ impl Program {
         }
     }
 
+    /// The exit code is 127 if the command does not exist, else 126, as in env(1).
     fn not_started(&self, error: &io::Error) -> Failure {
-        let name = self.name.to_string_lossy();
-        let hint = match error.kind() {
+        let (code, hint) = match error.kind() {
+            io::ErrorKind::NotFound => (127, ""),
             // E2BIG in execve(2).
-            io::ErrorKind::ArgumentListTooLong => {
-                "a variable may have 128 KiB, and all together somewhat more; --files DIR has \
-                 no such limit"
-            }
-            _ => "",
+            io::ErrorKind::ArgumentListTooLong => (126, TOO_LONG),
+            _ => (126, ""),
         };
-        Failure::not_started(format!("cannot run {name}: {error}"), error).hint(hint)
+        let name = self.name.to_string_lossy();
+        Failure::new(code, format!("cannot run {name}: {error}")).hint(hint)
     }
 }
+
+const TOO_LONG: &str = "a variable may have 128 KiB, and all together somewhat more; --files DIR \
+    has no such limit";

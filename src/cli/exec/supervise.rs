@@ -85,12 +85,6 @@ enum Next {
     RestartAfterCrash,
 }
 
-enum Pause {
-    Over,
-    Changed,
-    Signalled(Signal),
-}
-
 impl Supervisor {
     /// Runs the command until it ends for good, and returns how it ended.
     pub fn run(mut self) -> Result<ExitStatus, Failure> {
@@ -120,9 +114,11 @@ impl Supervisor {
             let pause = backoff.next_pause();
             log::warn!("the command ended ({status}); starting it again in {} s", pause.as_secs());
             match self.pause(pause) {
-                Pause::Over => {}
-                Pause::Changed => (crashes, backoff) = fresh(),
-                Pause::Signalled(signal) => return Ok(ExitStatus::from_raw(signal.as_raw())),
+                None => {}
+                Some(Event::Changed(_)) => (crashes, backoff) = fresh(),
+                Some(Event::Signal(Received { signal, .. })) => {
+                    return Ok(ExitStatus::from_raw(signal.as_raw()));
+                }
             }
         }
     }
@@ -214,21 +210,17 @@ impl Supervisor {
         }
     }
 
-    fn pause(&mut self, pause: Duration) -> Pause {
+    /// Waits before a restart. A signal to end, or new credentials, end the wait.
+    fn pause(&mut self, pause: Duration) -> Option<Event> {
         let end = Instant::now() + pause;
         loop {
-            match self.next_event(Some(end)) {
-                None => return Pause::Over,
-                Some(Event::Changed(credentials)) => {
-                    if self.take(credentials).is_some() {
-                        return Pause::Changed;
-                    }
-                }
-                Some(Event::Signal(Received { signal, .. })) => {
-                    if ends(signal) {
-                        return Pause::Signalled(signal);
-                    }
-                }
+            let event = self.next_event(Some(end))?;
+            let ends_wait = match &event {
+                Event::Changed(credentials) => self.take(Arc::clone(credentials)).is_some(),
+                Event::Signal(received) => ends(received.signal),
+            };
+            if ends_wait {
+                return Some(event);
             }
         }
     }

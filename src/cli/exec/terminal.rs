@@ -63,22 +63,20 @@ pub fn copy_size(new: impl AsFd, ours: BorrowedFd<'_>) -> io::Result<()> {
 /// Raw mode: every key goes to the command. Restores the former mode when dropped.
 pub struct Raw {
     before: Termios,
-    raw: Termios,
 }
 
 impl Raw {
     pub fn enter() -> io::Result<Self> {
-        let before = tcgetattr(rustix::stdio::stdin())?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        let this = Self { before, raw };
+        let this = Self { before: tcgetattr(rustix::stdio::stdin())? };
         this.resume();
         Ok(this)
     }
 
     /// Enters raw mode again, after a shell had the terminal.
     pub fn resume(&self) {
-        set(&self.raw);
+        let mut raw = self.before.clone();
+        raw.make_raw();
+        set(&raw);
     }
 }
 

@@ -1,5 +1,4 @@
-//! The command line, as people and scripts use it: against the real service, and against
-//! one that answers what a test wants.
+//! The command line as people and scripts use it, against the real service and a fake one.
 #![cfg(unix)]
 
 #[allow(dead_code, reason = "each test program uses its own part of this")]
@@ -44,7 +43,7 @@ impl Ended {
         self
     }
 
-    /// Succeeded, without a word on standard error.
+    /// Succeeded, with nothing on standard error.
     #[track_caller]
     fn ok(self) -> String {
         assert_eq!((self.code, self.stderr.as_str()), (0, ""), "stdout {:?}", self.stdout);
@@ -52,7 +51,7 @@ impl Ended {
     }
 }
 
-/// The command with nothing in its environment but the socket to ask.
+/// A command whose environment contains the socket only.
 fn command(socket: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_credential-vault"));
     command.args(arguments).env_clear().env("INTENTFRAME_VAULT_SOCKET", socket);
@@ -66,7 +65,7 @@ fn run(socket: &Path, arguments: &[&str]) -> Ended {
 
 fn run_with_input(mut command: Command, input: &[u8]) -> Ended {
     let mut child = command.stdin(Stdio::piped()).spawn().expect("starts");
-    // A command that refuses its arguments does not read.
+    // A command that rejects its arguments does not read.
     let _ = child.stdin.take().expect("is piped").write_all(input);
     child.wait_with_output().expect("ends").into()
 }
@@ -139,11 +138,15 @@ fn a_credential_is_stored_read_listed_and_deleted() {
 
     assert_eq!(vault(&["delete", "openai/api_key"]).ok(), "");
     vault(&["get", "openai/api_key"]).expect(1);
-    assert_eq!(vault(&["delete", "openai/api_key"]).ok(), "", "nothing to delete is as good");
+    assert_eq!(
+        vault(&["delete", "openai/api_key"]).ok(),
+        "",
+        "deleting succeeds without a credential"
+    );
 }
 
 #[test]
-fn check_is_content_only_with_everything_there() {
+fn check_succeeds_only_if_every_credential_exists() {
     let place = Place::new();
     let service = place.start();
     for name in ["a/k", "b/k"] {
@@ -164,7 +167,7 @@ fn check_is_content_only_with_everything_there() {
 
     drop(service);
     let gone = run(&place.socket(), &["check", "a/k", "b/k"]).expect(1);
-    assert_eq!(gone.stdout, "a/k\nb/k\n", "nothing is known to be there");
+    assert_eq!(gone.stdout, "a/k\nb/k\n", "the service confirmed none");
     assert!(gone.stderr.contains("no vault answers"), "{}", gone.stderr);
     let gone = run(&place.socket(), &["check", "--json", "a/k"]).expect(1);
     let report: Value = serde_json::from_str(&gone.stdout).expect("JSON");
@@ -173,7 +176,7 @@ fn check_is_content_only_with_everything_there() {
 }
 
 #[test]
-fn what_is_read_is_what_is_stored() {
+fn a_stored_value_is_returned_unchanged() {
     let place = Place::new();
     let service = place.start();
     let round_trip = |options: &[&str], input: &str| {
@@ -200,11 +203,11 @@ fn what_is_read_is_what_is_stored() {
         assert!(refused.stderr.contains(complaint), "{}", refused.stderr);
         assert!(!refused.stderr.contains("canary"), "{}", refused.stderr);
     }
-    assert!(run(&service.socket, &["get", "n/k"]).ok() == longest, "nothing was touched");
+    assert!(run(&service.socket, &["get", "n/k"]).ok() == longest, "it is unchanged");
 }
 
 #[test]
-fn a_value_on_the_command_line_is_refused_without_repeating_it() {
+fn a_value_on_the_command_line_is_rejected_without_repeating_it() {
     let fake = Fake::new(|_| json("200 OK", r#"{"status":"stored"}"#));
     for arguments in [
         &["n/k", SECRET][..],
@@ -240,13 +243,13 @@ fn no_log_level_shows_a_value() {
             let stderr = traced(arguments).stderr;
             assert!(!stderr.contains("ureq"), "{filters}: {stderr}");
             assert!(!stderr.contains("canary"), "{filters}: {stderr}");
-            // What a dump in hexadecimal begins with.
+            // The beginning of the value in hexadecimal.
             assert!(!stderr.contains("736b"), "{filters}: {stderr}");
         }
     }
 }
 
-// Against answers made up.
+// Against a fake service.
 
 #[test]
 fn each_failure_has_its_exit_code() {
@@ -264,7 +267,7 @@ fn each_failure_has_its_exit_code() {
         let reply = std::sync::Mutex::new(Some(reply));
         let last = std::sync::Mutex::new(Vec::new());
         let fake = Fake::new(move |_| {
-            // A request whose connection broke comes a second time.
+            // The client repeats a request whose connection broke.
             match reply.lock().expect("no panic").take() {
                 Some(Reply::Last(bytes)) => {
                     last.lock().expect("no panic").clone_from(&bytes);
@@ -288,7 +291,7 @@ fn each_failure_has_its_exit_code() {
 }
 
 #[test]
-fn a_service_that_is_not_there_is_code_3_and_names_the_socket() {
+fn an_unreachable_service_is_code_3_and_names_the_socket() {
     let dir = TempDir::new().expect("a directory");
     let socket = dir.path().join("vault.sock");
     let everything: [&[&str]; 7] = [
@@ -311,7 +314,7 @@ fn a_service_that_is_not_there_is_code_3_and_names_the_socket() {
 }
 
 #[test]
-fn the_socket_is_the_nearest_one_named() {
+fn options_select_the_socket_before_variables_and_defaults() {
     let dir = TempDir::new().expect("a directory");
     let home = dir.path().to_str().expect("UTF-8");
     let asked = |arguments: &[&str], variable: Option<&str>| {
@@ -360,10 +363,28 @@ fn usage_errors_are_code_2_and_help_is_code_0() {
         assert!(ended.stderr.starts_with("credential-vault: "), "{arguments:?}: {}", ended.stderr);
         assert_eq!(ended.stdout, "", "{arguments:?}");
     }
+    for command in [
+        "serve",
+        "dev",
+        "health",
+        "list",
+        "get",
+        "has",
+        "store",
+        "delete",
+        "runtime-env",
+        "check",
+        "exec",
+    ] {
+        let ended = run(nowhere, &[command, "--nonsense", "n/k"]).expect(2);
+        assert!(ended.stderr.contains("--nonsense"), "{}", ended.stderr);
+        let help = run(nowhere, &[command, "--help"]).ok();
+        assert!(help.starts_with(&format!("Usage: credential-vault {command}")), "{help}");
+    }
     let slashes = run(nowhere, &["get", "github/myorg/token"]).expect(2);
     assert!(slashes.stderr.contains("github.myorg/token"), "{}", slashes.stderr);
 
-    for arguments in [&["--help"][..], &["-h"], &["help"], &["store", "--help"], &["get", "-h"]] {
+    for arguments in [&["--help"][..], &["-h"], &["help"], &["get", "-h"]] {
         let help = run(nowhere, arguments).ok();
         assert!(help.starts_with("Usage: credential-vault"), "{help}");
     }
@@ -378,7 +399,7 @@ fn usage_errors_are_code_2_and_help_is_code_0() {
 }
 
 #[test]
-fn names_from_the_service_do_not_steer_the_terminal() {
+fn names_from_the_service_do_not_control_the_terminal() {
     let fake = Fake::new(|asked| match asked.what.as_str() {
         "GET /v1/runtime-env" => json(
             "200 OK",
@@ -393,7 +414,7 @@ fn names_from_the_service_do_not_steer_the_terminal() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_ends_a_command_quietly() {
+fn a_closed_output_ends_a_command_quietly() {
     let entries = format!(
         "[{}]",
         vec![r#"{"namespace":"n","key":"k","env_name":"E","allowed_consumers":[]}"#; 20_000]
@@ -401,7 +422,7 @@ fn a_reader_that_has_seen_enough_ends_a_command_quietly() {
     );
     let fake = Fake::new(move |_| json("200 OK", &entries));
     let mut child = command(&fake.socket, &["runtime-env"]).spawn().expect("starts");
-    // More than a pipe holds, so the command is still writing when its reader goes.
+    // More than a pipe holds: the command is still writing when its reader goes.
     drop(child.stdout.take());
     let ended = Ended::from(child.wait_with_output().expect("ends"));
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
@@ -409,7 +430,7 @@ fn a_reader_that_has_seen_enough_ends_a_command_quietly() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn an_output_that_cannot_be_written_is_told() {
+fn a_failed_write_to_the_output_is_reported() {
     let fake = Fake::new(|_| json("200 OK", r#"{"value":"v"}"#));
     let full = std::fs::File::options().write(true).open("/dev/full").expect("is there");
     let mut command = command(&fake.socket, &["get", "n/k"]);
@@ -418,7 +439,7 @@ fn an_output_that_cannot_be_written_is_told() {
 }
 
 #[test]
-fn a_proxy_in_the_environment_is_not_asked() {
+fn a_proxy_in_the_environment_is_ignored() {
     let fake = Fake::new(|_| json("200 OK", r#"{"value":"v"}"#));
     let mut command = command(&fake.socket, &["get", "n/k"]);
     for variable in ["http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
@@ -430,8 +451,8 @@ fn a_proxy_in_the_environment_is_not_asked() {
 
 // On a terminal.
 
-/// Runs a command on a terminal of its own, types `typed` when `prompt` is on the screen,
-/// and gives what was on the screen in the end, with `\n` for the terminal's `\r\n`.
+/// Runs a command on a terminal of its own, and types `typed` when `prompt` is on the screen.
+/// Returns the final screen, with `\n` for the terminal's `\r\n`.
 fn on_a_terminal(mut command: Command, prompt: &str, typed: &str) -> Option<Ended> {
     const SCRIPT: &str = r"
 import os, pty, sys
@@ -459,19 +480,19 @@ sys.exit(os.waitstatus_to_exitcode(status))
     python.args(["-c", SCRIPT, prompt, typed]).arg(command.get_program());
     python.args(command.get_args()).env_clear().env("PATH", std::env::var_os("PATH")?);
     python.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    // The script's own input is of no account.
+    // The script itself needs no input.
     command.stdin(Stdio::null());
     match python.output() {
         Ok(output) => Some(output.into()),
         Err(error) => {
-            skip(&format!("python3, which makes the terminal, does not start: {error}"));
+            skip(&format!("cannot start python3, which creates the terminal: {error}"));
             None
         }
     }
 }
 
 #[test]
-fn a_value_is_asked_for_on_a_terminal_and_not_shown() {
+fn a_terminal_prompts_for_a_value_and_does_not_show_it() {
     let place = Place::new();
     let service = place.start();
     let prompt = "Value for n/k";
@@ -485,7 +506,7 @@ fn a_value_is_asked_for_on_a_terminal_and_not_shown() {
     let storing = command(&service.socket, &["store", "n/k"]);
     let Some(screen) = on_a_terminal(storing, prompt, "\n") else { return };
     assert!(screen.expect(2).stdout.contains("empty"));
-    assert_eq!(run(&service.socket, &["get", "n/k"]).ok(), SECRET, "was not touched");
+    assert_eq!(run(&service.socket, &["get", "n/k"]).ok(), SECRET, "it is unchanged");
 }
 
 #[test]
@@ -521,9 +542,9 @@ fn people_get_tables_and_a_newline_after_a_value() {
     assert!(health.contains("backend           EnvVault\n"), "{health}");
 }
 
-// The development service's report.
+// The report of the development service.
 
-/// Starts `dev` in `directory` and gives what it says until it serves, or ends.
+/// Starts `dev` in `directory`, and returns its output until it serves or ends.
 fn dev_report(directory: &TempDir, arguments: &[&str]) -> (String, Child) {
     let root = directory.path();
     let mut command = command(&root.join("run/vault.sock"), &[&["dev"], arguments].concat());
@@ -541,7 +562,7 @@ fn dev_report(directory: &TempDir, arguments: &[&str]) -> (String, Child) {
     (said, child)
 }
 
-/// The same, of a service that is not needed further.
+/// The output of `dev`, which is then killed.
 fn dev_says(directory: &TempDir, arguments: &[&str]) -> String {
     let (said, mut child) = dev_report(directory, arguments);
     child.kill().expect("is ours");
@@ -550,7 +571,7 @@ fn dev_says(directory: &TempDir, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn dev_tells_what_it_seeds_and_skips_and_no_value() {
+fn dev_reports_what_it_seeds_and_skips_without_values() {
     let directory = TempDir::new().expect("a directory");
     let env_file = format!(
         "\u{feff}export OPENAI_API_KEY=\"{SECRET}\" # mine\r\nANTHROPIC_API_KEY=\r\n\

@@ -106,14 +106,13 @@ fn report(dotenv: &Dotenv, plan: &Plan) -> String {
         rows => section("Seeded", table(head, rows).lines()),
     };
     let skipped = plan.skipped.iter().chain(&dotenv.problems).map(String::as_str);
-    let others = plan.others.join(", ");
-    let others = (!others.is_empty()).then_some(others.as_str());
-    seeded + &section("Skipped", skipped) + &section("Not credentials", others.into_iter())
+    let others = Some(plan.others.join(", ")).filter(|names| !names.is_empty());
+    seeded + &section("Skipped", skipped) + &section("Not credentials", others.as_deref())
 }
 
 /// A title with indented lines; nothing without lines.
-fn section<'a>(title: &str, lines: impl Iterator<Item = &'a str>) -> String {
-    let lines: String = lines.map(|line| ["  ", line, "\n"].concat()).collect();
+fn section<'a>(title: &str, lines: impl IntoIterator<Item = &'a str>) -> String {
+    let lines: String = lines.into_iter().map(|line| ["  ", line, "\n"].concat()).collect();
     if lines.is_empty() { lines } else { format!("\n{title}:\n{lines}") }
 }
 

@@ -81,8 +81,8 @@ pub fn main() -> ExitCode {
     let environment = Environment::of_process();
     let secrets = RegisteredSecrets::default();
     logging::register_environment(&environment, &secrets);
-    let ended = run(std::env::args_os().skip(1).collect(), environment, &secrets);
-    let Err(failure) = ended else { return ExitCode::SUCCESS };
+    let arguments = std::env::args_os().skip(1).collect();
+    let Err(failure) = run(arguments, environment, &secrets) else { return ExitCode::SUCCESS };
     if !failure.message.is_empty() {
         let message = secrets.redact(failure.printable());
         // Without standard error there is nowhere to report a failure.
@@ -109,8 +109,7 @@ fn run(
     let core_limit = hardening::forbid_core();
     // `--files` makes links through /proc, which others must be able to follow.
     let hidden = if args.position("--files").is_some() { Ok(()) } else { hardening::hide() };
-    let is_service = matches!(name, "serve" | "dev");
-    let level = if is_service { LevelFilter::Info } else { LevelFilter::Warn };
+    let level = if matches!(name, "serve" | "dev") { LevelFilter::Info } else { LevelFilter::Warn };
     logging::init(&environment, level, secrets)?;
     for error in [core_limit.as_ref().err(), hidden.as_ref().err()].into_iter().flatten() {
         log::warn!("the system may write a core of this process: {error}");

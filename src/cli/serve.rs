@@ -40,8 +40,8 @@ pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
     options.own_socket = endpoint.socket();
     let secrets = context.secrets.clone();
     options.secret_watch = Some(SecretWatch::new(move |secret| secrets.register(secret)));
-    let backend = backend.as_deref().or_else(|| environment.setting("IF_VAULT_BACKEND"));
-    let backend = backend.unwrap_or("keyring");
+    let backend =
+        backend.as_deref().or(environment.setting("IF_VAULT_BACKEND")).unwrap_or("keyring");
     let mut settings = Settings::new(endpoint, data_dir, backend, options);
     settings.workers = workers;
     serve_until_signal(&settings, ready_fd, wait, |_| Ok(()))

@@ -1,4 +1,4 @@
-//! `--files`: credentials that are read from files, and that no disk holds.
+//! `--files`: credentials in files that are never on a disk.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -9,7 +9,7 @@ use crate::support::wait_until;
 use crate::tools::{Ended, Running, TOKEN, Vault};
 
 #[test]
-fn each_value_is_in_a_file_for_as_long_as_the_command_runs() {
+fn each_value_is_in_a_file_while_the_command_runs() {
     let vault = Vault::with_token();
     let long = "x".repeat(200_000);
     vault.put("b/long", &long, "LONG", &[]);
@@ -29,7 +29,7 @@ fn each_value_is_in_a_file_for_as_long_as_the_command_runs() {
     assert_eq!(ended.status.code(), Some(1), "the exit code is the command's");
     assert!(!directory.exists());
 
-    // Root may write to what it may not; the seals stop that as well.
+    // The mode does not stop root from writing; the seals do.
     let script = "echo x > $CREDENTIALS_DIRECTORY/APP_TOKEN; cat $CREDENTIALS_DIRECTORY/APP_TOKEN";
     let ended = vault.shell(&["--files", option], script);
     assert_eq!(ended.stdout, TOKEN);
@@ -37,11 +37,11 @@ fn each_value_is_in_a_file_for_as_long_as_the_command_runs() {
 }
 
 #[test]
-fn after_a_kill_no_value_is_left_and_the_directory_can_be_used_again() {
+fn after_a_kill_no_value_remains_and_the_directory_can_be_reused() {
     let vault = Vault::with_token();
     let directory = vault.file("credentials");
     let option = directory.to_str().expect("UTF-8");
-    // With the read end of a pipe in its hand, the command ends when exec is gone.
+    // The command reads a pipe, so it ends when exec is gone.
     let mut command = vault.exec(&["--files", option, "--", "cat"]);
     let mut running = Running::start(command.stdin(std::process::Stdio::piped()));
     wait_until("there is a file", || directory.join("APP_TOKEN").exists());
@@ -57,7 +57,7 @@ fn after_a_kill_no_value_is_left_and_the_directory_can_be_used_again() {
 }
 
 #[test]
-fn only_a_directory_of_ours_without_anything_in_it_is_taken() {
+fn only_an_empty_directory_of_this_user_is_used() {
     let vault = Vault::with_token();
     let directory = vault.file("credentials");
     let option = directory.to_str().expect("UTF-8");
@@ -84,7 +84,7 @@ fn only_a_directory_of_ours_without_anything_in_it_is_taken() {
         vault.shell(&["--files", nowhere.to_str().expect("UTF-8")], "echo started").refused(2);
     assert!(said.contains("none/credentials"), "{said}");
 
-    // It is not put in the place of what somebody else has set.
+    // A variable that is already set is not replaced.
     fs::remove_file(&directory).expect("removes");
     let mut command = vault.exec(&["--files", option, "--", "echo", "started"]);
     let said = Ended::of(command.env("CREDENTIALS_DIRECTORY", "/else")).refused(2);

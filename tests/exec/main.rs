@@ -1,7 +1,6 @@
-//! `credential-vault exec`, and the library beneath it, against a real service.
-#![cfg(unix)]
+//! `credential-vault exec`, and the library below it, against a real service.
 
-#[allow(dead_code, reason = "its other parts are for other test programs")]
+#[allow(dead_code, reason = "other test programs use its other parts")]
 #[path = "../support/fake.rs"]
 mod fake;
 #[path = "../support/mod.rs"]

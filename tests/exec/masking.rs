@@ -1,4 +1,4 @@
-//! `--mask` without a terminal: what the command writes passes through pipes.
+//! `--mask` without a terminal: pipes carry the output.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -11,7 +11,7 @@ use crate::support::{eventually, wait_until};
 use crate::tools::{Ended, Running, TOKEN, Vault, lines};
 
 #[test]
-fn values_are_replaced_in_both_streams_in_all_their_forms() {
+fn values_are_replaced_in_both_streams_and_all_forms() {
     let vault = Vault::with_token();
     let script = "printf 'a%sb\\n' $APP_TOKEN; printf %s $APP_TOKEN | base64; \
                   printf %s $APP_TOKEN | od -An -tx1 | tr -d ' \\n'; echo; \
@@ -39,14 +39,16 @@ fn values_are_replaced_across_writes() {
         vault.exec(&["--mask", "--", "/bin/sh", "-c", &script]).spawn().expect("starts");
     let mut stdout = child.stdout.take().expect("is piped");
     let mut plain = [0; 6];
-    stdout.read_exact(&mut plain).expect("what is certain is passed on at once");
+    stdout
+        .read_exact(&mut plain)
+        .expect("output that cannot be part of a value is relayed at once");
     assert_eq!(&plain, b"plain ");
     fs::write(&go, "").expect("writes");
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).expect("reads");
     assert_eq!(rest, "[REDACTED] end");
     assert!(child.wait().expect("ends").success());
-    // What might have become one, and has not.
+    // The beginning of a value that does not continue.
     let ended = vault.shell(&["--mask"], &format!("printf %s {first}"));
     assert_eq!(ended.stdout, first);
 }
@@ -66,7 +68,7 @@ fn one_stream_for_both_keeps_its_order() {
 }
 
 #[test]
-fn much_passes_through_as_it_is() {
+fn much_output_is_relayed_unchanged() {
     let vault = Vault::with_token();
     let text: Vec<u8> = (0..6_000_000_u32).flat_map(u32::to_ne_bytes).collect();
     let file = vault.file("much");
@@ -75,18 +77,18 @@ fn much_passes_through_as_it_is() {
     let output = vault.exec(&["--mask", "--", "cat", path]).output().expect("runs");
     assert!(output.status.success());
     assert!(output.stdout == text, "{} bytes of {}", output.stdout.len(), text.len());
-    // Standard input is the command's own.
+    // Standard input is not relayed.
     let input = fs::File::open(&file).expect("opens");
     let output = vault.exec(&["--mask", "--", "cat"]).stdin(input).output().expect("runs");
     assert!(output.stdout == text, "{} bytes of {}", output.stdout.len(), text.len());
 }
 
 #[test]
-fn a_reader_that_waits_makes_the_command_wait() {
+fn a_slow_reader_slows_the_command_down() {
     let vault = Vault::with_token();
     let mut command = vault.exec(&["--mask", "--", "yes"]);
     let mut running = Running::start(&mut command);
-    // Its output fills the pipes, and it goes no further: nor does the memory.
+    // When the pipes are full, exec stops reading, and its memory stops growing.
     let status = format!("/proc/{}/status", running.0.id());
     let io = format!("/proc/{}/io", running.0.id());
     let field = |file: &str, name: &str| -> u64 {
@@ -104,13 +106,13 @@ fn a_reader_that_waits_makes_the_command_wait() {
     });
     assert!(read < 4_000_000, "{read}");
     assert!(field(&status, "VmRSS:") < 40_000, "{} kB", field(&status, "VmRSS:"));
-    // A reader that goes ends the command as it would without us.
+    // A reader that goes ends the command as it would without exec.
     drop(running.0.stdout.take());
     assert_eq!(running.wait().signal(), Some(Signal::PIPE.as_raw()));
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_ends_the_command() {
+fn a_closed_output_ends_the_command() {
     let vault = Vault::with_token();
     let exec = vault.exec(&["--mask", "--", "yes"]);
     let mut outer = Command::new("/bin/sh");
@@ -120,17 +122,17 @@ fn a_reader_that_has_seen_enough_ends_the_command() {
 }
 
 #[test]
-fn a_signal_ends_what_nobody_reads() {
+fn a_signal_ends_exec_although_nobody_reads() {
     let vault = Vault::with_token();
     let done = vault.file("done");
     let script = format!("trap '' TERM; yes | head -c 300000; : > {}", done.display());
     let mut command = vault.exec(&["--mask", "--", "/bin/sh", "-c", &script]);
-    // Nobody takes the output out of the pipe, and the command has ended.
+    // The command ends, but nobody reads its output.
     let mut running = Running::start(&mut command);
     wait_until("the command has ended", || done.exists());
-    assert!(running.is_running(), "what it wrote is still to be read");
+    assert!(running.is_running(), "its output is still to be read");
     running.signal(Signal::TERM);
-    // The shell is about to end when it says so, and may just have been ended instead.
+    // The shell may end by itself or by the signal.
     let status = running.wait();
     let is_its_own = status.code() == Some(0) || status.signal() == Some(Signal::TERM.as_raw());
     assert!(is_its_own, "as the command has, not {status}");
@@ -155,11 +157,11 @@ fn values_before_and_after_a_change_are_masked() {
 }
 
 #[test]
-fn a_command_that_is_started_again_is_masked_again() {
+fn a_restarted_command_is_masked() {
     let vault = Vault::with_token();
     let log = vault.file("log");
     let options = ["--mask", "--watch", "--interval", "0.02", "--", "/bin/sh", "-c"];
-    // It still knows the value that it had before.
+    // The new process prints the former value too.
     let script = format!("echo $APP_TOKEN {TOKEN}; while :; do sleep 0.01; done");
     let mut command = vault.exec(&[&options[..], &[&*script]].concat());
     command.stdout(fs::File::create(&log).expect("makes a file"));
@@ -172,7 +174,7 @@ fn a_command_that_is_started_again_is_masked_again() {
 }
 
 #[test]
-fn standard_input_is_read_by_the_command_alone() {
+fn only_the_command_reads_standard_input() {
     let vault = Vault::with_token();
     let mut command = vault.exec(&["--mask", "--", "head", "-n", "1"]);
     let mut child = command.stdin(Stdio::piped()).spawn().expect("starts");

@@ -1,4 +1,4 @@
-//! `exec` is replaced by the command: what the command is, is its own.
+//! Without options, the command replaces `exec`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::support::wait_until;
 use crate::tools::{Ended, Running, TOKEN, Vault, exec};
 
 #[test]
-fn the_command_takes_its_place() {
+fn the_command_replaces_exec() {
     let vault = Vault::with_token();
     let mut command = vault.exec(&["--", "/bin/sh", "-c", "echo $$ $APP_TOKEN; exit 7"]);
     let child = command.spawn().expect("starts");
@@ -26,7 +26,7 @@ fn the_command_takes_its_place() {
 }
 
 #[test]
-fn a_signal_is_the_commands_own() {
+fn signals_reach_the_command() {
     let vault = Vault::with_token();
     let ready = vault.file("ready");
     let script =
@@ -37,9 +37,8 @@ fn a_signal_is_the_commands_own() {
     assert_eq!(running.wait().code(), Some(9));
 }
 
-/// We leave no core, and the command may.
 #[test]
-fn the_limit_on_cores_is_the_commands_own() {
+fn the_command_gets_the_original_limit_on_cores() {
     let vault = Vault::with_token();
     let files = vault.file("files");
     let files = files.to_str().expect("UTF-8");
@@ -54,7 +53,7 @@ fn the_limit_on_cores_is_the_commands_own() {
 }
 
 #[test]
-fn signals_that_we_ignore_by_nature_are_not_ignored_by_the_command() {
+fn the_command_inherits_the_original_set_of_ignored_signals() {
     let vault = Vault::with_token();
     let ignored = |line: &str| {
         let bits = line.strip_prefix("SigIgn:").expect("the line of ignored signals").trim();
@@ -65,7 +64,7 @@ fn signals_that_we_ignore_by_nature_are_not_ignored_by_the_command() {
         let ended = vault.run(&[options, &["--", "grep", "SigIgn", "/proc/self/status"]].concat());
         assert_eq!(ignored(&ended.ok()) & pipe, 0, "{options:?}");
     }
-    // One that was ignored when we were started stays so, as nohup(1) wants it.
+    // A signal that exec was started to ignore stays ignored, as nohup(1) expects.
     let script = "trap '' HUP; exec \"$@\"";
     for options in [&[][..], &["--mask"]] {
         let inner = vault.exec(&[options, &["--", "grep", "SigIgn", "/proc/self/status"]].concat());
@@ -78,7 +77,7 @@ fn signals_that_we_ignore_by_nature_are_not_ignored_by_the_command() {
 }
 
 #[test]
-fn arguments_are_passed_as_they_are() {
+fn arguments_are_passed_unchanged() {
     let vault = Vault::with_token();
     let odd =
         [&b"\xff\xfe"[..], b"--socket=/x", b"--", b"-h", b"a=b", b"", b"$X"].map(OsStr::from_bytes);
@@ -92,7 +91,7 @@ fn arguments_are_passed_as_they_are() {
 }
 
 #[test]
-fn a_command_that_cannot_be_started_is_told_as_env_tells_it() {
+fn a_command_that_cannot_start_has_the_exit_codes_of_env() {
     let vault = Vault::with_token();
     assert!(vault.run(&["--", "no-such-command"]).refused(127).contains("no-such-command"));
     let file = vault.file("not-executable");
@@ -106,7 +105,7 @@ fn a_command_that_cannot_be_started_is_told_as_env_tells_it() {
 }
 
 #[test]
-fn a_command_is_needed_and_stands_behind_dashes() {
+fn a_command_is_required_after_the_dashes() {
     let vault = Vault::with_token();
     for arguments in [&[][..], &["--"], &["--mask"]] {
         assert!(vault.run(arguments).refused(2).contains("no command"), "{arguments:?}");

@@ -1,11 +1,11 @@
-//! Which credentials a command gets, what its environment is, and what stops it.
+//! Which credentials and variables a command gets, and what prevents its start.
 
 use serde_json::json;
 
 use crate::support::Place;
 use crate::tools::{Ended, Vault};
 
-/// The command's environment, but for what a shell puts there.
+/// The variables of the command, except those that every test sets.
 #[track_caller]
 fn variables(vault: &Vault, options: &[&str]) -> Vec<String> {
     let output = vault.run(&[options, &["--", "env"]].concat()).ok();
@@ -19,7 +19,7 @@ fn variables(vault: &Vault, options: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn credentials_are_chosen_by_consumer_name_and_namespace() {
+fn options_select_by_consumer_name_and_namespace() {
     let vault = Vault::start();
     vault.put("a/one", "1", "A_ONE", &[]);
     vault.put("a/two", "2", "A_TWO", &["uwe", "jarvis"]);
@@ -37,7 +37,7 @@ fn credentials_are_chosen_by_consumer_name_and_namespace() {
     assert_eq!(of(&["--namespace", "b", "--only", "a/one"]), ["A_ONE=1", "B_ONE=3"]);
     assert_eq!(of(&["--namespace", "none"]), Vec::<String>::new());
 
-    // A mapping adds, and stands in for the credential's own name.
+    // A mapping adds a credential, and replaces its own variable.
     let mapped = ["--only", "a/one", "--env", "OTHER=b/one", "--env=MORE=b/one"];
     assert_eq!(of(&mapped), ["A_ONE=1", "MORE=3", "OTHER=3"]);
     assert_eq!(of(&["--only", "a/one", "--env", "OTHER=a/one"]), ["OTHER=1"]);
@@ -48,7 +48,7 @@ fn credentials_are_chosen_by_consumer_name_and_namespace() {
 }
 
 #[test]
-fn what_is_asked_for_by_name_is_not_left_out() {
+fn a_named_credential_is_never_left_out_silently() {
     let vault = Vault::start();
     vault.put("a/one", "canary-1", "A_ONE", &["edi"]);
     vault.put_json("b/secret", &json!({ "value": "canary-2" }));
@@ -72,8 +72,8 @@ fn what_is_asked_for_by_name_is_not_left_out() {
 }
 
 #[test]
-fn every_problem_is_named_before_anything_is_started() {
-    // Rows as the Python service takes them.
+fn every_problem_is_reported_before_anything_starts() {
+    // The Python service accepts such rows.
     let place = Place::new();
     place.seed_database(5);
     let database = rusqlite::Connection::open(place.database()).expect("opens");
@@ -108,10 +108,10 @@ fn every_problem_is_named_before_anything_is_started() {
     let nul = vault.run(&["--namespace", "more", "--", "echo", "started"]).refused(2);
     assert!(nul.contains("more/nul in WITH_NUL: its value has a NUL byte"), "{nul}");
 
-    // Chosen around, they are in nobody's way.
+    // They do not matter if they are not selected.
     let options = ["--only", "seeded/key-000003", "--env", "FINE=seeded/key-000000"];
     assert_eq!(variables(&vault, &options), ["FINE=canary", "GOOD=canary"]);
-    // A row whose value is gone.
+    // A row without a value.
     vault.put("gone/key", "canary", "GONE", &[]);
     let sql = "UPDATE credential_metadata SET key = 'other' WHERE namespace = 'gone'";
     database.execute(sql, []).expect("updates");
@@ -120,7 +120,7 @@ fn every_problem_is_named_before_anything_is_started() {
 }
 
 #[test]
-fn the_environment_is_cleaned_and_the_vaults_tokens_are_kept_out() {
+fn the_vaults_tokens_are_not_inherited_and_clean_removes_more() {
     let vault = Vault::with_token();
     let run = |options: &[&str]| {
         let mut command = vault.exec(&[options, &["--", "env"]].concat());
@@ -147,14 +147,14 @@ fn the_environment_is_cleaned_and_the_vaults_tokens_are_kept_out() {
     );
     assert!(run(&["--keep", "VAULT_TOKEN"]).contains(&"VAULT_TOKEN".to_owned()));
 
-    // One that is delivered is delivered, over the vault's own.
+    // A credential may be delivered in such a variable.
     vault.put("app/vault", "another", "VAULT_TOKEN", &[]);
     let mut command = vault.exec(&["--", "printenv", "VAULT_TOKEN"]);
     assert_eq!(Ended::of(command.env("VAULT_TOKEN", "own")).ok(), "another\n");
 }
 
 #[test]
-fn variables_that_are_set_are_replaced_on_demand_only() {
+fn variables_that_are_set_are_replaced_only_on_demand() {
     let vault = Vault::with_token();
     let with = |options: &[&str], value: &str| {
         let mut command = vault.exec(&[options, &["--", "printenv", "APP_TOKEN"]].concat());

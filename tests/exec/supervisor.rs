@@ -1,4 +1,4 @@
-//! The example of a supervisor does what it says.
+//! The example of a supervisor works.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,16 @@ use rustix::process::Signal;
 use crate::support::Place;
 use crate::tools::{Ended, Running, lines};
 
-/// The example. Cargo builds it before it runs all tests, but not for these alone.
+/// The example. Cargo builds it before it runs all tests, but not for this program alone.
 fn supervisor() -> PathBuf {
     let folder = Path::new(env!("CARGO_BIN_EXE_credential-vault")).parent().expect("a folder");
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--offline", "--example", "supervisor", "--target-dir"]);
     build.arg(folder.parent().expect("a folder")).current_dir(env!("CARGO_MANIFEST_DIR"));
-    // What it tells a test of its package is no reason to build anything anew.
+    // These variables are for tests; they would cause a rebuild.
     for (name, _) in std::env::vars_os() {
-        let is_told = |beginning: &str| name.to_string_lossy().starts_with(beginning);
-        if is_told("CARGO_MANIFEST_") || is_told("CARGO_PKG_") {
+        let is_for_tests = |beginning: &str| name.to_string_lossy().starts_with(beginning);
+        if is_for_tests("CARGO_MANIFEST_") || is_for_tests("CARGO_PKG_") {
             build.env_remove(name);
         }
     }

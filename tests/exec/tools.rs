@@ -1,4 +1,4 @@
-//! A service with credentials, and commands that are run with them.
+//! A service with credentials, and commands that run with them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::support::{Place, Service, eventually, wait_until};
 
 pub const TOKEN: &str = "canary-0123456789-abcdef";
 
-/// A running service, and a directory for what commands leave.
+/// A running service, and a directory for the files of commands.
 pub struct Vault {
     pub service: Service,
     pub place: Place,
@@ -22,14 +22,14 @@ impl Vault {
         Self { service: place.start(), place }
     }
 
-    /// One that has `app/token` for everyone, in `APP_TOKEN`.
+    /// With `app/token` for every consumer, in `APP_TOKEN`.
     pub fn with_token() -> Self {
         let vault = Self::start();
         vault.put("app/token", TOKEN, "APP_TOKEN", &[]);
         vault
     }
 
-    /// Stores a credential that is delivered as a variable.
+    /// Stores a credential of delivery mode `runtime_env`.
     #[track_caller]
     pub fn put(&self, name: &str, value: &str, variable: &str, consumers: &[&str]) {
         self.put_json(
@@ -53,7 +53,7 @@ impl Vault {
         assert_eq!(self.service.connect().exchange(&request).status, 200);
     }
 
-    /// `exec` with nothing in its environment but `PATH` and the socket to ask.
+    /// `exec` whose environment contains `PATH` and the socket only.
     pub fn exec(&self, arguments: &[&str]) -> Command {
         exec(&self.service.socket, arguments)
     }
@@ -104,14 +104,14 @@ impl Ended {
         command.output().expect("runs").into()
     }
 
-    /// Succeeded, without a word on standard error.
+    /// Succeeded, with nothing on standard error.
     #[track_caller]
     pub fn ok(self) -> String {
         assert_eq!((self.status.code(), self.stderr.as_str()), (Some(0), ""), "{self:?}");
         self.stdout
     }
 
-    /// Failed with `code` before anything was started; what was said, which has no value.
+    /// Failed with `code` before it started anything. Returns the message, which has no value.
     #[track_caller]
     pub fn refused(self, code: i32) -> String {
         assert_eq!((self.status.code(), self.stdout.as_str()), (Some(code), ""), "{self:?}");
@@ -120,7 +120,7 @@ impl Ended {
     }
 }
 
-/// A command that runs; killed when it is dropped.
+/// A running command, killed when dropped.
 pub struct Running(pub Child);
 
 impl Running {
@@ -150,7 +150,7 @@ impl Drop for Running {
     }
 }
 
-/// Waits until a file that a command writes has so many lines, and gives them.
+/// Waits until a file has `count` lines, and returns them.
 #[track_caller]
 pub fn lines(path: &Path, count: usize) -> Vec<String> {
     let read = || fs::read_to_string(path).unwrap_or_default();

@@ -76,8 +76,7 @@ pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
         watch,
     };
     // This drops the supervisor, with the files and the masks, before the process ends.
-    let status = supervisor.run()?;
-    supervise::end_as(status)
+    supervise::end_as(supervisor.run()?)
 }
 
 fn replace_this_process(

@@ -1,15 +1,15 @@
-//! A supervisor in small: it starts the vault, waits until that is ready, starts a process
-//! with its credentials, and stops both.
+//! A small supervisor: it starts the vault, waits until it is ready, starts a process with
+//! its credentials, and stops both.
 //!
 //! ```sh
 //! supervisor CONSUMER VAULT-ARGUMENT... -- COMMAND [ARGUMENT]...
 //! cargo run --example supervisor jarvis dev -- sh -c 'echo "$OPENAI_API_KEY"'
 //! ```
 //!
-//! The vault is the `credential-vault` beside this program, or one folder up, or on the
-//! `PATH`; its socket is that of `INTENTFRAME_VAULT_SOCKET`, else the default. When the process
-//! ends, or the supervisor is sent SIGTERM or SIGINT, the process is stopped first, and
-//! then the vault. It exits with the process's code.
+//! It looks for `credential-vault` in its own directory, in the one above, and on the `PATH`.
+//! The socket is that of `INTENTFRAME_VAULT_SOCKET`, else the default. When the process ends, or
+//! on SIGTERM or SIGINT, it stops the process first, and then the vault. It exits with the exit
+//! code of the process.
 #![allow(clippy::print_stderr)] // an example without a logger
 
 #[cfg(unix)]
@@ -42,9 +42,9 @@ mod unix {
     /// How long the vault may take to answer, and to stop.
     const PATIENCE: Duration = Duration::from_secs(15);
 
-    type Trouble = Box<dyn Error>;
+    type AnyError = Box<dyn Error>;
 
-    pub fn run(mut arguments: Vec<OsString>) -> Result<ExitCode, Trouble> {
+    pub fn run(mut arguments: Vec<OsString>) -> Result<ExitCode, AnyError> {
         const USAGE: &str = "usage: supervisor CONSUMER VAULT-ARGUMENT... -- COMMAND [ARGUMENT]...";
         let dashes = arguments.iter().position(|argument| argument == "--").ok_or(USAGE)?;
         let to_run = arguments.split_off(dashes);
@@ -52,14 +52,14 @@ mod unix {
         let [consumer, to_vault @ ..] = &arguments[..] else { return Err(USAGE.into()) };
         let consumer = consumer.to_str().ok_or("the consumer is not UTF-8")?;
 
-        // Before anything is started, so that no end of it is missed.
+        // Before anything starts, so that no SIGCHLD is missed.
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGCHLD])?;
         let socket = settings::socket(None, &Environment::of_process())?;
         let mut vault = Running(Command::new(vault_program()?).args(to_vault).spawn()?);
         let client = VaultClient::new(socket);
         vault.wait_until_ready(&client)?;
 
-        // All of its credentials, or no process.
+        // Without all of its credentials, the process does not start.
         let credentials = runtime_env(&client, Some(consumer))?;
         let mut process =
             Running(Command::new(program).args(to_program).credentials(&credentials).spawn()?);
@@ -72,24 +72,23 @@ mod unix {
                 return Ok(exit_code(status));
             }
             if vault.0.try_wait()?.is_some() {
-                // The process has what it needs; whether it may go on is for a supervisor
-                // to decide. This one stops it.
+                // The process has its credentials and could go on. This supervisor stops it.
                 process.stop()?;
-                return Err("the vault has ended".into());
+                return Err("the vault ended".into());
             }
         }
-        unreachable!("signals come for ever")
+        unreachable!("the iterator of signals does not end")
     }
 
-    /// A child that does not outlive this program, however that ends.
+    /// A child process, stopped when dropped.
     struct Running(Child);
 
     impl Running {
-        fn wait_until_ready(&mut self, client: &VaultClient) -> Result<(), Trouble> {
+        fn wait_until_ready(&mut self, client: &VaultClient) -> Result<(), AnyError> {
             let end = Instant::now() + PATIENCE;
             while let Err(error) = client.health() {
                 if let Some(status) = self.0.try_wait()? {
-                    return Err(format!("the vault has ended instead of serving: {status}").into());
+                    return Err(format!("the vault ended before it was ready: {status}").into());
                 }
                 if Instant::now() > end {
                     return Err(error.into());
@@ -100,11 +99,11 @@ mod unix {
         }
 
         fn signal(&self, signal: Signal) {
-            // It may have ended already.
+            // This fails if the process has ended already.
             let _ = kill_process(Pid::from_child(&self.0), signal);
         }
 
-        /// SIGTERM, and SIGKILL for one that takes too long.
+        /// Sends SIGTERM, and SIGKILL if that takes too long.
         fn stop(&mut self) -> io::Result<ExitStatus> {
             self.signal(Signal::TERM);
             let end = Instant::now() + PATIENCE;

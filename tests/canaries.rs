@@ -1,6 +1,5 @@
-//! Where values may not turn up, looked for after all has been asked of the program, and
-//! all has failed: answers, logs, error messages and chains, panics, the database and the
-//! files beside it, what `/proc` shows, and cores.
+//! Searches for values where they must not be, after every kind of request and failure:
+//! answers, logs, errors and their sources, panics, the database and its files, /proc, cores.
 #![cfg(target_os = "linux")]
 
 #[allow(dead_code, reason = "each test program uses its own part of this")]
@@ -38,14 +37,14 @@ use support::{
     Connection, Place, Response, Service, delete, get, put, put_text, request, wait_until,
 };
 
-/// In every value, and behind what its mask shows.
+/// A part of every value that the masked preview does not show.
 const MARKER: &str = "C4N4RY-7Q2Z9-X8";
 
 fn value(number: usize) -> String {
     format!("sk-pro-{MARKER}-\"é\\/{number}")
 }
 
-/// Looks for the marker, and for `others`, in every form in which a value may be written.
+/// Searches for the marker and `others` in every form in which a value may be written.
 struct Search {
     masker: Masker,
     others: Vec<String>,
@@ -81,7 +80,7 @@ impl Search {
         assert!(!self.finds(bytes), "{what} shows a value: {}", String::from_utf8_lossy(bytes));
     }
 
-    /// Nothing in the error, as it is shown and as it is debugged, nor in what it rests on.
+    /// Nothing in the `Display` and `Debug` forms of the error and its sources.
     #[track_caller]
     fn nothing_in_error(&self, what: &str, error: &dyn Error) {
         let mut next = Some(error);
@@ -92,7 +91,7 @@ impl Search {
         }
     }
 
-    /// Nothing in any file under the directory, nor in the names; how many there are.
+    /// Nothing in the names and contents of all files in the directory. Returns their number.
     #[track_caller]
     fn nothing_in_files(&self, directory: &Path) -> usize {
         let mut files = 0;
@@ -137,8 +136,8 @@ fn the_search_finds_what_it_looks_for() {
 
 const AT: &str = "/v1/credentials/canary/key";
 
-/// Asks for all that there is, rightly and wrongly; whether a store succeeds is the
-/// backend's business.
+/// Sends every kind of request, valid and invalid. Whether a store succeeds depends on the
+/// backend.
 fn ask_everything(service: &Service, search: &Search) {
     let mut number = 0;
     let mut next = || {
@@ -156,7 +155,7 @@ fn ask_everything(service: &Service, search: &Search) {
     });
     exchange(put(AT, &full));
     exchange(put(&format!("{AT}2"), &json!({ "value": next() })));
-    // A value where none belongs.
+    // Values in the wrong place.
     let wrong = [
         json!({ "value": [next()] }),
         json!({ "value": { "value": next() } }),
@@ -194,14 +193,14 @@ fn ask_everything(service: &Service, search: &Search) {
     let large = "x".repeat(3 << 20);
     let header = format!("Content-Type: application/json\r\nX-Token: {MARKER}\r\n");
     let mut connection = service.connect();
-    // It may close before all is sent.
+    // The service may close the connection before everything is sent.
     let _ =
         connection.try_send(&request("PUT", AT, &header, format!("{MARKER}{large}").as_bytes()));
     if let Ok(Some(answer)) = connection.try_response(false) {
         search.nothing_in_answer(&answer);
         assert_eq!(answer.status, 413);
     }
-    // Not HTTP, and HTTP that is broken off.
+    // Not HTTP, and an incomplete request.
     let mut connection = service.connect();
     connection.send(format!("{MARKER} {MARKER}\r\n\r\n").as_bytes());
     for answer in connection.responses_to_end() {
@@ -218,7 +217,7 @@ fn ask_everything(service: &Service, search: &Search) {
     let mut connection = service.connect();
     connection.send(&request("HEAD", AT, "", b""));
     search.nothing_in_answer(&connection.response_to_head());
-    // What it does show, to whom asks for it.
+    // The answer that does contain a value.
     let mut connection = service.connect();
     let answer = connection.exchange(&get(AT));
     assert!(answer.status != 200 || answer.value() == value(1));
@@ -226,8 +225,7 @@ fn ask_everything(service: &Service, search: &Search) {
     exchange(delete(&format!("{AT}2")));
 }
 
-/// Nothing in what the service leaves while it runs, when it is killed, and when another
-/// one that followed has stopped.
+/// Nothing in the files and the process of a running service, nor in its files after a kill.
 fn nothing_is_left(place: &Place, mut service: Service, search: &Search) {
     search.nothing_in_files(&place.data_dir());
     look_into_process(service.id(), search);
@@ -244,7 +242,7 @@ fn stop(mut service: Service, search: &Search) -> String {
     log
 }
 
-/// Nothing on the command line; the environment is that of its start, where it can be read.
+/// Nothing on the command line, and nothing in the environment that the process started with.
 fn look_into_process(pid: u32, search: &Search) {
     search.nothing_in("a command line", proc_file(pid, "cmdline").expect("it runs"));
     if getuid().is_root() {
@@ -260,7 +258,7 @@ fn proc_file(pid: u32, name: &str) -> std::io::Result<Vec<u8>> {
 }
 
 #[test]
-fn whatever_is_asked_of_the_service_no_value_is_left() {
+fn requests_leave_no_value_behind() {
     for format in ["text", "json"] {
         let search = Search::new();
         let place = Place::new();
@@ -268,7 +266,10 @@ fn whatever_is_asked_of_the_service_no_value_is_left() {
         let service = setup().start();
         ask_everything(&service, &search);
         let wal = place.data_dir().join("credentials.db-wal");
-        assert!(fs::metadata(&wal).is_ok_and(|file| file.len() > 0), "there is a log to search");
+        assert!(
+            fs::metadata(&wal).is_ok_and(|file| file.len() > 0),
+            "there is a write-ahead log to search"
+        );
         nothing_is_left(&place, service, &search);
         let service = setup().start();
         ask_everything(&service, &search);
@@ -283,7 +284,7 @@ fn a_disk_that_is_full_shows_no_value() {
     let search = Search::new();
     let place = Place::new();
     let service = place.setup().env("RUST_LOG", "trace").start();
-    // Its log is a file as well: some lines have room.
+    // The limit applies to the log file too; it leaves room for some lines.
     let limit = Rlimit { current: Some(200_000), maximum: None };
     prlimit(Some(service.pid()), Resource::Fsize, limit).expect("the hard limit stays");
     let mut refused = 0;
@@ -325,7 +326,7 @@ fn seeds_of_the_dev_service_stay_in_memory() {
 }
 
 #[test]
-fn a_request_that_may_not_be_shows_no_value() {
+fn a_forbidden_request_shows_no_value() {
     let search = Search::new();
     let place = Place::new();
     let mut command = vault_command(&place, &["dev", "--tcp", "--port", "0", "--data-dir"]);
@@ -338,7 +339,7 @@ fn a_request_that_may_not_be_shows_no_value() {
             let rest = line.trim().strip_prefix("curl http://")?;
             rest.strip_suffix("/health").map(str::to_owned)
         })
-        .expect("it says where it serves");
+        .expect("it prints its address");
     let body = json!({ "value": value(1) }).to_string();
     for header in ["Host: vault.example", "Host: localhost\r\nOrigin: https://page.example"] {
         let request = format!(
@@ -359,8 +360,8 @@ fn a_request_that_may_not_be_shows_no_value() {
 }
 
 #[test]
-fn a_backend_that_is_away_shows_neither_its_credentials_nor_values() {
-    // Nobody listens where somebody did a moment ago; and no keyring is behind the bus.
+fn an_unavailable_backend_shows_neither_its_credentials_nor_values() {
+    // A port on which nothing listens, and a bus that does not exist.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     drop(listener);
@@ -384,7 +385,7 @@ fn a_backend_that_is_away_shows_neither_its_credentials_nor_values() {
                 service.exit_status().is_some() || support::try_connect(&service.socket).is_ok()
             });
             if service.exit_status().is_none() {
-                ask_everything_of_the_absent(&service, &search);
+                ask_the_unavailable(&service, &search);
                 search.nothing_in(
                     "a command line",
                     proc_file(service.id(), "cmdline").expect("it runs"),
@@ -392,14 +393,14 @@ fn a_backend_that_is_away_shows_neither_its_credentials_nor_values() {
                 service.kill();
             }
             let log = service.log();
-            assert!(!log.is_empty(), "it says what is wrong");
+            assert!(!log.is_empty(), "it logs the problem");
             search.nothing_in("the log", log);
             search.nothing_in_files(place.root());
         }
     }
 }
 
-fn ask_everything_of_the_absent(service: &Service, search: &Search) {
+fn ask_the_unavailable(service: &Service, search: &Search) {
     for bytes in [put(AT, &json!({ "value": value(1) })), get(AT), delete(AT), get("/health")] {
         let answer = service.connect().exchange(&bytes);
         search.nothing_in_answer(&answer);
@@ -446,7 +447,7 @@ fn vault_command(place: &Place, arguments: &[&str]) -> Command {
     command
 }
 
-/// A command that runs; killed when it is dropped.
+/// A running command, killed when dropped.
 struct Running(Option<Child>);
 
 impl Running {
@@ -485,13 +486,12 @@ fn run(place: &Place, arguments: &[&str], input: &str, format: &str) -> Output {
     let mut command = vault_command(place, arguments);
     command.env("IF_VAULT_LOG", format);
     let mut running = Running::of(command);
-    // A command that refuses its arguments does not read.
+    // A command that rejects its arguments does not read.
     let _ = running.child().stdin.take().expect("it is piped").write_all(input.as_bytes());
     running.output()
 }
 
-/// Each command, with what is written to its standard input. The last ones have a value
-/// where none belongs.
+/// Each command with its standard input. The last ones have a value in the wrong place.
 fn commands() -> Vec<(Vec<&'static str>, String)> {
     let with_value = |arguments: &[&'static str]| (arguments.to_vec(), value(1));
     let bare = |arguments: &[&'static str]| (arguments.to_vec(), String::new());
@@ -556,7 +556,7 @@ fn no_command_shows_a_value_but_get() {
             search.nothing_in("get's standard error", &output.stderr);
         }
         nothing_is_left(&place, service, &search);
-        // The same without a service.
+        // Again without a service.
         for (arguments, input) in commands() {
             let output = run(&place, &arguments, &input, format);
             search.nothing_in(&format!("{arguments:?}"), &output.stdout);
@@ -567,8 +567,8 @@ fn no_command_shows_a_value_but_get() {
 }
 
 #[test]
-fn a_server_that_repeats_what_it_was_sent_is_not_repeated() {
-    // As the Python service answers a body that it does not like; then others of the kind.
+fn a_value_that_a_server_repeats_is_not_shown() {
+    // The Python service answers an invalid body like this; the others are similar.
     let search = Search::new();
     let replies: [fn(&str) -> fake::Reply; 4] = [
         |body| {
@@ -598,18 +598,18 @@ fn a_server_that_repeats_what_it_was_sent_is_not_repeated() {
             "it was sent"
         );
         search.nothing_in(&format!("store, reply {number}"), &output.stdout);
-        // The value as a whole is known to the command and replaced.
+        // The command knows the whole value, and redacts it.
         search.nothing_in(&format!("store, reply {number}"), &output.stderr);
     }
 }
 
 // ---------------------------------------------------------------- processes
 
-/// A command that waits for a value.
+/// A command that waits for its input.
 fn waiting(place: &Place) -> Running {
     let mut running = Running::of(vault_command(place, &["store", "canary/key"]));
     let pid = running.id();
-    // Set up as it will be: it reads its standard input then.
+    // When it reads its standard input, it has applied its hardening.
     wait_until("it waits for its input", || {
         let limits = proc_file(pid, "limits").expect("it runs");
         String::from_utf8_lossy(&limits).lines().any(is_no_core) && is_asleep(pid)
@@ -624,14 +624,14 @@ fn is_asleep(pid: u32) -> bool {
         .any(|line| line.strip_prefix("State:").is_some_and(|state| state.trim().starts_with('S')))
 }
 
-/// Whether it is the line of the limit on cores, and says that none is written.
+/// Whether this is the line of the limit on cores, with 0.
 fn is_no_core(line: &str) -> bool {
     line.strip_prefix("Max core file size")
         .is_some_and(|limits| limits.split_whitespace().next() == Some("0"))
 }
 
 #[test]
-fn what_proc_shows_of_a_process_has_no_value() {
+fn proc_shows_no_value() {
     let search = Search::new();
     let place = Place::new();
     let service = place.setup().start();
@@ -664,7 +664,7 @@ fn no_process_leaves_a_core() {
     let limits = proc_file(service.id(), "limits").expect("it runs");
     let limits = String::from_utf8_lossy(&limits);
     assert!(limits.lines().any(is_no_core), "{limits}");
-    // Root may lift the limit; that nobody may look into it stays.
+    // Root may lift the limit; the process still is not dumpable.
     let lift = |pid| {
         let _ = prlimit(Some(pid), Resource::Core, Rlimit { current: None, maximum: None });
     };
@@ -683,7 +683,7 @@ fn no_process_leaves_a_core() {
 }
 
 #[test]
-fn what_exec_starts_may_leave_a_core() {
+fn exec_gives_the_core_limit_back_to_its_command() {
     let place = Place::new();
     let service = place.setup().start();
     assert_eq!(service.put(AT, &json!({ "value": "v" })).status, 200);
@@ -707,12 +707,12 @@ fn what_exec_starts_may_leave_a_core() {
 const SOMEBODY: u32 = 65_534;
 
 #[test]
-fn other_processes_of_the_user_cannot_look_into_one() {
+fn other_processes_of_the_user_cannot_inspect_it() {
     let place = Place::new();
     let mut setup = place.setup();
     let mut command = vault_command(&place, &["store", "canary/key"]);
     if getuid().is_root() {
-        // Root may look into anything: so it is somebody else's.
+        // Root may inspect everything, so the process runs as another user.
         fs::set_permissions(place.root(), fs::Permissions::from_mode(0o777)).expect("it is ours");
         let program = place.root().join("credential-vault");
         support::copy_program(&setup.program, &program);
@@ -726,7 +726,7 @@ fn other_processes_of_the_user_cannot_look_into_one() {
     let service = setup.start();
     let mut running = Running::of(command);
     for pid in [service.id(), running.id()] {
-        // The files of one that may be looked into are its user's (proc(5)).
+        // The files of a dumpable process belong to its user (proc(5)).
         wait_until("its files are root's", || {
             fs::metadata(format!("/proc/{pid}/environ")).expect("it runs").uid() == 0
         });
@@ -753,7 +753,7 @@ fn no_error_of_the_library_shows_a_value() {
     };
     search.nothing_in("a request's Debug", format!("{:?}", store(value(1))));
 
-    // The client: nobody there, and answers that are wrong in one way or another.
+    // The client: no service, and various invalid answers.
     let place = Place::new();
     let client = VaultClient::new(place.socket());
     let at = credential("canary", "key");
@@ -780,12 +780,12 @@ fn no_error_of_the_library_shows_a_value() {
         search.nothing_in_error(&what, &client.list_all().expect_err("it is no list"));
     }
 
-    // Names that are values.
+    // A value in place of a name.
     search.nothing_in_error("a namespace", &Namespace::new(format!("-{MARKER}")).expect_err("bad"));
     let error = CredentialRef::parse("canary", &format!("{MARKER}/x")).expect_err("a slash");
     search.nothing_in_error("a key", &error);
 
-    // Backends: settings that hold a value in the wrong place, and a server that is away.
+    // Backends: settings with a value in the wrong place, and no server.
     for (name, wrong) in [
         ("VAULT_ADDR", format!("http://u:{MARKER}@127.0.0.1:1/{MARKER}?{MARKER}")),
         ("VAULT_RENEW", MARKER.to_owned()),
@@ -809,10 +809,10 @@ fn no_error_of_the_library_shows_a_value() {
     }
 }
 
-/// Set in the process that hosts the vault whose backend panics.
+/// Set in the process that runs the panicking backend.
 const HOST: &str = "CANARY_HOST";
 
-/// A backend that panics with what it is given in its hands.
+/// A backend that panics in every call while it holds a value.
 #[derive(Default)]
 struct Panicking;
 
@@ -849,7 +849,7 @@ impl CredentialVault for Panicking {
 fn a_panic_shows_no_value() {
     let search = Search::new();
     if std::env::var_os(HOST).is_none() {
-        // In a process of its own, whose standard error can be searched.
+        // In a process of its own, to search its standard error.
         let output = Command::new(std::env::current_exe().expect("this test's program"))
             .args(["--exact", "a_panic_shows_no_value", "--nocapture"])
             .env(HOST, "1")

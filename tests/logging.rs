@@ -1,4 +1,4 @@
-//! What the program says on standard error: its form, and what is kept out of it.
+//! The log on standard error: its format, and the values that must not be in it.
 #![cfg(unix)]
 
 mod support;
@@ -27,7 +27,7 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
 }
 
 #[test]
-fn lines_of_json_say_what_lines_of_text_say() {
+fn json_lines_have_the_content_of_text_lines() {
     let place = Place::new();
     let service = place.setup().env("IF_VAULT_LOG", "json").env("RUST_LOG", "trace").start();
     service.put("/v1/credentials/a/b", &json!({"value": "made-up"}));
@@ -37,7 +37,7 @@ fn lines_of_json_say_what_lines_of_text_say() {
     let serving = lines
         .iter()
         .find(|line| line["message"].as_str().is_some_and(|text| text.starts_with("serving the")))
-        .expect("it says that it serves");
+        .expect("it logs that it serves");
     assert_eq!(serving["level"], "INFO");
     assert_eq!(serving["target"], "credential_vault::cli::serve");
     let time = serving["ts"].as_str().expect("it is text");
@@ -55,7 +55,7 @@ fn lines_of_json_say_what_lines_of_text_say() {
 }
 
 #[test]
-fn another_form_is_a_usage_error() {
+fn an_unknown_format_is_a_usage_error() {
     for command in [&["serve", "--backend", "env"][..], &["health"], &["dev"]] {
         let ended = run(command, &[("IF_VAULT_LOG", "canary-xml")]);
         let stderr = String::from_utf8(ended.stderr).expect("UTF-8");
@@ -66,8 +66,8 @@ fn another_form_is_a_usage_error() {
 }
 
 #[test]
-fn secrets_of_the_environment_are_kept_out_of_lines_in_every_form() {
-    // A socket in a directory of each name: the log says where the service listens.
+fn secrets_in_the_environment_are_redacted_in_every_form() {
+    // The log contains the path of the socket, and here that contains the secret.
     for name in
         ["s.canary+token%2F1", "cy5jYW5hcnkrdG9rZW4vMQ==", "732e63616e6172792b746f6b656e2f31"]
     {
@@ -91,7 +91,7 @@ fn secrets_of_the_environment_are_kept_out_of_lines_in_every_form() {
 }
 
 #[test]
-fn secrets_of_the_environment_are_kept_out_of_what_a_command_says() {
+fn secrets_in_the_environment_are_redacted_in_messages() {
     let socket = format!("/nowhere/{TOKEN}");
     let ended = run(&["--socket", &socket, "health"], &[("MY_API_KEY", TOKEN)]);
     let stderr = String::from_utf8(ended.stderr).expect("UTF-8");

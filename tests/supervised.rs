@@ -1,4 +1,4 @@
-//! The service under whoever started it: readiness, a watchdog, and a socket that is passed.
+//! The service under a service manager: readiness, watchdog, and an inherited socket.
 #![cfg(unix)]
 
 mod support;
@@ -14,7 +14,7 @@ use support::{DEADLINE, Place, wait_until};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_credential-vault");
 
 #[test]
-fn a_line_on_the_descriptor_says_that_requests_are_served() {
+fn a_line_on_the_descriptor_means_that_requests_are_served() {
     let place = Place::new();
     let ready = place.root().join("ready");
     let mut service = place
@@ -23,18 +23,18 @@ fn a_line_on_the_descriptor_says_that_requests_are_served() {
         .argument("7")
         .after(&format!("exec 7>'{}'", ready.display()))
         .spawn();
-    wait_until("it says that it is ready", || {
+    wait_until("the line arrives", || {
         std::fs::read_to_string(&ready).is_ok_and(|said| said == "ready\n")
     });
-    // No waiting here: the line is the promise.
+    // Without waiting any further.
     service.assert_healthy();
     service.signal(Signal::TERM);
     assert!(service.wait().success());
 }
 
-/// A reader may wait for the end instead of the line, on a pipe and on a socket.
+/// A reader may wait for the end of the file instead of the line.
 #[test]
-fn the_descriptor_is_closed_once_it_has_been_written_to() {
+fn the_descriptor_is_closed_after_the_line() {
     for through in ["pipe", "socket"] {
         let place = Place::new();
         let socket = place.socket();
@@ -58,8 +58,8 @@ fn the_descriptor_is_closed_once_it_has_been_written_to() {
     }
 }
 
-/// Starts the program given with descriptor 50 to write to, reads that to its end, says what
-/// came and whether the program still runs, and ends it when standard input ends.
+/// Starts a program with descriptor 50 as the descriptor to write to. Prints what was written
+/// there, and whether the program still runs. Ends it when standard input ends.
 const READER: &str = r"
 import os, signal, socket, subprocess, sys
 if sys.argv[1] == 'pipe':
@@ -85,7 +85,7 @@ finally:
 ";
 
 #[test]
-fn a_descriptor_that_is_not_there_is_refused() {
+fn an_invalid_descriptor_is_a_usage_error() {
     for number in ["9", "1", "-1"] {
         let place = Place::new();
         let mut service = place.setup().argument("--ready-fd").argument(number).spawn();
@@ -95,7 +95,7 @@ fn a_descriptor_that_is_not_there_is_refused() {
     }
 }
 
-/// What a service manager is told, message by message.
+/// A service manager that receives notifications.
 struct Manager {
     socket: UnixDatagram,
     path: PathBuf,
@@ -117,7 +117,7 @@ impl Manager {
     fn wait_for(&self, line: &str) {
         loop {
             let mut message = [0; 1024];
-            let count = self.socket.recv(&mut message).expect("is told in time");
+            let count = self.socket.recv(&mut message).expect("a notification in time");
             let message = std::str::from_utf8(&message[..count]).expect("UTF-8");
             if message.lines().any(|it| it == line) {
                 return;
@@ -127,7 +127,7 @@ impl Manager {
 }
 
 #[test]
-fn a_service_manager_is_told_of_start_and_stop() {
+fn the_service_manager_is_notified_of_start_and_stop() {
     let place = Place::new();
     let manager = Manager::new(&place);
     let mut service = place.setup().env("NOTIFY_SOCKET", manager.path()).spawn();
@@ -139,7 +139,7 @@ fn a_service_manager_is_told_of_start_and_stop() {
 }
 
 #[test]
-fn a_watchdog_hears_that_the_service_answers() {
+fn the_watchdog_is_notified_while_the_service_answers() {
     let place = Place::new();
     let manager = Manager::new(&place);
     let setup = place.setup().env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "300000");
@@ -149,7 +149,7 @@ fn a_watchdog_hears_that_the_service_answers() {
     }
     drop(service);
 
-    // A watchdog that is meant for another process is none of ours.
+    // A watchdog of another process is ignored.
     let other = Place::new();
     let manager = Manager::new(&other);
     let setup = other
@@ -162,7 +162,7 @@ fn a_watchdog_hears_that_the_service_answers() {
     service.signal(Signal::TERM);
     let mut message = [0; 1024];
     loop {
-        let count = manager.socket.recv(&mut message).expect("is told");
+        let count = manager.socket.recv(&mut message).expect("a notification");
         let message = String::from_utf8_lossy(&message[..count]).into_owned();
         assert!(!message.contains("WATCHDOG=1"), "{message}");
         if message.contains("STOPPING=1") {
@@ -172,7 +172,7 @@ fn a_watchdog_hears_that_the_service_answers() {
     assert!(service.wait().success());
 }
 
-/// Plays the manager of a socket: starts the service on it twice, one after the other.
+/// Acts as the manager of a socket: starts the service on it twice in a row.
 const ACTIVATION: &str = r"
 import fcntl, json, os, signal, socket, stat, sys
 path, log, program, arguments = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[3:]
@@ -182,7 +182,7 @@ listener.bind(path)
 os.chmod(path, 0o600)
 listener.listen(16)
 before = os.stat(path)
-# Out of the way of the numbers that it is passed under.
+# Above the numbers under which it is passed.
 passed = fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, 100)
 
 def start(count=1, pid=None):
@@ -214,7 +214,7 @@ def stop(child):
     os.kill(child, signal.SIGTERM)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-# One that came before there was a service is served.
+# A connection from before the service is served.
 early = connect()
 first = start()
 assert answered(early)['backend'] == 'EnvVault'
@@ -223,20 +223,20 @@ assert stop(first) == 0
 after = os.stat(path)
 assert (before.st_ino, stat.S_IMODE(after.st_mode)) == (after.st_ino, 0o600), 'the socket was touched'
 
-# And one that comes between two services, by the second.
+# A connection from between two services is served by the second.
 between = connect()
 second = start()
 assert answered(between)['status'] == 'ok'
 assert stop(second) == 0
 
-# More than one socket is not what it can serve.
+# Several sockets are an error.
 two = start(count=2)
 assert os.waitstatus_to_exitcode(os.waitpid(two, 0)[1]) == 2
 print('done')
 ";
 
 #[test]
-fn a_socket_that_is_passed_is_served_and_left_as_it_was() {
+fn an_inherited_socket_is_served_and_left_unchanged() {
     let place = Place::new();
     let (socket, log) = (place.root().join("passed.sock"), place.root().join("log"));
     let output = Command::new("python3")
@@ -252,12 +252,11 @@ fn a_socket_that_is_passed_is_served_and_left_as_it_was() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "done\n", "{stderr}\n{log}");
     assert!(log.contains("LISTEN_FDS passes 2 sockets"), "{log}");
-    assert!(!place.root().join(".intentframe").exists(), "the default socket was not made");
+    assert!(!place.root().join(".intentframe").exists(), "the default socket was not created");
 }
 
-/// Descriptors that are meant for another process are not taken for a socket.
 #[test]
-fn a_socket_for_somebody_else_is_not_taken() {
+fn a_socket_for_another_process_is_ignored() {
     let place = Place::new();
     let service = place.setup().env("LISTEN_FDS", "1").env("LISTEN_PID", "1").start();
     service.assert_healthy();

@@ -1,4 +1,5 @@
 //! `credential-vault exec`, and the library below it, against a real service.
+#![cfg(unix)]
 
 #[allow(dead_code, reason = "other test programs use its other parts")]
 #[path = "../support/fake.rs"]

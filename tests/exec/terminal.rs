@@ -1,4 +1,4 @@
-//! `--mask` on a terminal, which stays one for the command.
+//! `--mask` on a terminal: the command has a terminal too.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,10 +15,10 @@ use rustix::termios::{LocalModes, Termios, tcgetattr};
 use crate::support::{eventually, wait_until};
 use crate::tools::{TOKEN, Vault};
 
-/// A terminal with a command on it, and what it shows.
+/// A terminal, the command that runs on it, and the screen.
 struct Terminal {
     ours: Arc<Pty>,
-    /// Another handle on the command's side: its settings can be seen when it is gone.
+    /// Another descriptor of the command's side, to see its settings after the command ended.
     theirs: OwnedFd,
     child: Child,
     shown: Arc<Mutex<Vec<u8>>>,
@@ -88,7 +88,7 @@ impl Drop for Terminal {
     }
 }
 
-/// The command with its streams where the terminal puts them.
+/// The command with the terminal as its three streams.
 fn bare(command: &Command) -> pty_process::blocking::Command {
     let mut fresh = pty_process::blocking::Command::new(command.get_program())
         .args(command.get_args())
@@ -106,9 +106,8 @@ fn masked(vault: &Vault, options: &[&str], script: &str) -> Command {
     command
 }
 
-/// However long the pause between its pieces is: the second comes when a key is pressed after
-/// what was written behind our back has been seen, and that after more than the time for
-/// which short pieces are held back.
+/// The pause between the two pieces of the value is longer than the time for which a terminal
+/// holds back what may become a value.
 #[test]
 fn most_of_a_value_is_not_shown_before_it_is_certain() {
     let vault = Vault::with_token();
@@ -125,14 +124,14 @@ fn most_of_a_value_is_not_shown_before_it_is_certain() {
     assert!(!terminal.shown().contains(&first[..8]), "{:?}", terminal.shown());
     terminal.types("\n");
     terminal.shows("start [REDACTED]\r\n");
-    // So little might as well be the echo of keys.
+    // This little might be the echo of keys.
     terminal.shows(&format!("[REDACTED]\r\n{}", &TOKEN[..3]));
     terminal.types("\n");
     assert!(terminal.wait().success());
 }
 
 #[test]
-fn the_command_has_a_terminal_like_ours() {
+fn the_terminal_of_the_command_has_the_same_settings() {
     let vault = Vault::with_token();
     let script = "tty >&2; test -t 0 && test -t 1 && test -t 2 && echo all; stty size; stty -a | grep -o ' icanon'; \
                   : < /dev/tty && echo controlling; printf '\\033[31m%s\\033[0m\\n' $APP_TOKEN; \
@@ -144,7 +143,7 @@ fn the_command_has_a_terminal_like_ours() {
     let expected = "all\r\n33 77\r\n icanon\r\ncontrolling\r\n\u{1b}[31m[REDACTED]\u{1b}[0m\r\n";
     assert!(shown.contains(expected), "{shown:?}");
     assert!(!shown.contains("canary"));
-    assert!(terminal.is_cooked(), "as it was before");
+    assert!(terminal.is_cooked(), "the mode is restored");
 }
 
 #[test]
@@ -153,16 +152,16 @@ fn keys_reach_the_command_and_their_echo_comes_back() {
     let script = "echo ready; read line; echo \"got $line\"; cat";
     let mut terminal = Terminal::start(&masked(&vault, &[], script));
     terminal.shows("ready");
-    wait_until("keys go through as they are", || !terminal.is_cooked());
-    // The first letters of a value are shown when nothing follows.
+    wait_until("the terminal is in raw mode", || !terminal.is_cooked());
+    // The first letters of a value appear if nothing follows.
     terminal.types("can");
     terminal.shows("can");
     terminal.types("dle\r");
     terminal.shows("got candle\r\n");
-    // A whole value in one go is not, not even as the echo of a paste.
+    // A whole value at once does not, not even as the echo of a paste.
     terminal.types(&format!("{TOKEN}\r"));
     terminal.shows("[REDACTED]\r\n[REDACTED]\r\n");
-    // End of file is a key as well.
+    // End of file is a key too.
     terminal.types("\u{4}");
     assert_eq!(terminal.wait().code(), Some(0));
     assert!(!terminal.shown().contains("canary"));
@@ -170,11 +169,11 @@ fn keys_reach_the_command_and_their_echo_comes_back() {
 }
 
 #[test]
-fn interrupt_is_a_key_and_ends_what_it_ends() {
+fn interrupt_is_a_key_for_the_command() {
     let vault = Vault::with_token();
     let mut terminal = Terminal::start(&masked(&vault, &[], "echo ready; exec sleep 1000"));
     terminal.shows("ready");
-    wait_until("keys go through as they are", || !terminal.is_cooked());
+    wait_until("the terminal is in raw mode", || !terminal.is_cooked());
     terminal.types("\u{3}");
     assert_eq!(terminal.wait().signal(), Some(Signal::INT.as_raw()));
     assert!(terminal.is_cooked());
@@ -182,7 +181,7 @@ fn interrupt_is_a_key_and_ends_what_it_ends() {
     let script = "trap 'echo caught' INT; echo ready; read line; read line; echo got $line";
     let mut terminal = Terminal::start(&masked(&vault, &[], script));
     terminal.shows("ready");
-    wait_until("keys go through as they are", || !terminal.is_cooked());
+    wait_until("the terminal is in raw mode", || !terminal.is_cooked());
     terminal.types("\u{3}");
     terminal.shows("caught");
     terminal.types("more\r");
@@ -192,17 +191,17 @@ fn interrupt_is_a_key_and_ends_what_it_ends() {
 }
 
 #[test]
-fn the_terminal_is_as_before_however_it_ends() {
+fn the_mode_of_the_terminal_is_restored_after_every_end() {
     let vault = Vault::with_token();
     for signal in [Signal::TERM, Signal::HUP, Signal::QUIT] {
         let mut terminal = Terminal::start(&masked(&vault, &[], "echo ready; exec sleep 1000"));
         terminal.shows("ready");
-        wait_until("keys go through as they are", || !terminal.is_cooked());
+        wait_until("the terminal is in raw mode", || !terminal.is_cooked());
         terminal.signal(signal);
         assert_eq!(terminal.wait().signal(), Some(signal.as_raw()));
         assert!(terminal.is_cooked(), "{signal:?}");
     }
-    // A command that cannot be started.
+    // A command that cannot start.
     let mut command = vault.exec(&["--mask", "--", "/no/such/command"]);
     command.env("TERM", "xterm");
     let mut terminal = Terminal::start(&command);
@@ -212,7 +211,7 @@ fn the_terminal_is_as_before_however_it_ends() {
 }
 
 #[test]
-fn the_size_follows_ours() {
+fn a_resize_reaches_the_command() {
     let vault = Vault::with_token();
     let script = "trap 'stty size' WINCH; echo ready; while :; do sleep 0.01; done";
     let mut terminal = Terminal::start(&masked(&vault, &[], script));
@@ -224,7 +223,7 @@ fn the_size_follows_ours() {
 }
 
 #[test]
-fn a_terminal_that_goes_away_takes_the_command_with_it() {
+fn the_command_gets_the_hangup_of_the_terminal() {
     let vault = Vault::with_token();
     let said = vault.file("said");
     let script = format!(
@@ -233,17 +232,17 @@ fn a_terminal_that_goes_away_takes_the_command_with_it() {
     );
     let mut terminal = Terminal::start(&masked(&vault, &[], &script));
     terminal.shows("ready");
-    // As the kernel does when the window is closed; our thread still holds the terminal.
+    // The kernel sends it when the window is closed; here a thread keeps the terminal open.
     terminal.signal(Signal::HUP);
     terminal.wait();
     assert_eq!(std::fs::read_to_string(said).expect("it was told"), "hung up\n");
 }
 
 #[test]
-fn only_what_is_on_a_terminal_is_given_one() {
+fn a_stream_that_is_no_terminal_stays_none() {
     let vault = Vault::with_token();
     let file = vault.file("out");
-    // Standard output to a file, and nothing to type: errors are on a terminal.
+    // Only standard error is a terminal.
     let script = "test -t 0 || echo no 0 >&2; test -t 1 || echo no 1 >&2; test -t 2 && echo is 2 >&2; \
                   stty size <&2 >&2; echo $APP_TOKEN; echo $APP_TOKEN >&2; \
                   : < /dev/tty && echo controlling >&2";
@@ -258,8 +257,8 @@ fn only_what_is_on_a_terminal_is_given_one() {
     assert_eq!(terminal.shown(), expected);
     assert_eq!(std::fs::read_to_string(&file).expect("reads"), "[REDACTED]\n");
 
-    // As one of a pipeline: the terminal's keys are the others' to read, and its
-    // interrupt reaches the command at once.
+    // In a pipeline, other commands may read the keys, and an interrupt of the terminal
+    // reaches the command directly.
     let command = masked(&vault, &[], "test -t 1 && echo is 1; cat; exec sleep 1000");
     let (input, output) = std::io::pipe().expect("a pipe");
     let mut terminal =
@@ -273,7 +272,7 @@ fn only_what_is_on_a_terminal_is_given_one() {
 }
 
 #[test]
-fn much_reaches_the_terminal_in_order() {
+fn much_output_reaches_the_terminal_in_order() {
     let vault = Vault::with_token();
     let script = "i=0; while [ $i -lt 3000 ]; do echo $i $APP_TOKEN; i=$((i+1)); done";
     let mut terminal = Terminal::start(&masked(&vault, &[], script));
@@ -284,7 +283,7 @@ fn much_reaches_the_terminal_in_order() {
 }
 
 #[test]
-fn a_change_starts_it_again_on_a_terminal() {
+fn a_change_restarts_the_command_on_a_terminal() {
     let vault = Vault::with_token();
     let options = ["--watch", "--interval", "0.02"];
     let script = "test -t 0 && test -t 1 && echo \"<$APP_TOKEN> ${#APP_TOKEN}\"; read line; echo got $line; read line";
@@ -300,7 +299,7 @@ fn a_change_starts_it_again_on_a_terminal() {
 }
 
 #[test]
-fn without_masking_the_terminal_is_shared() {
+fn without_mask_the_command_shares_the_terminal() {
     let vault = Vault::with_token();
     let options = ["--watch", "--", "/bin/sh", "-c"];
     let script = "trap 'echo one; n=1$n' INT; test -t 0 && test -t 1 && : < /dev/tty && echo ready; \
@@ -309,8 +308,8 @@ fn without_masking_the_terminal_is_shared() {
     terminal.shows("ready");
     assert!(terminal.is_cooked());
     terminal.types("\u{3}");
-    // It had the signal from the terminal, and not once more from us; and as somebody
-    // wanted it to end, it is not started again.
+    // The terminal sent the signal, and exec does not send it again. After an interrupt,
+    // the command is not restarted.
     assert_eq!(terminal.wait().code(), Some(3));
     terminal.shows("one\r\n1\r\n");
 }

@@ -1,4 +1,4 @@
-//! `--watch`: the command is started again when its credentials change, or it crashes.
+//! `--watch`: the command restarts when its credentials change or it crashes.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
@@ -13,8 +13,8 @@ use crate::tools::{Running, TOKEN, Vault, exec, lines};
 
 const WATCH: [&str; 3] = ["--watch", "--interval", "0.02"];
 
-/// A command that runs `script`, in which `$LOG` is a file; what it says of itself goes to
-/// the file `said`.
+/// Runs `script`, with `$LOG` as a file to write to. The output goes to the file `said`, and
+/// the log of exec to `warned`.
 fn watched(vault: &Vault, options: &[&str], script: &str) -> Command {
     let rest = ["--", "/bin/sh", "-c", script];
     let mut command = vault.exec(&[&WATCH[..], options, &rest].concat());
@@ -24,7 +24,7 @@ fn watched(vault: &Vault, options: &[&str], script: &str) -> Command {
     command
 }
 
-/// Writes its token and its number, and runs until it is told to end.
+/// Writes its token and process ID, and runs until a signal ends it.
 const SERVICE: &str = "echo $APP_TOKEN $$ >> $LOG; while :; do sleep 0.01; done";
 
 fn first_word(line: &str) -> &str {
@@ -37,7 +37,7 @@ fn is_gone(line: &str) -> bool {
 }
 
 #[test]
-fn a_change_starts_the_command_again_with_the_new_value() {
+fn a_change_restarts_the_command_with_the_new_value() {
     let vault = Vault::with_token();
     vault.put("other/key", "v", "OTHER", &["edi"]);
     let log = vault.file("log");
@@ -47,7 +47,7 @@ fn a_change_starts_the_command_again_with_the_new_value() {
     let all = lines(&log, 2);
     assert_eq!(first_word(&all[1]), "second");
     assert!(is_gone(&all[0]), "the first one was ended");
-    // What the command would not see does not end it; what follows does, once.
+    // Changes that the command cannot see do not restart it; the last one does, once.
     vault.put("other/key", "w", "OTHER", &["edi"]);
     vault.put("app/token", "second", "APP_TOKEN", &["uwe"]);
     vault.put("app/token", "third", "APP_TOKEN", &[]);
@@ -61,7 +61,7 @@ fn a_change_starts_the_command_again_with_the_new_value() {
 }
 
 #[test]
-fn a_command_that_does_not_end_is_killed_with_its_children() {
+fn a_command_that_ignores_term_is_killed_with_its_children() {
     let vault = Vault::with_token();
     let script = "trap '' TERM; sleep 1000 & echo $APP_TOKEN $! >> $LOG; while :; do wait; done";
     let log = vault.file("log");
@@ -75,7 +75,7 @@ fn a_command_that_does_not_end_is_killed_with_its_children() {
     running.wait();
     let child = all[1].split(' ').nth(1).expect("two words").parse().expect("a number");
     let child = rustix::process::Pid::from_raw(child).expect("not 0");
-    // Its group is its own, so that it outlives an exec that is killed.
+    // The command has its own process group, and outlives an exec that is killed.
     let _ = rustix::process::kill_process_group(
         rustix::process::getpgid(Some(child)).expect("it runs"),
         Signal::KILL,
@@ -83,7 +83,7 @@ fn a_command_that_does_not_end_is_killed_with_its_children() {
 }
 
 #[test]
-fn what_cannot_be_delivered_leaves_the_command_running_and_is_told_once() {
+fn a_problem_leaves_the_command_running_and_is_logged_once() {
     let mut vault = Vault::with_token();
     let (log, warned) = (vault.file("log"), vault.file("warned"));
     let mut running = Running::start(&mut watched(&vault, &["--only", "app/token"], SERVICE));
@@ -96,11 +96,11 @@ fn what_cannot_be_delivered_leaves_the_command_running_and_is_told_once() {
             .count()
     };
     vault.delete("app/token");
-    wait_until("it is told", || count("app/token: the vault has no value") == 1);
+    wait_until("it is logged", || count("app/token: the vault has no value") == 1);
     vault.service.kill();
-    wait_until("it is told", || count("no vault answers") == 1);
+    wait_until("it is logged", || count("no vault answers") == 1);
     vault.service = vault.place.start();
-    wait_until("it is told anew", || count("app/token: the vault has no value") == 2);
+    wait_until("it is logged again", || count("app/token: the vault has no value") == 2);
     vault.put("app/token", "second", "APP_TOKEN", &[]);
     assert_eq!(first_word(&lines(&log, 2)[1]), "second");
     assert_eq!((count("no vault answers"), count("no value")), (1, 2));
@@ -110,7 +110,7 @@ fn what_cannot_be_delivered_leaves_the_command_running_and_is_told_once() {
 }
 
 #[test]
-fn a_value_that_comes_after_its_metadata_is_not_missed() {
+fn a_value_that_changes_after_its_metadata_is_noticed() {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -155,7 +155,7 @@ fn a_value_that_comes_after_its_metadata_is_not_missed() {
 }
 
 #[test]
-fn a_command_that_ends_well_ends_it() {
+fn a_command_that_succeeds_ends_exec() {
     let vault = Vault::with_token();
     let mut running = Running::start(&mut watched(&vault, &[], "echo x >> $LOG"));
     assert_eq!(running.wait().code(), Some(0));
@@ -163,7 +163,7 @@ fn a_command_that_ends_well_ends_it() {
 }
 
 #[test]
-fn a_crash_is_followed_by_another_start_but_not_for_ever() {
+fn a_crash_is_followed_by_a_limited_number_of_restarts() {
     let vault = Vault::with_token();
     let log = vault.file("log");
     let crash = "echo x >> $LOG; exit 3";
@@ -180,7 +180,7 @@ fn a_crash_is_followed_by_another_start_but_not_for_ever() {
 }
 
 #[test]
-fn a_change_ends_the_pause_after_a_crash_and_a_signal_ends_all() {
+fn a_change_or_a_signal_ends_the_pause_after_a_crash() {
     let vault = Vault::with_token();
     let log = vault.file("log");
     let script = "echo $APP_TOKEN $$ >> $LOG; [ $APP_TOKEN != good ] && exit 3; \
@@ -201,7 +201,7 @@ fn a_change_ends_the_pause_after_a_crash_and_a_signal_ends_all() {
 }
 
 #[test]
-fn signals_are_passed_on_and_how_it_ended_is_passed_back() {
+fn signals_are_forwarded_and_the_exit_status_is_returned() {
     let vault = Vault::with_token();
     let log = vault.file("log");
     let script = "trap 'echo hup >> $LOG' HUP; trap 'echo usr1 >> $LOG' USR1; \
@@ -217,7 +217,7 @@ fn signals_are_passed_on_and_how_it_ended_is_passed_back() {
         assert_eq!(running.wait().code(), Some(5));
         assert_eq!(lines(&log, 4), ["ready", "hup", "usr1", "term"]);
     }
-    // One that the command dies of ends it, whichever it is.
+    // If a forwarded signal kills the command, exec ends too.
     let mut running = Running::start(&mut watched(&vault, &[], SERVICE));
     lines(&log, 5);
     running.signal(Signal::USR2);
@@ -225,7 +225,7 @@ fn signals_are_passed_on_and_how_it_ended_is_passed_back() {
 }
 
 #[test]
-fn with_hup_the_command_is_told_and_runs_on() {
+fn with_hup_the_command_runs_on() {
     let vault = Vault::with_token();
     let log = vault.file("log");
     let script = "trap 'cat $CREDENTIALS_DIRECTORY/APP_TOKEN >> $LOG; echo \" $$\" >> $LOG' HUP; \
@@ -244,7 +244,7 @@ fn with_hup_the_command_is_told_and_runs_on() {
 }
 
 #[test]
-fn what_the_command_leaves_running_does_not_hold_it_up() {
+fn exec_does_not_wait_for_processes_that_the_command_leaves_running() {
     let vault = Vault::with_token();
     let log = vault.file("log");
     let script = "sleep 1000 & echo x $! >> $LOG; exit 6";

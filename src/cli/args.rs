@@ -83,8 +83,8 @@ impl Args {
             // A value in the wrong place is not repeated: only what may be an option's name is.
             let name = option.split('=').next().unwrap_or_default();
             let is_name = name.bytes().all(|byte| byte == b'-' || byte.is_ascii_lowercase());
-            let name = if is_name { name } else { "an option" };
-            return Err(Failure::usage(format!("{name} is not known to this command")));
+            let name = if is_name { name } else { "(not shown)" };
+            return Err(Failure::usage(format!("unknown option {name}")));
         }
         let after_dashes =
             self.after_dashes.into_iter().map(utf8).collect::<Result<Vec<_>, _>>()?;
@@ -174,8 +174,8 @@ mod tests {
     #[test]
     fn an_unknown_option_is_named_and_a_value_is_not() {
         let said = |line| args(line).end().expect_err("is unknown").message;
-        assert_eq!(said("--no-such=canary"), "--no-such is not known to this command");
-        assert_eq!(said("-sk-canary-7"), "an option is not known to this command");
+        assert_eq!(said("--no-such=canary"), "unknown option --no-such");
+        assert_eq!(said("-sk-canary-7"), "unknown option (not shown)");
         assert_eq!(said("canary"), "this command takes options only");
     }
 }

@@ -201,7 +201,7 @@ impl Program {
 
         let mut to_run = std::mem::take(&mut args.after_dashes).into_iter();
         if !args.positionals()?.is_empty() {
-            return Err(Failure::usage("which is the command to run?").hint(EXAMPLE));
+            return Err(Failure::usage("which command should run?").hint(EXAMPLE));
         }
         let name =
             to_run.next().ok_or_else(|| Failure::usage("no command to run").hint(EXAMPLE))?;

@@ -1,124 +1,122 @@
-//! The command line: each command takes the options it knows, and what is left is an error.
+//! The command line as argh parses it. The doc comments of options are their help.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::str::FromStr;
 
+use argh::{FromArgs, SubCommands as _};
 use intentframe_credentials::CredentialRef;
 
 use super::failure::Failure;
+use super::{commands, dev, exec, serve, store};
 
-/// The arguments that no command has taken yet.
-#[derive(Debug)]
-pub struct Args {
-    before_dashes: Vec<String>,
-    /// What follows `--`; `exec` runs it.
-    pub after_dashes: Vec<OsString>,
+/// The IntentFrame credential vault: the service and its command-line client.
+#[derive(FromArgs)]
+#[argh(
+    help_triggers("-h", "--help", "help"),
+    example = "credential-vault serve\n\
+               printf %s \"$TOKEN\" | credential-vault store github.myorg/token\n\
+               credential-vault get openai/api_key\n\
+               credential-vault check openai/api_key email.you@gmail.com/password\n\
+               credential-vault exec --consumer jarvis -- jarvis --port 8080",
+    note = "A credential is named NAMESPACE/KEY. The socket is the one given by --socket,\n\
+            else by INTENTFRAME_VAULT_SOCKET, else ~/.intentframe/run/credential-vault.sock.\n\
+            Every command has its own --help.",
+    error_code(1, "not found: the credential does not exist, or `check` found one missing"),
+    error_code(2, "usage: the command line, a setting or the value is invalid"),
+    error_code(3, "unreachable: no service answers on the socket"),
+    error_code(4, "refused: the service does not allow the request"),
+    error_code(5, "any other failure, such as a locked backend"),
+    error_code(126, "exec: the command exists but cannot be started"),
+    error_code(127, "exec: the command does not exist; else exec exits as the command does")
+)]
+pub struct Arguments {
+    /// the socket of the service; may also follow the command
+    #[argh(option, arg_name = "path")]
+    pub socket: Option<PathBuf>,
+
+    /// accept a service that runs as this user ID; without it, a command sends nothing
+    /// unless the service runs as the current user or root
+    #[argh(option, arg_name = "uid")]
+    pub server_uid: Option<u32>,
+
+    /// print the version
+    #[argh(switch)]
+    pub version: bool,
+
+    #[argh(subcommand)]
+    pub command: Option<Command>,
 }
 
-impl Args {
-    /// Splits the arguments at the first `--`. Only what follows it need not be UTF-8.
-    pub fn new(mut arguments: Vec<OsString>) -> Result<Self, Failure> {
-        let dashes = arguments.iter().position(|it| it == "--").unwrap_or(arguments.len());
-        let after_dashes = arguments.split_off(dashes).into_iter().skip(1).collect();
-        let before_dashes = arguments.into_iter().map(utf8).collect::<Result<_, _>>()?;
-        Ok(Self { before_dashes, after_dashes })
-    }
+#[derive(FromArgs)]
+#[argh(subcommand)]
+pub enum Command {
+    Serve(serve::Serve),
+    Dev(dev::Dev),
+    Health(commands::Health),
+    List(commands::List),
+    Get(commands::Get),
+    Has(commands::Has),
+    Store(store::Store),
+    Delete(commands::Delete),
+    RuntimeEnv(commands::RuntimeEnv),
+    Check(commands::Check),
+    Exec(exec::Exec),
+}
 
-    /// Takes the command's name: the first argument that is neither an option nor its value.
-    pub fn command(&mut self) -> Option<String> {
-        let mut at = 0;
-        loop {
-            match self.before_dashes.get(at)?.as_str() {
-                "--socket" | "--server-uid" => at += 2,
-                option if option.starts_with('-') => at += 1,
-                _ => return Some(self.before_dashes.remove(at)),
+/// The name of the command: the first argument that is neither an option nor its value.
+pub fn command(arguments: &[OsString]) -> Option<&'static str> {
+    let mut arguments = arguments.iter().map(|it| it.to_str().unwrap_or_default());
+    let name = loop {
+        match arguments.next()? {
+            "--" => return None,
+            "--socket" | "--server-uid" => drop(arguments.next()),
+            option if option.starts_with('-') => {}
+            name => break name,
+        }
+    };
+    Command::COMMANDS.iter().map(|it| it.name).find(|known| *known == name)
+}
+
+/// Takes `--` and what follows it: the command that `exec` runs, which need not be UTF-8.
+pub fn take_program(arguments: &mut Vec<OsString>) -> Vec<OsString> {
+    match arguments.iter().position(|it| it == "--") {
+        Some(dashes) => arguments.split_off(dashes).split_off(1),
+        None => Vec::new(),
+    }
+}
+
+/// Turns `--name=value` into two arguments, the only form that argh knows.
+pub fn split_assignments(arguments: Vec<OsString>) -> Result<Vec<String>, Failure> {
+    let mut split = Vec::with_capacity(arguments.len());
+    let mut may_be_option = true;
+    for argument in arguments {
+        let argument =
+            argument.into_string().map_err(|_| Failure::usage("an argument is not UTF-8"))?;
+        may_be_option &= argument != "--";
+        match argument.split_once('=') {
+            Some((name, value)) if may_be_option && name.starts_with("--") => {
+                split.extend([name.to_owned(), value.to_owned()]);
             }
+            _ => split.push(argument),
         }
     }
-
-    /// Takes an option without a value, and returns whether it is given.
-    pub fn switch(&mut self, name: &str) -> bool {
-        let count = self.before_dashes.len();
-        self.before_dashes.retain(|it| it != name);
-        self.before_dashes.len() < count
-    }
-
-    /// Takes all values of an option, in their order.
-    pub fn values(&mut self, name: &str) -> Result<Vec<String>, Failure> {
-        let mut values = Vec::new();
-        while let Some(at) = self.position(name) {
-            let option = self.before_dashes.remove(at);
-            values.push(match option.split_once('=') {
-                Some((_, value)) => value.to_owned(),
-                None if at < self.before_dashes.len() => self.before_dashes.remove(at),
-                None => return Err(Failure::usage(format!("{name} needs a value"))),
-            });
-        }
-        Ok(values)
-    }
-
-    /// Takes the value of an option; the last one if it is given several times.
-    pub fn value(&mut self, name: &str) -> Result<Option<String>, Failure> {
-        Ok(self.values(name)?.pop())
-    }
-
-    /// Takes the value of an option that is a path.
-    pub fn path(&mut self, name: &str) -> Result<Option<PathBuf>, Failure> {
-        Ok(self.value(name)?.map(PathBuf::from))
-    }
-
-    /// Takes the value of an option that is a number.
-    pub fn number<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Failure> {
-        let number = self.value(name)?.map(|value| value.parse());
-        number
-            .transpose()
-            .map_err(|_| Failure::usage(format!("{name} needs a number in its range")))
-    }
-
-    /// What is not an option. An option that nobody has taken is an error.
-    pub fn positionals(self) -> Result<Vec<String>, Failure> {
-        let is_option = |it: &&String| it.len() > 1 && it.starts_with('-');
-        if let Some(option) = self.before_dashes.iter().find(is_option) {
-            // A value in the wrong place is not repeated: only what may be an option's name is.
-            let name = option.split('=').next().unwrap_or_default();
-            let is_name = name.bytes().all(|byte| byte == b'-' || byte.is_ascii_lowercase());
-            let name = if is_name { name } else { "(not shown)" };
-            return Err(Failure::usage(format!("unknown option {name}")));
-        }
-        let after_dashes =
-            self.after_dashes.into_iter().map(utf8).collect::<Result<Vec<_>, _>>()?;
-        Ok([self.before_dashes, after_dashes].concat())
-    }
-
-    /// Checks that no argument is left.
-    pub fn end(self) -> Result<(), Failure> {
-        match self.positionals()?.as_slice() {
-            [] => Ok(()),
-            _ => Err(Failure::usage("this command takes options only")),
-        }
-    }
-
-    /// The one positional argument, which names a credential.
-    pub fn credential(self) -> Result<CredentialRef, Failure> {
-        match self.positionals()?.as_slice() {
-            [name] => credential(name),
-            _ => Err(Failure::usage("this command takes one argument: NAMESPACE/KEY")),
-        }
-    }
-
-    /// Where the option is, as `name`, `name value` or `name=value`.
-    pub fn position(&self, name: &str) -> Option<usize> {
-        let is_it = |argument: &String| match argument.strip_prefix(name) {
-            Some(rest) => rest.is_empty() || rest.starts_with('='),
-            None => false,
-        };
-        self.before_dashes.iter().position(is_it)
-    }
+    Ok(split)
 }
 
-fn utf8(argument: OsString) -> Result<String, Failure> {
-    argument.into_string().map_err(|_| Failure::usage("an argument is not UTF-8"))
+/// The error for what argh rejected. argh repeats an argument that it does not know, which
+/// may be a value after `store`.
+pub fn rejected(message: &str, command: Option<&str>) -> Failure {
+    let is_repeated =
+        message.starts_with("Unrecognized argument") || message.contains("with value");
+    if is_repeated && command == Some("store") {
+        return Failure::usage("store does not know one of its arguments").hint(
+            "a value is never taken from the command line: every user of the machine can see it\n  \
+             in the process list, and the shell keeps it in its history. Type it at the prompt of\n  \
+             `credential-vault store NAMESPACE/KEY`, or send it to its standard input:\n  \
+             `... | credential-vault store NAMESPACE/KEY`",
+        );
+    }
+    Failure::usage(message.trim_end())
 }
 
 /// Parses `NAMESPACE/KEY`. The error does not repeat it: it may be a value in the wrong place.
@@ -138,44 +136,39 @@ pub fn credential(name: &str) -> Result<CredentialRef, Failure> {
 mod tests {
     use super::*;
 
-    fn args(line: &str) -> Args {
-        Args::new(line.split(' ').map(OsString::from).collect()).expect("UTF-8")
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
     }
 
     #[test]
     fn the_command_is_the_first_argument_that_is_no_option() {
-        for (line, command) in [
+        for (line, name) in [
             ("exec -- a -- b", Some("exec")),
             ("--socket exec get --json", Some("get")),
             ("--server-uid 7 exec -- a", Some("exec")),
             ("--socket=x exec --", Some("exec")),
+            ("nonsense get", None),
             ("--version", None),
             ("--socket", None),
             ("-- get", None),
         ] {
-            assert_eq!(args(line).command().as_deref(), command, "{line}");
+            assert_eq!(command(&words(line)), name, "{line}");
         }
-        assert_eq!(args("exec -- a -- b").after_dashes, ["a", "--", "b"]);
     }
 
     #[test]
-    fn options_take_their_values_in_both_forms() {
-        let mut all = args("--socket=/a=b n/k --only x/y --socket /c --json --only=z/w -- --json");
-        assert_eq!(all.value("--socket").expect("a value").as_deref(), Some("/c"), "the last");
-        assert_eq!(all.values("--only").expect("values"), ["x/y", "z/w"]);
-        assert!(all.position("--json").is_some() && all.switch("--json") && !all.switch("--json"));
-        assert_eq!(all.positionals().expect("names"), ["n/k", "--json"]);
-
-        assert!(args("n/k --socket").value("--socket").is_err());
-        assert_eq!(args("--port 8").number("--port").expect("a number"), Some(8_u16));
-        assert!(args("--port 70000").number::<u16>("--port").is_err());
+    fn a_program_follows_the_first_double_dash() {
+        let mut arguments = words("exec --mask -- a -- b");
+        assert_eq!(take_program(&mut arguments), ["a", "--", "b"]);
+        assert_eq!(arguments, ["exec", "--mask"]);
+        assert!(take_program(&mut arguments).is_empty());
     }
 
     #[test]
-    fn an_unknown_option_is_named_and_a_value_is_not() {
-        let said = |line| args(line).end().expect_err("is unknown").message;
-        assert_eq!(said("--no-such=canary"), "unknown option --no-such");
-        assert_eq!(said("-sk-canary-7"), "unknown option (not shown)");
-        assert_eq!(said("canary"), "this command takes options only");
+    fn assignments_are_split_up_to_the_double_dash() {
+        assert_eq!(
+            split_assignments(words("--socket=/a=b get x/y=z -- --json=1")).expect("UTF-8"),
+            ["--socket", "/a=b", "get", "x/y=z", "--", "--json=1"]
+        );
     }
 }

@@ -1,5 +1,8 @@
 //! The commands that ask one question: health, list, get, has, delete, runtime-env, check.
 
+use std::path::PathBuf;
+
+use argh::FromArgs;
 use intentframe_credentials::client::ClientError;
 use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{CredentialRef, Namespace};
@@ -8,15 +11,27 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::Context;
-use super::args::{self, Args};
+use super::args::credential;
 use super::failure::{Failure, NOT_FOUND};
 use super::output;
 
-pub fn health(mut args: Args, context: &Context) -> Result<(), Failure> {
-    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
-    args.end()?;
+/// Show the state of the service.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "health", help_triggers("-h", "--help"))]
+pub struct Health {
+    /// the socket of the service
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+}
+
+pub fn health(args: Health, context: &Context) -> Result<(), Failure> {
+    let client = context.client(args.socket)?;
     let health = client.health()?;
-    if json {
+    if args.json {
         return output::json(&health);
     }
     let mut rows = vec![
@@ -30,16 +45,36 @@ pub fn health(mut args: Args, context: &Context) -> Result<(), Failure> {
     output::rows(["VAULT", &client.socket().display().to_string()], &rows)
 }
 
-pub fn list(mut args: Args, context: &Context) -> Result<(), Failure> {
-    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
-    let summaries = match args.positionals()?.as_slice() {
-        [] => client.list_all()?,
-        [namespace] => {
-            client.list_namespace(&Namespace::new(namespace).map_err(Failure::usage)?)?
-        }
-        _ => return Err(Failure::usage("list takes at most one namespace")),
+/// List credentials without their values.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "list",
+    help_triggers("-h", "--help"),
+    note = "If standard output is not a terminal, each line has these fields, separated by\n\
+            tabs: namespace, key, delivery mode, masked preview, time stored, time last used."
+)]
+pub struct List {
+    /// the socket of the service
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+
+    /// only those of this namespace
+    #[argh(positional)]
+    namespace: Option<String>,
+}
+
+pub fn list(args: List, context: &Context) -> Result<(), Failure> {
+    let client = context.client(args.socket)?;
+    let summaries = match args.namespace {
+        None => client.list_all()?,
+        Some(name) => client.list_namespace(&Namespace::new(name).map_err(Failure::usage)?)?,
     };
-    if json {
+    if args.json {
         return output::json(&summaries);
     }
     // People read minutes; programs get the microseconds of the wire.
@@ -67,16 +102,38 @@ pub fn list(mut args: Args, context: &Context) -> Result<(), Failure> {
     output::rows(["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED"], &rows)
 }
 
-pub fn get(mut args: Args, context: &Context) -> Result<(), Failure> {
+/// Print the value of a credential.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "get",
+    help_triggers("-h", "--help"),
+    note = "A newline follows the value only if standard output is a terminal."
+)]
+pub struct Get {
+    /// the socket of the service
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+
+    /// the credential, as NAMESPACE/KEY
+    #[argh(positional)]
+    credential: String,
+}
+
+pub fn get(args: Get, context: &Context) -> Result<(), Failure> {
     #[derive(Serialize)]
     struct Value<'a> {
         value: &'a str,
     }
 
-    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
-    let at = args.credential()?;
+    let client = context.client(args.socket)?;
+    let at = credential(&args.credential)?;
     let value = client.get(&at)?.ok_or_else(|| not_found(&at))?;
-    if json {
+    if args.json {
         output::json(&Value { value: value.expose() })
     } else if output::is_terminal() {
         output::text(&Zeroizing::new(format!("{}\n", value.expose())))
@@ -85,30 +142,79 @@ pub fn get(mut args: Args, context: &Context) -> Result<(), Failure> {
     }
 }
 
-pub fn has(mut args: Args, context: &Context) -> Result<(), Failure> {
-    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
-    let at = args.credential()?;
+/// Test whether a credential exists. The exit code is 0 if it does, and 1 if not.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "has", help_triggers("-h", "--help"))]
+pub struct Has {
+    /// the socket of the service
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+
+    /// the credential, as NAMESPACE/KEY
+    #[argh(positional)]
+    credential: String,
+}
+
+pub fn has(args: Has, context: &Context) -> Result<(), Failure> {
+    let client = context.client(args.socket)?;
+    let at = credential(&args.credential)?;
     let exists = client.has(&at)?;
-    if json {
+    if args.json {
         output::json(&json!({ "exists": exists }))?;
     }
     match exists {
         true => Ok(()),
-        false if json => Err(Failure::silent(NOT_FOUND)),
+        false if args.json => Err(Failure::silent(NOT_FOUND)),
         false => Err(not_found(&at)),
     }
 }
 
-pub fn delete(mut args: Args, context: &Context) -> Result<(), Failure> {
-    let client = context.client(&mut args)?;
-    Ok(client.delete(&args.credential()?)?)
+/// Delete a credential. This succeeds even if the credential does not exist.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "delete", help_triggers("-h", "--help"))]
+pub struct Delete {
+    /// the socket of the service
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// the credential, as NAMESPACE/KEY
+    #[argh(positional)]
+    credential: String,
 }
 
-pub fn runtime_env(mut args: Args, context: &Context) -> Result<(), Failure> {
-    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
-    args.end()?;
+pub fn delete(args: Delete, context: &Context) -> Result<(), Failure> {
+    let client = context.client(args.socket)?;
+    Ok(client.delete(&credential(&args.credential)?)?)
+}
+
+/// List the credentials delivered as environment variables, without their values.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "runtime-env",
+    help_triggers("-h", "--help"),
+    note = "If standard output is not a terminal, each line has these fields, separated by\n\
+            tabs: namespace, key, variable, consumers (separated by commas; empty if every\n\
+            consumer is allowed)."
+)]
+pub struct RuntimeEnv {
+    /// the socket of the service
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+}
+
+pub fn runtime_env(args: RuntimeEnv, context: &Context) -> Result<(), Failure> {
+    let client = context.client(args.socket)?;
     let entries = client.list_runtime_env()?;
-    if json {
+    if args.json {
         return output::json(&entries);
     }
     let everyone = if output::is_terminal() { "everyone" } else { "" };
@@ -125,9 +231,32 @@ pub fn runtime_env(mut args: Args, context: &Context) -> Result<(), Failure> {
     output::rows(["NAMESPACE", "KEY", "VARIABLE", "CONSUMERS"], &rows)
 }
 
+/// Test that the service answers and has all the named credentials.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "check",
+    help_triggers("-h", "--help"),
+    note = "The exit code is 0 if all of them exist. Otherwise it is 1, even if no service\n\
+            answers, and the missing ones are printed, one per line."
+)]
+pub struct Check {
+    /// the socket of the service
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+
+    /// the credentials, as NAMESPACE/KEY
+    #[argh(positional)]
+    credentials: Vec<String>,
+}
+
 /// Counts a credential as missing if anything prevents the service from answering: a caller
 /// must not start while it is in doubt.
-pub fn check(mut args: Args, context: &Context) -> Result<(), Failure> {
+pub fn check(args: Check, context: &Context) -> Result<(), Failure> {
     #[derive(Serialize)]
     struct Report {
         ok: bool,
@@ -136,12 +265,12 @@ pub fn check(mut args: Args, context: &Context) -> Result<(), Failure> {
         error: Option<String>,
     }
 
-    let (client, json) = (context.client(&mut args)?, args.switch("--json"));
-    let names = args.positionals()?;
+    let client = context.client(args.socket)?;
+    let names = args.credentials;
     if names.is_empty() {
         return Err(Failure::usage("name at least one credential to check, as NAMESPACE/KEY"));
     }
-    let mut missing = names.iter().map(|it| args::credential(it)).collect::<Result<Vec<_>, _>>()?;
+    let mut missing = names.iter().map(|it| credential(it)).collect::<Result<Vec<_>, _>>()?;
     let mut error = None;
     missing.retain(|at| match &error {
         // If the service is gone or hangs, each further question would only cost time.
@@ -156,7 +285,7 @@ pub fn check(mut args: Args, context: &Context) -> Result<(), Failure> {
     });
     let count = missing.len();
     let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
-    if json {
+    if args.json {
         let error = error.as_ref().map(ToString::to_string);
         output::json(&Report { ok: count == 0, missing, error })?;
     } else {

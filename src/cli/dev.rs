@@ -2,44 +2,75 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use intentframe_credentials::daemon::Settings;
+use argh::FromArgs;
+use intentframe_credentials::daemon::{DEFAULT_WORKERS, Settings};
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, mask_value, settings};
 
 use super::Context;
-use super::args::Args;
 use super::dotenv::{self, Dotenv};
 use super::failure::Failure;
 use super::logging::keep_out;
 use super::output::{self, escaped, table};
 use super::seed::{self, Plan};
-use super::serve::{serve_until_signal, workers};
+use super::serve::{at_least_one, serve_until_signal};
 
 const DEFAULT_PORT: u16 = 8765;
 
-pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
+/// Run a service for development. Values stay in memory and are seeded from .env.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "dev",
+    help_triggers("-h", "--help"),
+    note = "The seeds are OPENAI_API_KEY, ANTHROPIC_API_KEY, and each pair of\n\
+            EMAIL_<LABEL>_ADDRESS and EMAIL_<LABEL>_PASSWORD. Without a .env file, the\n\
+            service is seeded from .env.example."
+)]
+pub struct Dev {
+    /// seed from this file instead of .env
+    #[argh(option, arg_name = "path")]
+    env_file: Option<PathBuf>,
+
+    /// listen on loopback TCP instead of a socket
+    #[argh(switch)]
+    tcp: bool,
+
+    /// the TCP port, with --tcp (8765 by default)
+    #[argh(option, arg_name = "number")]
+    port: Option<u16>,
+
+    /// listen on this socket (INTENTFRAME_VAULT_SOCKET)
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// keep the metadata database in this directory (~/.intentframe/dev-data by default)
+    #[argh(option, arg_name = "path")]
+    data_dir: Option<PathBuf>,
+
+    /// the number of threads that may wait for the backend
+    #[argh(option, arg_name = "count", default = "DEFAULT_WORKERS")]
+    workers: usize,
+}
+
+pub fn run(args: Dev, context: &Context) -> Result<(), Failure> {
     let environment = &context.environment;
-    let socket = args.path("--socket")?;
-    let data_dir = args.path("--data-dir")?;
-    let env_file = args.path("--env-file")?;
-    let port = args.number("--port")?;
-    let is_tcp = args.switch("--tcp");
-    let workers = workers(&mut args)?;
-    args.end()?;
-    let endpoint = match port {
-        _ if is_tcp => Endpoint::LoopbackTcp(port.unwrap_or(DEFAULT_PORT)),
+    let endpoint = match args.port {
+        port if args.tcp => Endpoint::LoopbackTcp(port.unwrap_or(DEFAULT_PORT)),
         Some(_) => return Err(Failure::usage("--port requires --tcp")),
-        None => Endpoint::Unix(settings::socket(socket.as_deref(), environment)?),
+        None => {
+            let socket = context.socket(args.socket);
+            Endpoint::Unix(settings::socket(socket.as_deref(), environment)?)
+        }
     };
     // INTENTFRAME_DATA_DIR is ignored: it names the directory of the real service, whose
     // database must not contain seeds.
-    let data_dir = match data_dir {
-        Some(path) => settings::expand_tilde(&path, environment)?,
-        None => XX,
-    };
-    let env_file = env_file.map(|path| settings::expand_tilde(&path, environment)).transpose()?;
+    let data_dir = settings::dev_data_dir(args.data_dir.as_deref(), environment)?;
+    let workers = at_least_one(args.workers)?;
+    let env_file = args.env_file.map(|path| settings::expand_tilde(&path, environment));
+    let env_file = env_file.transpose()?;
 
     let (opening, dotenv) = read_env_file(env_file.as_deref())?;
     let plan = seed::plan(&dotenv.variables);

@@ -7,8 +7,8 @@ use intentframe_credentials::VaultError;
 use intentframe_credentials::client::ClientError;
 use intentframe_credentials::daemon::DaemonError;
 use intentframe_credentials::error::{Field, MetadataError};
-use intentframe_credentials::settings::PathError;
 use intentframe_credentials::server::StartError;
+use intentframe_credentials::settings::PathError;
 use intentframe_credentials::spawn::{Problem, SpawnError};
 
 use super::output::escaped;

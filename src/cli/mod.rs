@@ -1,5 +1,8 @@
 //! The command line: from arguments to an exit code.
 
+// argh prints doc comments as help, where backticks would stay.
+#![allow(clippy::doc_markdown)]
+
 mod args;
 mod commands;
 mod dev;
@@ -17,16 +20,18 @@ mod supervised;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use argh::{EarlyExit, FromArgs as _};
 use intentframe_credentials::Environment;
 use intentframe_credentials::client::{ClientOptions, VaultClient};
 use intentframe_credentials::redact::RegisteredSecrets;
 use log::LevelFilter;
 
-use args::Args;
+use args::{Arguments, Command};
 use failure::{Failure, USAGE};
 use hardening::CoreLimit;
 
@@ -34,39 +39,32 @@ use hardening::CoreLimit;
 /// keyring, so that the user sees what the service says about a locked one.
 const TIMEOUT: Duration = Duration::from_secs(35);
 
-/// A command's name, its `--help`, and the function that runs it.
-type Command = (&'static str, &'static str, fn(Args, &Context) -> Result<(), Failure>);
-
-const COMMANDS: [Command; 11] = [
-    ("serve", include_str!("help/serve.txt"), serve::run),
-    ("dev", include_str!("help/dev.txt"), dev::run),
-    ("health", include_str!("help/health.txt"), commands::health),
-    ("list", include_str!("help/list.txt"), commands::list),
-    ("get", include_str!("help/get.txt"), commands::get),
-    ("has", include_str!("help/has.txt"), commands::has),
-    ("store", include_str!("help/store.txt"), store::run),
-    ("delete", include_str!("help/delete.txt"), commands::delete),
-    ("runtime-env", include_str!("help/runtime-env.txt"), commands::runtime_env),
-    ("check", include_str!("help/check.txt"), commands::check),
-    ("exec", include_str!("help/exec.txt"), exec::run),
-];
-
-const HELP: &str = include_str!("help/credential-vault.txt");
+const VERSION: &str = concat!("credential-vault ", env!("CARGO_PKG_VERSION"), "\n");
 
 /// What every command may use.
 struct Context {
     environment: Environment,
+    /// The options before the command.
+    socket: Option<PathBuf>,
+    server_uid: Option<u32>,
     /// Values that are replaced in what this process logs.
     secrets: RegisteredSecrets,
     /// For the processes that `exec` starts.
     core_limit: Option<CoreLimit>,
+    /// The command that `exec` runs, and its arguments.
+    program: Vec<OsString>,
 }
 
 impl Context {
-    /// A client of the service, as `--socket` and `--server-uid` select it.
-    fn client(&self, args: &mut Args) -> Result<VaultClient, Failure> {
-        let socket = args.path("--socket")?;
-        let options = ClientOptions { timeout: TIMEOUT, server_uid: args.number("--server-uid")? };
+    /// The given socket: `--socket` after the command, else the one before it.
+    fn socket(&self, after: Option<PathBuf>) -> Option<PathBuf> {
+        after.or_else(|| self.socket.clone())
+    }
+
+    /// A client of the service at the socket.
+    fn client(&self, socket: Option<PathBuf>) -> Result<VaultClient, Failure> {
+        let options = ClientOptions { timeout: TIMEOUT, server_uid: self.server_uid };
+        let socket = self.socket(socket);
         Ok(VaultClient::from_environment(socket.as_deref(), &self.environment, &options)?)
     }
 }
@@ -81,8 +79,15 @@ pub fn main() -> ExitCode {
     let environment = Environment::of_process();
     let secrets = RegisteredSecrets::default();
     logging::register_environment(&environment, &secrets);
-    let arguments = std::env::args_os().skip(1).collect();
-    let Err(failure) = run(arguments, environment, &secrets) else { return ExitCode::SUCCESS };
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let name = args::command(&arguments);
+    let Err(mut failure) = run(arguments, name, environment, &secrets) else {
+        return ExitCode::SUCCESS;
+    };
+    if failure.code == USAGE {
+        let command = name.map(|name| format!("{name} ")).unwrap_or_default();
+        failure = failure.hint(&format!("see `credential-vault {command}--help`"));
+    }
     if !failure.message.is_empty() {
         let message = secrets.redact(failure.printable());
         // Without standard error there is nowhere to report a failure.
@@ -92,42 +97,51 @@ pub fn main() -> ExitCode {
 }
 
 fn run(
-    arguments: Vec<OsString>,
+    mut arguments: Vec<OsString>,
+    name: Option<&str>,
     environment: Environment,
     secrets: &RegisteredSecrets,
 ) -> Result<(), Failure> {
-    let mut args = Args::new(arguments)?;
-    let name = args.command();
-    let is_it = |(known, ..): &&Command| name.as_deref() == Some(*known);
-    let Some(&(name, help, run)) = COMMANDS.iter().find(is_it) else {
-        return without_command(args, name.as_deref());
+    let program =
+        if name == Some("exec") { args::take_program(&mut arguments) } else { Vec::new() };
+    let arguments = args::split_assignments(arguments)?;
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let parsed = match Arguments::from_args(&["credential-vault"], &arguments) {
+        Ok(parsed) if parsed.version => return output::text(VERSION),
+        Ok(parsed) => parsed,
+        Err(EarlyExit { output, status: Ok(()) }) => {
+            return output::text(&format!("{}\n", output.trim_end()));
+        }
+        Err(EarlyExit { output, status: Err(()) }) => return Err(args::rejected(&output, name)),
     };
-    if args.switch("--help") || args.switch("-h") {
-        return output::text(help);
-    }
+    let Arguments { socket, server_uid, command, .. } = parsed;
+    let Some(command) = command else { return Err(Failure::usage("no command given")) };
     // Before any value is in memory.
     let core_limit = hardening::forbid_core();
     // `--files` makes links through /proc, which others must be able to follow.
-    let hidden = if args.position("--files").is_some() { Ok(()) } else { hardening::hide() };
-    let level = if matches!(name, "serve" | "dev") { LevelFilter::Info } else { LevelFilter::Warn };
+    let hidden = match &command {
+        Command::Exec(exec) if exec.files.is_some() => Ok(()),
+        _ => hardening::hide(),
+    };
+    let is_service = matches!(command, Command::Serve(_) | Command::Dev(_));
+    let level = if is_service { LevelFilter::Info } else { LevelFilter::Warn };
     logging::init(&environment, level, secrets)?;
     for error in [core_limit.as_ref().err(), hidden.as_ref().err()].into_iter().flatten() {
         log::warn!("the system may write a core of this process: {error}");
     }
-    let context = Context { environment, secrets: secrets.clone(), core_limit: core_limit.ok() };
-    run(args, &context).map_err(|failure| match failure.code {
-        USAGE => failure.hint(&format!("see `credential-vault {name} --help`")),
-        _ => failure,
-    })
-}
-
-fn without_command(mut args: Args, name: Option<&str>) -> Result<(), Failure> {
-    if name == Some("help") || args.switch("--help") || args.switch("-h") {
-        return output::text(HELP);
+    let (secrets, core_limit) = (secrets.clone(), core_limit.ok());
+    let context = Context { environment, socket, server_uid, secrets, core_limit, program };
+    match command {
+        Command::Serve(args) => serve::run(args, &context),
+        Command::Dev(args) => dev::run(args, &context),
+        Command::Health(args) => commands::health(args, &context),
+        Command::List(args) => commands::list(args, &context),
+        Command::Get(args) => commands::get(args, &context),
+        Command::Has(args) => commands::has(args, &context),
+        Command::Store(args) => store::run(args, &context),
+        Command::Delete(args) => commands::delete(args, &context),
+        Command::RuntimeEnv(args) => commands::runtime_env(args, &context),
+        Command::Check(args) => commands::check(args, &context),
+        Command::Exec(args) => exec::run(args, &context),
     }
-    if args.switch("--version") {
-        return output::text(concat!("credential-vault ", env!("CARGO_PKG_VERSION"), "\n"));
-    }
-    let problem = if name.is_some() { "no such command" } else { "no command given" };
-    Err(Failure::usage(format!("{problem}; `credential-vault --help` lists the commands")))
 }

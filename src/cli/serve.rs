@@ -1,9 +1,11 @@
 //! `serve`: from options and environment to a running service.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use argh::FromArgs;
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use intentframe_credentials::backoff::Backoff;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
@@ -15,23 +17,54 @@ use signal_hook::flag;
 use signal_hook::low_level::signal_name;
 
 use super::Context;
-use super::args::Args;
 use super::failure::{Failure, cannot};
 use super::signals;
 use super::supervised::{self, ReadyFd};
 
-pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
+/// Run the service.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "serve",
+    help_triggers("-h", "--help"),
+    note = "Under a service manager, the service uses the socket passed in LISTEN_FDS. It\n\
+            reports to NOTIFY_SOCKET when it is ready and when it stops, and, if\n\
+            WATCHDOG_USEC is set, that it still answers."
+)]
+pub struct Serve {
+    /// listen on this socket (INTENTFRAME_VAULT_SOCKET)
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// keep the metadata database in this directory (INTENTFRAME_DATA_DIR, else
+    /// ~/.intentframe/data)
+    #[argh(option, arg_name = "path")]
+    data_dir: Option<PathBuf>,
+
+    /// keep the values in this backend (IF_VAULT_BACKEND): keyring (the default), hashicorp,
+    /// service (another vault, at IF_VAULT_UPSTREAM_SOCKET) or env (memory)
+    #[argh(option, arg_name = "name")]
+    backend: Option<String>,
+
+    /// retry while the backend is unavailable, instead of exiting
+    #[argh(switch)]
+    wait_for_backend: bool,
+
+    /// the number of threads that may wait for the backend
+    #[argh(option, arg_name = "count", default = "DEFAULT_WORKERS")]
+    workers: usize,
+
+    /// write a line to this file descriptor, then close it, once the service accepts requests
+    #[argh(option, arg_name = "number")]
+    ready_fd: Option<i32>,
+}
+
+pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     let environment = &context.environment;
-    let socket = args.path("--socket")?;
-    let data_dir = args.path("--data-dir")?;
-    let backend = args.value("--backend")?;
-    let wait = args.switch("--wait-for-backend");
-    let workers = workers(&mut args)?;
-    let ready_fd = args.number("--ready-fd")?;
-    args.end()?;
-    let ready_fd = ready_fd.map(ReadyFd::open).transpose()?;
-    let socket = settings::socket(socket.as_deref(), environment)?;
-    let data_dir = settings::data_dir(data_dir.as_deref(), environment)?;
+    let workers = at_least_one(args.workers)?;
+    let ready_fd = args.ready_fd.map(ReadyFd::open).transpose()?;
+    let socket = settings::socket(context.socket(args.socket).as_deref(), environment)?;
+    let data_dir = settings::data_dir(args.data_dir.as_deref(), environment)?;
     let endpoint = match supervised::inherited_socket(environment)? {
         Some(listener) => Endpoint::Inherited(Arc::new(listener)),
         None => Endpoint::Unix(socket),
@@ -41,18 +74,15 @@ pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
     let secrets = context.secrets.clone();
     options.secret_watch = Some(SecretWatch::new(move |secret| secrets.register(secret)));
     let backend =
-        backend.as_deref().or(environment.setting("IF_VAULT_BACKEND")).unwrap_or("keyring");
+        args.backend.as_deref().or(environment.setting("IF_VAULT_BACKEND")).unwrap_or("keyring");
     let mut settings = Settings::new(endpoint, data_dir, backend, options);
     settings.workers = workers;
-    serve_until_signal(&settings, ready_fd, wait, |_| Ok(()))
+    serve_until_signal(&settings, ready_fd, args.wait_for_backend, |_| Ok(()))
 }
 
-/// Takes `--workers`.
-pub fn workers(args: &mut Args) -> Result<usize, Failure> {
-    match args.number("--workers")? {
-        Some(0) => Err(Failure::usage("--workers is at least 1")),
-        count => Ok(count.unwrap_or(DEFAULT_WORKERS)),
-    }
+/// Checks `--workers`.
+pub fn at_least_one(workers: usize) -> Result<usize, Failure> {
+    if workers == 0 { Err(Failure::usage("--workers is at least 1")) } else { Ok(workers) }
 }
 
 /// Starts the vault, calls `started`, and serves until SIGTERM or SIGINT. A second signal

@@ -1,50 +1,93 @@
 //! `store`: reads a value from a prompt or standard input, and stores it.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
+use std::io::{self, IsTerminal as _, Read};
+use std::path::PathBuf;
 
+use argh::FromArgs;
 use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest};
 use rustix::termios::{self, LocalModes, OptionalActions};
 use zeroize::Zeroizing;
 
 use super::Context;
-use super::args::Args;
+use super::args::credential;
 use super::failure::{Failure, cannot};
 use super::logging::keep_out;
 
 /// The longest value that the service accepts.
 const MAX_VALUE_BYTES: usize = 256 * 1024;
 
-pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
-    let client = context.client(&mut args)?;
-    let delivery_mode = args.value("--delivery-mode")?;
-    let allowed_consumers = args.values("--consumer")?;
-    let env_name = args.value("--env-name")?;
-    let validator_id = args.value("--validator-id")?;
-    let keep_newline = args.switch("--keep-newline");
-    let allow_empty = args.switch("--allow-empty");
-    // Too many arguments, or an unknown one, may be a value.
-    let at = args.credential().map_err(|failure| {
-        failure.hint(
-            "a value is never taken from the command line: every user of the machine can see it\n  \
-             in the process list, and the shell keeps it in its history. Type it at the prompt of\n  \
-             `credential-vault store NAMESPACE/KEY`, or send it to its standard input:\n  \
-             `... | credential-vault store NAMESPACE/KEY`",
-        )
-    })?;
-    let delivery_mode = match delivery_mode.as_deref().map(DeliveryMode::from_name) {
+/// Store a value, read from a prompt or standard input.
+#[derive(FromArgs)]
+#[argh(
+    subcommand,
+    name = "store",
+    help_triggers("-h", "--help"),
+    example = "credential-vault store openai/api_key\n\
+               credential-vault store tls.example/private_key --keep-newline < key.pem",
+    note = "On a terminal, store prompts for the value and does not show it. Otherwise it\n\
+            reads standard input: UTF-8 text of at most 256 KiB. One newline at the end\n\
+            (\\n or \\r\\n) is removed, unless --keep-newline is given. A value is never taken\n\
+            from the command line, because every user of the machine can see it there in\n\
+            the process list."
+)]
+pub struct Store {
+    /// the socket of the service
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// executor_only (a trusted service fetches the value, the default) or runtime_env (the
+    /// value is delivered in an environment variable)
+    #[argh(option, arg_name = "mode")]
+    delivery_mode: Option<String>,
+
+    /// allow this consumer only; may be repeated; without it, every consumer is allowed
+    #[argh(option, arg_name = "name")]
+    consumer: Vec<String>,
+
+    /// the environment variable to deliver the value in
+    #[argh(option, arg_name = "name")]
+    env_name: Option<String>,
+
+    /// the validator that checks whether the value still works
+    #[argh(option, arg_name = "name")]
+    validator_id: Option<String>,
+
+    /// keep the newline at the end of standard input
+    #[argh(switch)]
+    keep_newline: bool,
+
+    /// store an empty value, which is an error otherwise
+    #[argh(switch)]
+    allow_empty: bool,
+
+    /// the credential, as NAMESPACE/KEY
+    #[argh(positional)]
+    credential: String,
+}
+
+pub fn run(args: Store, context: &Context) -> Result<(), Failure> {
+    let client = context.client(args.socket)?;
+    let at = credential(&args.credential)?;
+    let delivery_mode = match args.delivery_mode.as_deref().map(DeliveryMode::from_name) {
         None => DeliveryMode::default(),
         Some(mode) => mode.ok_or_else(|| {
             Failure::usage("--delivery-mode is either executor_only or runtime_env")
         })?,
     };
-    let value = read_value(&at, keep_newline)?;
+    let value = read_value(&at, args.keep_newline)?;
     keep_out(&value, &context.secrets);
-    if value.is_empty() && !allow_empty {
+    if value.is_empty() && !args.allow_empty {
         return Err(Failure::usage(format!("the value for {at} is empty; nothing was stored"))
             .hint("--allow-empty stores an empty value"));
     }
-    let request = StoreRequest { value, delivery_mode, allowed_consumers, env_name, validator_id };
+    let request = StoreRequest {
+        value,
+        delivery_mode,
+        allowed_consumers: args.consumer,
+        env_name: args.env_name,
+        validator_id: args.validator_id,
+    };
     Ok(client.store(&at, &request)?)
 }
 
@@ -53,7 +96,7 @@ fn read_value(at: &CredentialRef, keep_newline: bool) -> Result<Secret, Failure>
     if stdin.is_terminal() {
         let line = prompt(&format!("Value for {at} (not shown): "))
             .map_err(cannot("read a value from the terminal"))?;
-        return value(line, false);
+        return value(Zeroizing::new(line.into_bytes()), true);
     }
     value(read_to_end(stdin.lock())?, keep_newline)
 }
@@ -67,21 +110,17 @@ fn read_to_end(input: impl Read) -> Result<Zeroizing<Vec<u8>>, Failure> {
     Ok(bytes)
 }
 
-/// Asks on the terminal, with echo off before the question appears: a script, or a paste,
-/// may answer at once.
-fn prompt(question: &str) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut terminal = File::options().read(true).write(true).open("/dev/tty")?;
+/// Asks on the terminal. rpassword turns echo off only after it has asked, but a script, or
+/// a paste, may answer at once.
+fn prompt(question: &str) -> io::Result<String> {
+    let terminal = File::options().read(true).write(true).open("/dev/tty")?;
     let before = termios::tcgetattr(&terminal)?;
     let mut quiet = before.clone();
     quiet.local_modes.remove(LocalModes::ECHO);
     termios::tcsetattr(&terminal, OptionalActions::Now, &quiet)?;
-    let mut line = Zeroizing::new(Vec::new());
-    let read = terminal
-        .write_all(question.as_bytes())
-        .and_then(|()| BufReader::new(&terminal).read_until(b'\n', &mut line));
+    let line = rpassword::prompt_password(question);
     termios::tcsetattr(&terminal, OptionalActions::Now, &before)?;
-    terminal.write_all(b"\n")?;
-    if read? == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(line) }
+    line
 }
 
 /// Strips one newline, and checks what the service would refuse.

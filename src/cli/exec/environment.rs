@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 
 use intentframe_credentials::spawn::{RuntimeEnv, VAULT_VARIABLES};
 
-use crate::cli::args::Args;
+use super::Exec;
 use crate::cli::failure::Failure;
 
 /// A whole environment.
@@ -21,22 +21,16 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Takes `--clean`, `--keep` and `--override`. Variables that give access to the vault are
-    /// not inherited unless they are kept.
-    pub fn new(
-        args: &mut Args,
-        variables: impl Iterator<Item = (OsString, OsString)>,
-    ) -> Result<Self, Failure> {
-        let is_clean = args.switch("--clean");
-        let keep = args.values("--keep")?;
+    /// Variables that give access to the vault are not inherited unless they are kept.
+    pub fn new(args: &Exec, variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
         // With --clean, only the listed variables are inherited; otherwise, all others.
-        let listed = if is_clean { CLEAN } else { VAULT_VARIABLES };
+        let listed = if args.clean { CLEAN } else { VAULT_VARIABLES };
         let is_inherited = |name: &OsStr| {
-            keep.iter().any(|kept| name == kept.as_str())
-                || listed.iter().any(|it| name == *it) == is_clean
+            args.keep.iter().any(|kept| name == kept.as_str())
+                || listed.iter().any(|it| name == *it) == args.clean
         };
         let variables = variables.filter(|(name, _)| is_inherited(name)).collect();
-        Ok(Self { variables, may_override: args.switch("--override") })
+        Self { variables, may_override: args.r#override }
     }
 
     /// The environment with the credentials in it.
@@ -70,14 +64,16 @@ impl Inherited {
 
 #[cfg(test)]
 mod tests {
+    use argh::FromArgs as _;
+
     use super::*;
 
     fn inherited(options: &str) -> Inherited {
         let variables = ["PATH", "HOME", "VAULT_TOKEN", "OTHER", "A_KEY"]
             .map(|name| (OsString::from(name), OsString::from("old")));
-        let options = options.split(' ').filter(|it| !it.is_empty()).map(OsString::from).collect();
-        let mut args = Args::new(options).expect("UTF-8");
-        Inherited::new(&mut args, variables.into_iter()).expect("valid options")
+        let options: Vec<_> = options.split_whitespace().collect();
+        let args = Exec::from_args(&["exec"], &options).expect("valid options");
+        Inherited::new(&args, variables.into_iter())
     }
 
     fn names(options: &str) -> Vec<String> {
@@ -90,7 +86,7 @@ mod tests {
         assert_eq!(names(""), ["A_KEY", "HOME", "OTHER", "PATH"]);
         assert_eq!(names("--clean"), ["HOME", "PATH"]);
         assert_eq!(
-            names("--clean --keep OTHER --keep VAULT_TOKEN --keep=UNSET"),
+            names("--clean --keep OTHER --keep VAULT_TOKEN --keep UNSET"),
             ["HOME", "OTHER", "PATH", "VAULT_TOKEN"]
         );
     }

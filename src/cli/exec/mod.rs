@@ -4,6 +4,7 @@ mod environment;
 #[cfg(target_os = "linux")]
 mod files;
 mod masking;
+mod options;
 mod supervise;
 mod terminal;
 
@@ -15,7 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, tick, unbounded};
-use intentframe_credentials::Namespace;
 use intentframe_credentials::client::VaultClient;
 use intentframe_credentials::spawn::{Selection, Watcher};
 use signal_hook::consts::{
@@ -23,7 +23,6 @@ use signal_hook::consts::{
 };
 
 use super::Context;
-use super::args::{Args, credential};
 use super::failure::{Failure, cannot};
 use super::hardening::CoreLimit;
 use super::output::escaped;
@@ -32,22 +31,21 @@ use super::start_thread;
 
 use environment::Inherited;
 use masking::Masks;
-use supervise::{Event, Supervisor, Watch};
+pub use options::Exec;
+use supervise::{Event, Supervisor};
 
 /// Does not return if the command replaces this process.
-pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
-    let client = context.client(&mut args)?;
-    let selection = selection(&mut args)?;
-    let inherited = Inherited::new(&mut args, std::env::vars_os())?;
-    let watch = watch(&mut args)?;
-    let files = args.path("--files")?;
-    let is_masked = args.switch("--mask");
-    let program = Program::new(args, context.core_limit)?;
+pub fn run(mut args: Exec, context: &Context) -> Result<(), Failure> {
+    let client = context.client(args.socket.take())?;
+    let selection = args.selection()?;
+    let inherited = Inherited::new(&args, std::env::vars_os());
+    let watch = args.watch()?;
+    let program = Program::new(&args, context)?;
     #[cfg(not(target_os = "linux"))]
-    if files.is_some() {
+    if args.files.is_some() {
         return Err(Failure::usage("--files needs memfd_create(2), which this system lacks"));
     }
-    if watch.is_none() && files.is_none() && !is_masked {
+    if watch.is_none() && args.files.is_none() && !args.mask {
         return replace_this_process(client, &selection, &inherited, &program);
     }
 
@@ -68,9 +66,12 @@ pub fn run(mut args: Args, context: &Context) -> Result<(), Failure> {
     let supervisor = Supervisor {
         program,
         inherited,
-        masks: is_masked.then(|| Masks::new(&credentials)),
+        masks: args.mask.then(|| Masks::new(&credentials)),
         #[cfg(target_os = "linux")]
-        files: files.map(|directory| files::Files::new(&directory, &credentials)).transpose()?,
+        files: args
+            .files
+            .map(|directory| files::Files::new(&directory, &credentials))
+            .transpose()?,
         credentials,
         events,
         watch,
@@ -90,58 +91,6 @@ fn replace_this_process(
     command.env_clear().envs(inherited.with_credentials(&credentials)?);
     drop(client);
     Err(program.not_started(&program.start(|| command.exec())))
-}
-
-/// Takes the options that select credentials.
-fn selection(args: &mut Args) -> Result<Selection, Failure> {
-    let mut selection = Selection::new();
-    if let Some(consumer) = args.value("--consumer")? {
-        selection = selection.consumer(consumer);
-    }
-    for name in args.values("--only")? {
-        selection = selection.only(credential(&name)?);
-    }
-    for name in args.values("--namespace")? {
-        selection = selection.namespace(Namespace::new(name).map_err(Failure::usage)?);
-    }
-    for mapping in args.values("--env")? {
-        let Some((variable, name)) = mapping.split_once('=') else {
-            return Err(Failure::usage("--env needs NAME=NAMESPACE/KEY"));
-        };
-        selection = selection.mapped(variable, credential(name)?);
-    }
-    if args.switch("--allow-executor-only") {
-        selection = selection.allow_executor_only();
-    }
-    Ok(selection)
-}
-
-/// Takes `--watch` and the options that go with it.
-fn watch(args: &mut Args) -> Result<Option<Watch>, Failure> {
-    const DETAILS: [&str; 4] = ["--signal", "--grace", "--interval", "--max-restarts"];
-
-    if !args.switch("--watch") {
-        return match DETAILS.into_iter().find(|name| args.position(name).is_some()) {
-            Some(name) => Err(Failure::usage(format!("{name} requires --watch"))),
-            None => Ok(None),
-        };
-    }
-    let hangs_up = match args.value("--signal")?.as_deref() {
-        None | Some("TERM" | "SIGTERM") => false,
-        Some("HUP" | "SIGHUP") => true,
-        Some(_) => return Err(Failure::usage("--signal is either TERM or HUP")),
-    };
-    let mut seconds = |name: &str, default: f64| {
-        Duration::try_from_secs_f64(args.number(name)?.unwrap_or(default))
-            .map_err(|_| Failure::usage(format!("{name} needs a number of seconds, as in 2.5")))
-    };
-    let grace = seconds("--grace", 30.0)?;
-    let interval = seconds("--interval", 2.0)?;
-    if interval.is_zero() {
-        return Err(Failure::usage("--interval is more than 0"));
-    }
-    let max_restarts = args.number("--max-restarts")?.unwrap_or(10);
-    Ok(Some(Watch { hangs_up, grace, interval, max_restarts }))
 }
 
 /// Handles the signals that matter while a command runs. Those that this process was started
@@ -195,17 +144,18 @@ struct Program {
 }
 
 impl Program {
-    /// Takes what follows the `--`.
-    fn new(mut args: Args, core_limit: Option<CoreLimit>) -> Result<Self, Failure> {
+    fn new(args: &Exec, context: &Context) -> Result<Self, Failure> {
         const EXAMPLE: &str = "put -- before it, as in `credential-vault exec --mask -- make test`";
 
-        let mut to_run = std::mem::take(&mut args.after_dashes).into_iter();
-        if !args.positionals()?.is_empty() {
-            return Err(Failure::usage("which command should run?").hint(EXAMPLE));
+        match (args.misplaced.first(), context.program.split_first()) {
+            (Some(_), _) => Err(Failure::usage("which command should run?").hint(EXAMPLE)),
+            (_, None) => Err(Failure::usage("no command to run").hint(EXAMPLE)),
+            (None, Some((name, arguments))) => Ok(Self {
+                name: name.clone(),
+                arguments: arguments.to_vec(),
+                core_limit: context.core_limit,
+            }),
         }
-        let name =
-            to_run.next().ok_or_else(|| Failure::usage("no command to run").hint(EXAMPLE))?;
-        Ok(Self { name, arguments: to_run.collect(), core_limit })
     }
 
     fn command(&self) -> Command {

@@ -47,13 +47,9 @@ pub fn health(args: Health, context: &Context) -> Result<(), Failure> {
 
 /// List credentials without their values.
 #[derive(FromArgs)]
-#[argh(
-    subcommand,
-    name = "list",
-    help_triggers("-h", "--help"),
-    note = "If standard output is not a terminal, each line has these fields, separated by\n\
-            tabs: namespace, key, delivery mode, masked preview, time stored, time last used."
-)]
+#[argh(subcommand, name = "list", help_triggers("-h", "--help"))]
+#[argh(note = "If standard output is not a terminal, each line has these fields, separated by\n\
+            tabs: namespace, key, delivery mode, masked preview, time stored, time last used.")]
 pub struct List {
     /// the socket of the service
     #[argh(option, arg_name = "path")]
@@ -104,12 +100,8 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
 
 /// Print the value of a credential.
 #[derive(FromArgs)]
-#[argh(
-    subcommand,
-    name = "get",
-    help_triggers("-h", "--help"),
-    note = "A newline follows the value only if standard output is a terminal."
-)]
+#[argh(subcommand, name = "get", help_triggers("-h", "--help"))]
+#[argh(note = "A newline follows the value only if standard output is a terminal.")]
 pub struct Get {
     /// the socket of the service
     #[argh(option, arg_name = "path")]
@@ -193,14 +185,10 @@ pub fn delete(args: Delete, context: &Context) -> Result<(), Failure> {
 
 /// List the credentials delivered as environment variables, without their values.
 #[derive(FromArgs)]
-#[argh(
-    subcommand,
-    name = "runtime-env",
-    help_triggers("-h", "--help"),
-    note = "If standard output is not a terminal, each line has these fields, separated by\n\
+#[argh(subcommand, name = "runtime-env", help_triggers("-h", "--help"))]
+#[argh(note = "If standard output is not a terminal, each line has these fields, separated by\n\
             tabs: namespace, key, variable, consumers (separated by commas; empty if every\n\
-            consumer is allowed)."
-)]
+            consumer is allowed).")]
 pub struct RuntimeEnv {
     /// the socket of the service
     #[argh(option, arg_name = "path")]
@@ -233,13 +221,9 @@ pub fn runtime_env(args: RuntimeEnv, context: &Context) -> Result<(), Failure> {
 
 /// Test that the service answers and has all the named credentials.
 #[derive(FromArgs)]
-#[argh(
-    subcommand,
-    name = "check",
-    help_triggers("-h", "--help"),
-    note = "The exit code is 0 if all of them exist. Otherwise it is 1, even if no service\n\
-            answers, and the missing ones are printed, one per line."
-)]
+#[argh(subcommand, name = "check", help_triggers("-h", "--help"))]
+#[argh(note = "The exit code is 0 if all of them exist. Otherwise it is 1, even if no service\n\
+            answers, and the missing ones are printed, one per line.")]
 pub struct Check {
     /// the socket of the service
     #[argh(option, arg_name = "path")]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
@@ -15,20 +16,16 @@ use super::failure::Failure;
 use super::logging::keep_out;
 use super::output::{self, escaped, table};
 use super::seed::{self, Plan};
-use super::serve::{at_least_one, serve_until_signal};
+use super::serve::serve_until_signal;
 
 const DEFAULT_PORT: u16 = 8765;
 
 /// Run a service for development. Values stay in memory and are seeded from .env.
 #[derive(FromArgs)]
-#[argh(
-    subcommand,
-    name = "dev",
-    help_triggers("-h", "--help"),
-    note = "The seeds are OPENAI_API_KEY, ANTHROPIC_API_KEY, and each pair of\n\
+#[argh(subcommand, name = "dev", help_triggers("-h", "--help"))]
+#[argh(note = "The seeds are OPENAI_API_KEY, ANTHROPIC_API_KEY, and each pair of\n\
             EMAIL_<LABEL>_ADDRESS and EMAIL_<LABEL>_PASSWORD. Without a .env file, the\n\
-            service is seeded from .env.example."
-)]
+            service is seeded from .env.example.")]
 pub struct Dev {
     /// seed from this file instead of .env
     #[argh(option, arg_name = "path")]
@@ -51,8 +48,8 @@ pub struct Dev {
     data_dir: Option<PathBuf>,
 
     /// the number of threads that may wait for the backend
-    #[argh(option, arg_name = "count", default = "DEFAULT_WORKERS")]
-    workers: usize,
+    #[argh(option, arg_name = "count")]
+    workers: Option<NonZero<usize>>,
 }
 
 pub fn run(args: Dev, context: &Context) -> Result<(), Failure> {
@@ -68,7 +65,6 @@ pub fn run(args: Dev, context: &Context) -> Result<(), Failure> {
     // INTENTFRAME_DATA_DIR is ignored: it names the directory of the real service, whose
     // database must not contain seeds.
     let data_dir = settings::dev_data_dir(args.data_dir.as_deref(), environment)?;
-    let workers = at_least_one(args.workers)?;
     let env_file = args.env_file.map(|path| settings::expand_tilde(&path, environment));
     let env_file = env_file.transpose()?;
 
@@ -81,7 +77,7 @@ pub fn run(args: Dev, context: &Context) -> Result<(), Failure> {
 
     let options = BackendOptions::new(environment.clone());
     let mut settings = Settings::new(endpoint.clone(), data_dir, "env", options);
-    settings.workers = workers;
+    settings.workers = args.workers.map_or(DEFAULT_WORKERS, NonZero::get);
     settings.seeds = plan.seeds;
     settings.forget_metadata_without_value = true;
     serve_until_signal(&settings, None, false, |daemon| {

@@ -1,5 +1,6 @@
 //! `serve`: from options and environment to a running service.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -23,14 +24,10 @@ use super::supervised::{self, ReadyFd};
 
 /// Run the service.
 #[derive(FromArgs)]
-#[argh(
-    subcommand,
-    name = "serve",
-    help_triggers("-h", "--help"),
-    note = "Under a service manager, the service uses the socket passed in LISTEN_FDS. It\n\
+#[argh(subcommand, name = "serve", help_triggers("-h", "--help"))]
+#[argh(note = "Under a service manager, the service uses the socket passed in LISTEN_FDS. It\n\
             reports to NOTIFY_SOCKET when it is ready and when it stops, and, if\n\
-            WATCHDOG_USEC is set, that it still answers."
-)]
+            WATCHDOG_USEC is set, that it still answers.")]
 pub struct Serve {
     /// listen on this socket (INTENTFRAME_VAULT_SOCKET)
     #[argh(option, arg_name = "path")]
@@ -51,8 +48,8 @@ pub struct Serve {
     wait_for_backend: bool,
 
     /// the number of threads that may wait for the backend
-    #[argh(option, arg_name = "count", default = "DEFAULT_WORKERS")]
-    workers: usize,
+    #[argh(option, arg_name = "count")]
+    workers: Option<NonZero<usize>>,
 
     /// write a line to this file descriptor, then close it, once the service accepts requests
     #[argh(option, arg_name = "number")]
@@ -61,7 +58,6 @@ pub struct Serve {
 
 pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     let environment = &context.environment;
-    let workers = at_least_one(args.workers)?;
     let ready_fd = args.ready_fd.map(ReadyFd::open).transpose()?;
     let socket = settings::socket(context.socket(args.socket).as_deref(), environment)?;
     let data_dir = settings::data_dir(args.data_dir.as_deref(), environment)?;
@@ -76,13 +72,8 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     let backend =
         args.backend.as_deref().or(environment.setting("IF_VAULT_BACKEND")).unwrap_or("keyring");
     let mut settings = Settings::new(endpoint, data_dir, backend, options);
-    settings.workers = workers;
+    settings.workers = args.workers.map_or(DEFAULT_WORKERS, NonZero::get);
     serve_until_signal(&settings, ready_fd, args.wait_for_backend, |_| Ok(()))
-}
-
-/// Checks `--workers`.
-pub fn at_least_one(workers: usize) -> Result<usize, Failure> {
-    if workers == 0 { Err(Failure::usage("--workers is at least 1")) } else { Ok(workers) }
 }
 
 /// Starts the vault, calls `started`, and serves until SIGTERM or SIGINT. A second signal

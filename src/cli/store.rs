@@ -19,10 +19,8 @@ const MAX_VALUE_BYTES: usize = 256 * 1024;
 
 /// Store a value, read from a prompt or standard input.
 #[derive(FromArgs)]
+#[argh(subcommand, name = "store", help_triggers("-h", "--help"))]
 #[argh(
-    subcommand,
-    name = "store",
-    help_triggers("-h", "--help"),
     example = "credential-vault store openai/api_key\n\
                credential-vault store tls.example/private_key --keep-newline < key.pem",
     note = "On a terminal, store prompts for the value and does not show it. Otherwise it\n\

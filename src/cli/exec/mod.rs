@@ -147,15 +147,12 @@ impl Program {
     fn new(args: &Exec, context: &Context) -> Result<Self, Failure> {
         const EXAMPLE: &str = "put -- before it, as in `credential-vault exec --mask -- make test`";
 
-        match (args.misplaced.first(), context.program.split_first()) {
-            (Some(_), _) => Err(Failure::usage("which command should run?").hint(EXAMPLE)),
-            (_, None) => Err(Failure::usage("no command to run").hint(EXAMPLE)),
-            (None, Some((name, arguments))) => Ok(Self {
-                name: name.clone(),
-                arguments: arguments.to_vec(),
-                core_limit: context.core_limit,
-            }),
-        }
+        let program = context.program.split_first().filter(|_| args.misplaced.is_empty());
+        let Some((name, arguments)) = program else {
+            return Err(Failure::usage("which command should run?").hint(EXAMPLE));
+        };
+        let (name, arguments) = (name.clone(), arguments.to_vec());
+        Ok(Self { name, arguments, core_limit: context.core_limit })
     }
 
     fn command(&self) -> Command {

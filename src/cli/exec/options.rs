@@ -13,10 +13,8 @@ use crate::cli::failure::Failure;
 
 /// Run a command with credentials in its environment: exec [options] -- command [arguments]
 #[derive(FromArgs)]
+#[argh(subcommand, name = "exec", help_triggers("-h", "--help"))]
 #[argh(
-    subcommand,
-    name = "exec",
-    help_triggers("-h", "--help"),
     example = "credential-vault exec --consumer jarvis -- jarvis --port 8080\n\
                credential-vault exec --only github.myorg/token -- gh repo list\n\
                credential-vault exec --clean --env PGPASSWORD=db.main/password -- psql\n\

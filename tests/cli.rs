@@ -260,8 +260,8 @@ fn each_failure_has_its_exit_code() {
         (4, detail("422 Unprocessable Entity", "bad name"), "bad name"),
         (5, detail("500 Internal Server Error", "disk full"), "disk full"),
         (5, detail("503 Service Unavailable", "unlock the keyring"), "unlock the keyring"),
-        (5, Reply::Last(b"SSH-2.0-OpenSSH_9\r\n".to_vec()), "does not speak"),
-        (5, json("200 OK", "{}"), "does not speak"),
+        (5, Reply::Last(b"SSH-2.0-OpenSSH_9\r\n".to_vec()), "does not answer like a vault"),
+        (5, json("200 OK", "{}"), "does not answer like a vault"),
         (3, Reply::Last(Vec::new()), "closed the connection"),
     ] {
         let reply = std::sync::Mutex::new(Some(reply));

@@ -149,7 +149,7 @@ impl Program {
 
         let program = context.program.split_first().filter(|_| args.misplaced.is_empty());
         let Some((name, arguments)) = program else {
-            return Err(Failure::usage("which command should run?").hint(EXAMPLE));
+            return Err(Failure::usage("no command to run after --").hint(EXAMPLE));
         };
         let (name, arguments) = (name.clone(), arguments.to_vec());
         Ok(Self { name, arguments, core_limit: context.core_limit })

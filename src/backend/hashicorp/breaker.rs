@@ -10,10 +10,10 @@ const FAILURES_TO_OPEN: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// A circuit breaker. After a few failures in a row it is open: it refuses all requests for
-/// a pause, then admits one trial at a time. A trial that works closes it, one that fails
-/// doubles the pause. So a dead server gets about one request in two seconds, however many
-/// callers there are, and its return is noticed as fast.
+/// A circuit breaker. After a few failures in a row it is open: it refuses all requests, apart
+/// from one trial after each pause. The pauses double; a success closes the breaker. So a dead
+/// server gets about one request in two seconds, however many callers there are, and its
+/// return is noticed as fast.
 #[derive(Debug)]
 pub(super) struct Breaker(Mutex<State>);
 
@@ -21,25 +21,13 @@ pub(super) struct Breaker(Mutex<State>);
 struct State {
     failures: u32,
     backoff: Backoff,
-    refuses_until: Duration,
-    trial_runs: bool,
-}
-
-/// The permission for one request. Its outcome must be reported.
-#[derive(Debug)]
-pub(super) struct Ticket<'a> {
-    breaker: &'a Breaker,
-    is_trial: bool,
+    next_trial: Duration,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self(Mutex::new(State {
-            failures: 0,
-            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
-            refuses_until: Duration::ZERO,
-            trial_runs: false,
-        }))
+        let backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        Self(Mutex::new(State { failures: 0, backoff, next_trial: Duration::ZERO }))
     }
 }
 
@@ -49,44 +37,28 @@ impl Breaker {
     }
 
     /// Admits a request, or returns how long it must wait.
-    pub(super) fn admit(&self, now: Duration) -> Result<Ticket<'_>, Duration> {
+    pub(super) fn admit(&self, now: Duration) -> Result<(), Duration> {
         let mut state = self.state();
-        let is_trial = state.failures >= FAILURES_TO_OPEN;
-        if is_trial {
-            let pause = state.refuses_until.saturating_sub(now);
-            if !pause.is_zero() {
-                return Err(pause);
-            }
-            if state.trial_runs {
-                return Err(FIRST_PAUSE);
-            }
-            state.trial_runs = true;
+        if state.failures < FAILURES_TO_OPEN {
+            return Ok(());
         }
-        Ok(Ticket { breaker: self, is_trial })
+        let pause = state.next_trial.saturating_sub(now);
+        if !pause.is_zero() {
+            return Err(pause);
+        }
+        state.next_trial = now + jitter(state.backoff.next_pause());
+        Ok(())
     }
-}
 
-impl Ticket<'_> {
     /// Reports whether the server worked; a server that refuses a request works.
-    pub(super) fn report(self, worked: bool, now: Duration) {
-        let mut state = self.breaker.state();
+    pub(super) fn report(&self, worked: bool, now: Duration) {
+        let mut state = self.state();
         if worked {
             state.failures = 0;
             state.backoff.reset();
-        } else if state.failures < FAILURES_TO_OPEN || self.is_trial {
-            state.failures = state.failures.saturating_add(1);
-            if state.failures >= FAILURES_TO_OPEN {
-                state.refuses_until = now + jitter(state.backoff.next_pause());
-            }
-        } // Else it had started before the breaker opened, and is no news.
-    }
-}
-
-/// Makes room for the next trial, also after a request that was never sent or a panic.
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        if self.is_trial {
-            self.breaker.state().trial_runs = false;
+        } else if state.failures < FAILURES_TO_OPEN {
+            state.failures += 1;
+            state.next_trial = now + jitter(FIRST_PAUSE);
         }
     }
 }
@@ -104,7 +76,8 @@ mod tests {
     }
 
     fn fail(breaker: &Breaker, now: Duration) {
-        breaker.admit(now).expect("admitted").report(false, now);
+        breaker.admit(now).expect("admitted");
+        breaker.report(false, now);
     }
 
     #[test]
@@ -117,11 +90,9 @@ mod tests {
         assert!(is_open(&breaker));
         breaker.admit(at(1)).expect_err("open");
         let later = at(10_000);
-        let trial = breaker.admit(later).expect("a trial");
-        breaker.admit(later).expect_err("one trial at a time");
-        drop(trial);
-        let trial = breaker.admit(later).expect("the first trial was given up");
-        trial.report(true, later);
+        breaker.admit(later).expect("a trial");
+        breaker.admit(later).expect_err("one trial after each pause");
+        breaker.report(true, later);
         assert!(!is_open(&breaker));
         assert_eq!((breaker.admit(later).is_ok(), breaker.admit(later).is_ok()), (true, true));
     }
@@ -132,7 +103,8 @@ mod tests {
         for _ in 0..10 {
             fail(&breaker, at(0));
             fail(&breaker, at(0));
-            breaker.admit(at(0)).expect("closed").report(true, at(0));
+            breaker.admit(at(0)).expect("closed");
+            breaker.report(true, at(0));
         }
         assert!(!is_open(&breaker));
     }
@@ -147,9 +119,9 @@ mod tests {
         let mut renewal_at = Duration::ZERO;
         let (mut sent, mut refused, mut busiest, mut before) = (0, 0, 0, 0);
         let mut ask = |now, sent: &mut u32| match breaker.admit(now) {
-            Ok(ticket) => {
+            Ok(()) => {
                 *sent += 1;
-                ticket.report(false, now);
+                breaker.report(false, now);
             }
             Err(_) => refused += 1,
         };

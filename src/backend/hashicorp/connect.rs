@@ -49,7 +49,7 @@ impl Connector<()> for Dialer {
             Error::Io(ref inner) if tls_failure(inner).is_some() => error,
             error => Error::Other(Box::new(NotConnected(error.into_io()))),
         })?;
-        Ok(transport.map(|inner| Wiped { inner, received: 0 }))
+        Ok(transport.map(Wiped))
     }
 }
 
@@ -90,50 +90,40 @@ impl Resolver for NoResolver {
 /// A connection whose buffers are wiped: values and tokens pass through them, and an idle
 /// connection keeps them.
 #[derive(Debug)]
-pub(super) struct Wiped {
-    inner: Box<dyn Transport>,
-    /// How much has been received since the input buffer was wiped.
-    received: usize,
-}
+pub(super) struct Wiped(Box<dyn Transport>);
 
 impl Wiped {
     fn wipe_input(&mut self) {
-        let buffers = self.inner.buffers();
+        let buffers = self.0.buffers();
         buffers.input_consume(buffers.input().len());
         // An empty buffer starts at its beginning again, so this is all of it.
-        let input = buffers.input_append_buf();
-        let used = self.received.min(input.len());
-        input[..used].zeroize();
-        self.received = 0;
+        buffers.input_append_buf().zeroize();
     }
 }
 
 impl Transport for Wiped {
     fn buffers(&mut self) -> &mut dyn Buffers {
-        self.inner.buffers()
+        self.0.buffers()
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        let sent = self.inner.transmit_output(amount, timeout);
-        self.inner.buffers().output()[..amount].zeroize();
+        let sent = self.0.transmit_output(amount, timeout);
+        self.0.buffers().output()[..amount].zeroize();
         sent
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        let before = self.inner.buffers().input().len();
-        let has_more = self.inner.await_input(timeout);
-        self.received += self.inner.buffers().input().len() - before;
-        has_more
+        self.0.await_input(timeout)
     }
 
     /// ureq asks this of a connection that has carried a whole answer, before it keeps it.
     fn is_open(&mut self) -> bool {
         self.wipe_input();
-        self.inner.is_open()
+        self.0.is_open()
     }
 
     fn is_tls(&self) -> bool {
-        self.inner.is_tls()
+        self.0.is_tls()
     }
 }
 
@@ -237,7 +227,7 @@ mod tests {
     fn an_idle_connection_keeps_nothing_in_its_buffers() {
         let (stream, mut server) = UnixStream::pair().expect("a pair");
         let inner = Box::new(UnixTransport { stream, buffers: LazyBuffers::new(64, 64) });
-        let mut connection = Wiped { inner, received: 0 };
+        let mut connection = Wiped(inner);
         connection.buffers().output()[..6].copy_from_slice(b"canary");
         connection.transmit_output(6, NextTimeout::default()).expect("sends");
         assert!(connection.buffers().output().iter().all(|byte| *byte == 0));

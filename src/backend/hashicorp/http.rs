@@ -2,7 +2,7 @@
 
 use std::io::Read as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::backoff::{Backoff, jitter};
 use crate::secret::Secret;
 
-use super::breaker::{Breaker, Ticket};
+use super::breaker::Breaker;
 use super::clock;
 use super::connect::{Dialer, NoResolver, NotConnected};
 use super::message::{Failure, Repeat, Reply, Request, Unavailable, errors_in};
@@ -29,7 +29,7 @@ pub(super) struct Http {
     /// The server's name in messages.
     name: String,
     follows_redirects: bool,
-    namespace: Option<HeaderValue>,
+    namespace: Option<String>,
     /// The limit of one request with all its retries.
     pub(super) timeout: Duration,
     pub(super) max_retries: usize,
@@ -37,17 +37,16 @@ pub(super) struct Http {
     /// Holds an item for each request under way.
     permits: (Sender<()>, Receiver<()>),
     contact: Mutex<Contact>,
-    probed: Condvar,
     closed: AtomicBool,
 }
 
 /// The last contact with the server.
 #[derive(Debug, Default)]
 struct Contact {
-    at: Option<Duration>,
+    /// When it ended; that of a probe, when it began.
+    at: Duration,
     /// Why it did not work then, if it did not.
     failure: Option<String>,
-    probe_runs: bool,
 }
 
 /// One of the requests under way.
@@ -110,7 +109,6 @@ impl Http {
             breaker: Breaker::default(),
             permits: bounded(settings.max_in_flight),
             contact: Mutex::default(),
-            probed: Condvar::new(),
             closed: AtomicBool::new(false),
         }
     }
@@ -138,7 +136,21 @@ impl Http {
         let mut backoff = Backoff::new(FIRST_PAUSE, self.timeout);
         let mut retries = self.max_retries;
         loop {
-            let failure = match self.try_once(request, token, deadline)? {
+            if self.is_closed() {
+                return Err(Unavailable::new("the vault is closed"));
+            }
+            let permit = self.permit(deadline)?;
+            self.breaker.admit(clock::now()).map_err(|retry_after| {
+                let failure = self.contact().failure.clone().unwrap_or_default();
+                let reason = format!("Vault at {} does not work: {failure}", self.name);
+                Unavailable { reason, retry_after }
+            })?;
+            let outcome = self.attempt(request, token, deadline);
+            drop(permit);
+            let outage = outcome.as_ref().err().filter(|failure| failure.is_outage);
+            self.breaker.report(outage.is_none(), clock::now());
+            self.note_contact(outage.map(|failure| failure.reason.clone()));
+            let failure = match outcome {
                 Ok(reply) => return Ok(reply),
                 Err(failure) => failure,
             };
@@ -157,48 +169,25 @@ impl Http {
         }
     }
 
-    /// Makes one attempt, if there is a permit in time and the breaker admits it.
-    fn try_once(
-        &self,
-        request: &Request<'_>,
-        token: Option<&Secret>,
-        deadline: Duration,
-    ) -> Result<Result<Reply, Failure>, Unavailable> {
-        if self.is_closed() {
-            return Err(Unavailable::new("the vault is closed"));
-        }
+    fn permit(&self, deadline: Duration) -> Result<Permit<'_>, Unavailable> {
         let time = deadline.saturating_sub(clock::now());
         self.permits.0.send_timeout((), time).map_err(|_| {
             Unavailable::new(format!("too many requests are waiting for Vault at {}", self.name))
         })?;
-        let permit = Permit(&self.permits.1);
-        let now = clock::now();
-        let ticket = self.breaker.admit(now).map_err(|pause| {
-            let failure = self.contact().failure.clone().unwrap_or_default();
-            let reason = format!("Vault at {} does not work: {failure}", self.name);
-            Unavailable { reason, retry_after: pause }
-        })?;
-        let outcome = self.attempt(request, token, deadline.saturating_sub(now));
-        drop(permit);
-        let failure = outcome.as_ref().err().filter(|failure| failure.is_outage);
-        if failure.is_none() || !request.is_apart {
-            self.note_contact(Some(ticket), failure.map(|failure| failure.reason.clone()));
-        }
-        Ok(outcome)
+        Ok(Permit(&self.permits.1))
     }
 
     fn attempt(
         &self,
         request: &Request<'_>,
         token: Option<&Secret>,
-        time: Duration,
+        deadline: Duration,
     ) -> Result<Reply, Failure> {
-        let failed = |error| self.failure(&error);
-        let mut reply = self.exchange(request, token, None, time).map_err(failed)?;
+        let time = deadline.saturating_sub(clock::now());
+        let mut reply = self.exchange(request, token, None, time)?;
         // A standby that does not forward requests names the active node.
         if let (307 | 308, Some(location)) = (reply.status, &reply.location) {
-            let elsewhere = self.exchange(request, token, Some(location), time);
-            reply = elsewhere.map_err(failed)?;
+            reply = self.exchange(request, token, Some(location), time)?;
         }
         reply.judged()
     }
@@ -263,72 +252,70 @@ impl Http {
         self.follows_redirects && location.contains("://") && stays_secret
     }
 
-    fn failure(&self, error: &ureq::Error) -> Failure {
-        match error {
-            ureq::Error::Timeout(_) => {
-                let limit = self.timeout.as_secs_f32();
-                Failure::outage(format!("it did not answer within {limit} s"), false)
-            }
-            ureq::Error::Other(other) if other.is::<NotConnected>() => {
-                let advice = "is it running, and is VAULT_ADDR its address?";
-                Failure::outage(format!("it cannot be connected to ({other}); {advice}"), true)
-            }
-            ureq::Error::Io(error) => match tls_failure(error) {
-                Some(reason) => Failure::outage(reason, true),
-                None => Failure::outage(format!("the connection broke ({error})"), false),
-            },
-            ureq::Error::BodyExceedsLimit(_) => Failure::outage("its answer is too long", false),
-            // The others may quote what was sent or received.
-            _ => Failure::outage("it does not speak HTTP/1.1; is VAULT_ADDR right?", false),
-        }
-    }
-
     fn contact(&self) -> MutexGuard<'_, Contact> {
         self.contact.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_contact(&self, ticket: Option<Ticket<'_>>, failure: Option<String>) {
-        let now = clock::now();
-        if let Some(ticket) = ticket {
-            ticket.report(failure.is_none(), now);
-        }
-        let mut contact = self.contact();
-        contact.at = Some(now);
-        contact.failure = failure;
+    fn note_contact(&self, failure: Option<String>) {
+        *self.contact() = Contact { at: clock::now(), failure };
     }
 
     /// Whether the server works: by the last contact if that was within a second, else by a
     /// probe, for which it waits 50 ms at most.
     pub(super) fn works(self: &Arc<Self>) -> bool {
         let mut contact = self.contact();
-        let is_fresh = contact.at.is_some_and(|at| clock::now().saturating_sub(at) < FRESH);
-        if !is_fresh && !contact.probe_runs {
+        let now = clock::now();
+        if now.saturating_sub(contact.at) >= FRESH {
+            // No other caller starts a probe for a second.
+            contact.at = now;
+            drop(contact);
             let http = Arc::clone(self);
-            let probe = thread::Builder::new().name("vault-probe".to_owned());
-            contact.probe_runs = probe.spawn(move || http.probe()).is_ok();
-            contact = self
-                .probed
-                .wait_timeout_while(contact, MOMENT, |contact| contact.probe_runs)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            let (done, probed) = bounded(1);
+            let probe = move || {
+                http.probe();
+                done.send(())
+            };
+            if thread::Builder::new().name("vault-probe".to_owned()).spawn(probe).is_ok() {
+                let _ = probed.recv_timeout(MOMENT);
+            }
+            contact = self.contact();
         }
         contact.failure.is_none()
     }
 
-    /// Asks the server for its health, and tells the breaker. Needs neither its consent nor a
-    /// permit.
+    /// Asks the server for its health. Needs neither the breaker's consent nor a permit.
     fn probe(&self) {
         let request = Request::new("GET", HEALTH);
         let failure = match self.exchange(&request, None, None, PROBE_TIMEOUT.min(self.timeout)) {
             // 429 is a standby, 472 and 473 are replicas of Vault Enterprise; all can serve.
             Ok(Reply { status: 200 | 429 | 472 | 473, .. }) => None,
-            Ok(Reply { status: 503, .. }) => Some("it is sealed; unseal it".to_owned()),
-            Ok(Reply { status: 501, .. }) => Some("it is not initialised".to_owned()),
+            // 503 means that it is sealed, 501 that it is not initialised.
             Ok(reply) => Some(reply.explain()),
-            Err(error) => Some(self.failure(&error).reason),
+            Err(error) => Some(Failure::from(error).reason),
         };
-        self.note_contact(self.breaker.admit(clock::now()).ok(), failure);
-        self.contact().probe_runs = false;
-        self.probed.notify_all();
+        let now = clock::now();
+        if self.breaker.admit(now).is_ok() {
+            self.breaker.report(failure.is_none(), now);
+        }
+        self.note_contact(failure);
+    }
+}
+
+impl From<ureq::Error> for Failure {
+    fn from(error: ureq::Error) -> Self {
+        match &error {
+            ureq::Error::Timeout(_) => Self::outage("it did not answer in time", false),
+            ureq::Error::Other(other) if other.is::<NotConnected>() => {
+                let advice = "is it running, and is VAULT_ADDR its address?";
+                Self::outage(format!("it cannot be connected to ({other}); {advice}"), true)
+            }
+            ureq::Error::Io(error) => match tls_failure(error) {
+                Some(reason) => Self::outage(reason, true),
+                None => Self::outage(format!("the connection broke ({error})"), false),
+            },
+            ureq::Error::BodyExceedsLimit(_) => Self::outage("its answer is too long", false),
+            // The others may quote what was sent or received.
+            _ => Self::outage("it does not speak HTTP/1.1; is VAULT_ADDR right?", false),
+        }
     }
 }

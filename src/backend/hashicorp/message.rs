@@ -13,8 +13,6 @@ pub(super) struct Request<'a> {
     /// The content type and the content.
     pub(super) body: Option<(&'static str, &'a [u8])>,
     pub(super) repeat: Repeat,
-    /// Its failure says nothing about other requests, so that the breaker ignores it.
-    pub(super) is_apart: bool,
 }
 
 /// When a request that failed may be repeated.
@@ -28,7 +26,7 @@ pub(super) enum Repeat {
 
 impl<'a> Request<'a> {
     pub(super) fn new(method: &'static str, path: &'a str) -> Self {
-        Self { method, path, body: None, repeat: Repeat::Always, is_apart: false }
+        Self { method, path, body: None, repeat: Repeat::Always }
     }
 
     /// A request with a JSON body; a `PATCH` is a merge (RFC 7396).
@@ -62,6 +60,12 @@ pub(super) enum Error {
     Unavailable(Unavailable),
     /// The server refused, and nothing has changed.
     Refused(String),
+}
+
+impl From<String> for Error {
+    fn from(reason: String) -> Self {
+        Self::Refused(reason)
+    }
 }
 
 impl From<Unavailable> for Error {

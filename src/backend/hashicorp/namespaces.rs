@@ -135,17 +135,15 @@ fn make(
 ) -> Vec<Result<bool, Error>> {
     let mut writer = Writer::new(kv, namespace, habits);
     if changes.len() > 1 {
-        let fields: Vec<(&str, &Secret)> = changes
-            .iter()
-            .filter_map(|change| Some((&*change.key, change.value.as_ref()?)))
-            .collect();
+        let fields: Vec<_> =
+            changes.iter().map(|change| (&*change.key, change.value.as_ref())).collect();
         match writer.merge(&fields) {
             Err(Error::Refused(_)) => {}
             outcome => return vec![outcome.map(|()| true); changes.len()],
         }
     }
     let one = |change: &&Change| match &change.value {
-        Some(value) => writer.merge(&[(&change.key, value)]).map(|()| true),
+        Some(value) => writer.merge(&[(&change.key, Some(value))]).map(|()| true),
         None => writer.remove(&change.key),
     };
     changes.iter().map(one).collect()

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ureq::http::{HeaderValue, Uri};
+use ureq::http::Uri;
 use ureq::tls::TlsConfig;
 
 use crate::error::{Field, VaultError};
@@ -11,7 +11,7 @@ use crate::secret::{Secret, SecretWatch};
 use crate::settings::Environment;
 
 use super::tls;
-use super::variables::{Source, Variables, parse_duration};
+use super::variables::{Source, Variables};
 
 /// The options of a [`HashiCorpVault`](super::HashiCorpVault). A field that is `None` is
 /// taken from the environment variable in its description, else from the default in
@@ -55,10 +55,13 @@ pub struct HashiCorpOptions {
 pub(super) struct Settings {
     pub(super) address: Address,
     pub(super) tls: TlsConfig,
-    pub(super) namespace: Option<HeaderValue>,
+    pub(super) namespace: Option<String>,
     pub(super) mount: String,
     pub(super) prefix: String,
-    pub(super) credentials: Credentials,
+    /// Only requests to an agent may have neither a token nor an `AppRole`: it adds its own
+    /// token to them.
+    pub(super) token: Option<Source>,
+    pub(super) app_role: Option<AppRole>,
     pub(super) renew: bool,
     pub(super) timeout: Duration,
     pub(super) max_retries: usize,
@@ -74,14 +77,6 @@ pub(super) enum Address {
     Unix(PathBuf),
 }
 
-/// The credentials for the server. Only requests to an agent may have none: it adds its own
-/// token to them.
-#[derive(Debug)]
-pub(super) struct Credentials {
-    pub(super) token: Option<Source>,
-    pub(super) app_role: Option<AppRole>,
-}
-
 #[derive(Debug)]
 pub(super) struct AppRole {
     pub(super) role_id: Source,
@@ -92,8 +87,6 @@ pub(super) struct AppRole {
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_TIMEOUT: Duration = Duration::from_hours(24);
-const DEFAULT_MAX_RETRIES: usize = 2;
-const DEFAULT_MAX_IN_FLIGHT: usize = 16;
 const LARGEST_MAX_IN_FLIGHT: usize = 1024;
 
 impl Settings {
@@ -122,51 +115,42 @@ impl Settings {
             )?;
         let address = parse_address(&address)?;
         let is_https = matches!(&address, Address::Http(base) if base.starts_with("https://"));
-        let credentials = Credentials {
-            token: variables.source(options.token, "VAULT_TOKEN", "VAULT_TOKEN_FILE"),
-            app_role: app_role(
-                variables.source(options.role_id, "VAULT_ROLE_ID", "VAULT_ROLE_ID_FILE"),
-                variables.source(options.secret_id, "VAULT_SECRET_ID", "VAULT_SECRET_ID_FILE"),
-                variables
-                    .flag(options.secret_id_wrapped, "VAULT_SECRET_ID_WRAPPED")?
-                    .unwrap_or(false),
-            )?,
-        };
-        if credentials.token.is_none() && credentials.app_role.is_none() && !is_agent {
+        let token = variables.source(options.token, "VAULT_TOKEN", "VAULT_TOKEN_FILE");
+        let app_role = app_role(
+            variables.source(options.role_id, "VAULT_ROLE_ID", "VAULT_ROLE_ID_FILE"),
+            variables.source(options.secret_id, "VAULT_SECRET_ID", "VAULT_SECRET_ID_FILE"),
+            variables.flag(options.secret_id_wrapped, "VAULT_SECRET_ID_WRAPPED", false)?,
+        )?;
+        if token.is_none() && app_role.is_none() && !is_agent {
             return Err("there is no credential for Vault; set VAULT_TOKEN, or VAULT_ROLE_ID \
                         and VAULT_SECRET_ID (or one of their _FILE forms)"
                 .to_owned());
         }
-        let timeout = variables
-            .parsed(
-                options.timeout,
-                "VAULT_CLIENT_TIMEOUT",
-                parse_duration,
-                "a number of seconds or a duration such as 1m30s",
-            )?
-            .unwrap_or(DEFAULT_TIMEOUT);
-        let number = |option, name| {
-            variables.parsed(option, name, |text| text.parse::<usize>().ok(), "a number")
-        };
-        let max_in_flight = number(options.max_in_flight, "IF_VAULT_MAX_IN_FLIGHT")?
-            .unwrap_or(DEFAULT_MAX_IN_FLIGHT);
+        let timeout =
+            variables.duration(options.timeout, "VAULT_CLIENT_TIMEOUT", DEFAULT_TIMEOUT)?;
+        let max_in_flight =
+            variables.number(options.max_in_flight, "IF_VAULT_MAX_IN_FLIGHT", 16)?;
         if timeout.is_zero() || max_in_flight == 0 {
             return Err("VAULT_CLIENT_TIMEOUT and IF_VAULT_MAX_IN_FLIGHT must not be 0".to_owned());
         }
         let max_retries = options.max_retries.map(|number| number as usize);
-        let max_retries = number(max_retries, "VAULT_MAX_RETRIES")?.unwrap_or(DEFAULT_MAX_RETRIES);
-        let mount = text(options.kv_mount, "VAULT_KV_MOUNT");
-        let prefix = text(options.path_prefix, "VAULT_PATH_PREFIX");
+        let folder = |option, name, default: &str| {
+            path(name, text(option, name).as_deref().unwrap_or(default), is_plain)
+        };
+        let namespace = text(options.namespace, "VAULT_NAMESPACE")
+            .filter(|text| !text.trim_matches('/').is_empty())
+            .map(|text| path("VAULT_NAMESPACE", &text, |c| c.is_ascii_graphic()));
         Ok(Self {
             tls: tls::config(variables, is_https)?,
             address,
-            namespace: namespace(text(options.namespace, "VAULT_NAMESPACE").as_deref())?,
-            mount: folder("VAULT_KV_MOUNT", mount.as_deref().unwrap_or("secret"))?,
-            prefix: folder("VAULT_PATH_PREFIX", prefix.as_deref().unwrap_or("intentframe"))?,
-            credentials,
-            renew: variables.flag(options.renew, "VAULT_RENEW")?.unwrap_or(true),
+            namespace: namespace.transpose()?,
+            mount: folder(options.kv_mount, "VAULT_KV_MOUNT", "secret")?,
+            prefix: folder(options.path_prefix, "VAULT_PATH_PREFIX", "intentframe")?,
+            token,
+            app_role,
+            renew: variables.flag(options.renew, "VAULT_RENEW", true)?,
             timeout: timeout.min(LONGEST_TIMEOUT),
-            max_retries,
+            max_retries: variables.number(max_retries, "VAULT_MAX_RETRIES", 2)?,
             max_in_flight: max_in_flight.min(LARGEST_MAX_IN_FLIGHT),
             secret_watch: options.secret_watch,
         })
@@ -207,26 +191,20 @@ fn parse_address(text: &str) -> Result<Address, String> {
     }
 }
 
-/// A path of one or more segments, without slashes around it.
-fn folder(name: &str, text: &str) -> Result<String, String> {
-    let folder = text.trim_matches('/');
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-._~@+/".contains(c);
-    let is_name = |segment: &str| !matches!(segment, "" | "." | "..");
-    if folder.chars().all(is_allowed) && folder.split('/').all(is_name) {
-        Ok(folder.to_owned())
-    } else {
-        Err(format!("{name} must be a path of letters, digits, and -._~@+ between slashes"))
-    }
+/// Whether the character needs no encoding in a URL.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-._~@+".contains(c)
 }
 
-fn namespace(text: Option<&str>) -> Result<Option<HeaderValue>, String> {
-    let Some(text) = text.map(|text| text.trim_matches('/')).filter(|text| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let header = text.chars().all(|c| c.is_ascii_graphic()).then(|| HeaderValue::from_str(text));
-    match header {
-        Some(Ok(header)) => Ok(Some(header)),
-        _ => Err("VAULT_NAMESPACE contains a character that is not allowed in a header".to_owned()),
+/// A path of one or more segments, without slashes around it.
+fn path(name: &str, text: &str, is_allowed: fn(char) -> bool) -> Result<String, String> {
+    let path = text.trim_matches('/');
+    let is_name =
+        |segment: &str| !matches!(segment, "" | "." | "..") && segment.chars().all(is_allowed);
+    if path.split('/').all(is_name) {
+        Ok(path.to_owned())
+    } else {
+        Err(format!("{name} must be a path, best of letters, digits and -._~@+ between slashes"))
     }
 }
 

@@ -39,30 +39,53 @@ impl Variables<'_> {
             })
     }
 
-    /// The option, else the variable's value if it can be parsed.
-    pub(super) fn parsed<T>(
+    /// The option, else the variable's value if it can be parsed, else the default.
+    fn parsed<T>(
         &self,
         option: Option<T>,
         name: &str,
+        default: T,
         parse: fn(&str) -> Option<T>,
         kind: &str,
-    ) -> Result<Option<T>, String> {
+    ) -> Result<T, String> {
         match (option, self.text(name)) {
-            (None, Some(text)) => {
-                parse(text).map(Some).ok_or_else(|| format!("{name} must be {kind}"))
-            }
-            (option, _) => Ok(option),
+            (None, Some(text)) => parse(text).ok_or_else(|| format!("{name} must be {kind}")),
+            (option, _) => Ok(option.unwrap_or(default)),
         }
     }
 
-    pub(super) fn flag(&self, option: Option<bool>, name: &str) -> Result<Option<bool>, String> {
+    pub(super) fn flag(
+        &self,
+        option: Option<bool>,
+        name: &str,
+        default: bool,
+    ) -> Result<bool, String> {
         // The spellings of Go's `strconv.ParseBool`.
         let parse = |text: &str| match text {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
             _ => None,
         };
-        self.parsed(option, name, parse, "true or false")
+        self.parsed(option, name, default, parse, "true or false")
+    }
+
+    pub(super) fn number(
+        &self,
+        option: Option<usize>,
+        name: &str,
+        default: usize,
+    ) -> Result<usize, String> {
+        self.parsed(option, name, default, |text| text.parse().ok(), "a number")
+    }
+
+    pub(super) fn duration(
+        &self,
+        option: Option<Duration>,
+        name: &str,
+        default: Duration,
+    ) -> Result<Duration, String> {
+        let kind = "a number of seconds or a duration such as 1m30s";
+        self.parsed(option, name, default, parse_duration, kind)
     }
 }
 
@@ -97,7 +120,7 @@ fn read_file(variable: &str, path: &Path) -> Result<Zeroizing<String>, String> {
 }
 
 /// Parses seconds, or numbers with units as Go writes them: `90`, `90s`, `1m30s`, `500ms`.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+fn parse_duration(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }

@@ -85,31 +85,22 @@ impl Found {
     }
 }
 
-/// Fields to store.
-pub(super) type Changes<'a> = [(&'a str, &'a Secret)];
+/// Fields to store, or to remove if they have no value.
+pub(in super::super) type Changes<'a> = [(&'a str, Option<&'a Secret>)];
 
-/// `{"data":{"key":"value"}}`, with `options` to check the version.
+/// `{"data":{"key":"value"}}`, with `options` to check the version. A null removes a field
+/// (RFC 7396).
 pub(super) fn patch(changes: &Changes<'_>, cas: Option<u64>) -> Zeroizing<Vec<u8>> {
-    body(Data { kept: None, without: None, changes }, cas)
+    body(&Data { whole: None, changes }, cas)
 }
 
-/// `{"data":{"key":null}}`, which removes a field (RFC 7396).
-pub(super) fn patch_away(key: &str, cas: Option<u64>) -> Zeroizing<Vec<u8>> {
-    let data: BTreeMap<&str, Option<&str>> = BTreeMap::from([(key, None)]);
-    body(data, cas)
+/// The whole secret as it was found, with these changes, on the condition that it is still at
+/// that version.
+pub(super) fn whole(found: &Found, changes: &Changes<'_>) -> Zeroizing<Vec<u8>> {
+    body(&Data { whole: Some(found), changes }, Some(found.version))
 }
 
-/// The whole secret as it was found, with some fields changed or one left out, on the
-/// condition that it is still at that version.
-pub(super) fn whole(
-    found: &Found,
-    changes: &Changes<'_>,
-    without: Option<&str>,
-) -> Zeroizing<Vec<u8>> {
-    body(Data { kept: found.fields.as_ref(), without, changes }, Some(found.version))
-}
-
-fn body(data: impl Serialize, cas: Option<u64>) -> Zeroizing<Vec<u8>> {
+fn body(data: &Data<'_>, cas: Option<u64>) -> Zeroizing<Vec<u8>> {
     struct Length(usize);
     impl Write for Length {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -124,7 +115,7 @@ fn body(data: impl Serialize, cas: Option<u64>) -> Zeroizing<Vec<u8>> {
     let options = cas.map(|cas| format!(r#","options":{{"cas":{cas}}}"#)).unwrap_or_default();
     let write = |out: &mut dyn Write| {
         out.write_all(br#"{"data":"#)?;
-        serde_json::to_writer(&mut *out, &data)?;
+        serde_json::to_writer(&mut *out, data)?;
         write!(out, "{options}}}")
     };
     // Room for all of it: a buffer that grows leaves copies behind.
@@ -137,8 +128,8 @@ fn body(data: impl Serialize, cas: Option<u64>) -> Zeroizing<Vec<u8>> {
 
 /// The fields of a body.
 struct Data<'a> {
-    kept: Option<&'a Fields>,
-    without: Option<&'a str>,
+    /// The fields that stay, unless the server merges.
+    whole: Option<&'a Found>,
     changes: &'a Changes<'a>,
 }
 
@@ -146,13 +137,16 @@ impl Serialize for Data<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         let is_changed = |key: &str| self.changes.iter().any(|(changed, _)| *changed == key);
-        for (key, field) in self.kept.into_iter().flatten() {
-            if self.without != Some(key) && !is_changed(key) {
+        for (key, field) in self.whole.and_then(|found| found.fields.as_ref()).into_iter().flatten()
+        {
+            if !is_changed(key) {
                 map.serialize_entry(key, &field.0)?;
             }
         }
         for (key, value) in self.changes {
-            map.serialize_entry(key, value.expose())?;
+            if self.whole.is_none() || value.is_some() {
+                map.serialize_entry(key, &value.map(Secret::expose))?;
+            }
         }
         map.end()
     }
@@ -171,13 +165,13 @@ mod tests {
         let fields = r#"{"n":1.50e2,"o":{"a":[null,"x"]},"s":"\u0041","t":"old"}"#;
         let found = Found { version: 3, fields: Some(serde_json::from_str(fields).expect("JSON")) };
         let value = Secret::new("new \"quoted\"".to_owned());
-        let body = whole(&found, &[("t", &value)], None);
+        let body = whole(&found, &[("t", Some(&value))]);
         assert_eq!(
             text(&body),
             r#"{"data":{"n":1.50e2,"o":{"a":[null,"x"]},"s":"\u0041","t":"new \"quoted\""},"options":{"cas":3}}"#
         );
         assert_eq!(body.capacity(), body.len(), "it did not grow");
-        let body = whole(&found, &[], Some("o"));
+        let body = whole(&found, &[("o", None)]);
         assert_eq!(
             text(&body),
             r#"{"data":{"n":1.50e2,"s":"\u0041","t":"old"},"options":{"cas":3}}"#
@@ -187,8 +181,11 @@ mod tests {
     #[test]
     fn a_patch_names_only_what_changes() {
         let value = Secret::new("v".to_owned());
-        assert_eq!(text(&patch(&[("k", &value)], None)), r#"{"data":{"k":"v"}}"#);
-        assert_eq!(text(&patch_away("k", Some(7))), r#"{"data":{"k":null},"options":{"cas":7}}"#);
+        assert_eq!(text(&patch(&[("k", Some(&value))], None)), r#"{"data":{"k":"v"}}"#);
+        assert_eq!(
+            text(&patch(&[("k", None)], Some(7))),
+            r#"{"data":{"k":null},"options":{"cas":7}}"#
+        );
     }
 
     #[test]

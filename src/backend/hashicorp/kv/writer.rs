@@ -8,7 +8,7 @@ use crate::backend::hashicorp::message::{Error, Repeat, Reply, Request, number};
 use crate::backoff::{Backoff, full_jitter};
 use crate::model::Namespace;
 
-use super::data::{Changes, Found, patch, patch_away, whole};
+use super::data::{Changes, Found, patch, whole};
 use super::{Kv, done, refused};
 
 /// What earlier changes showed about how a secret can be written.
@@ -64,42 +64,67 @@ impl<'a> Writer<'a> {
     /// server or the policy does not allow `PATCH`, the secret is read and written whole, on
     /// the condition that its version is still the same.
     pub(in super::super) fn merge(&mut self, changes: &Changes<'_>) -> Result<(), Error> {
-        let mut cas = None;
         loop {
-            if !self.habits.may_patch() {
-                let reply = self.send("POST", &whole(&self.read()?, changes, None))?;
-                if !is_conflict(&reply) {
-                    return done(&reply, "create and update", &self.path);
-                }
-                self.pause()?;
-                continue;
+            let is_blind = self.habits.may_patch() && !self.habits.cas_required;
+            let found = if is_blind { None } else { Some(self.read()?) };
+            if self.try_to_change(found.as_ref(), changes)?.is_some() {
+                return Ok(());
             }
-            if self.habits.cas_required && cas.is_none() {
-                cas = Some(self.read()?.version);
-            }
-            let mut reply = self.send("PATCH", &patch(changes, cas))?;
-            if reply.status == 404 {
+        }
+    }
+
+    /// Makes one attempt to change the secret, and returns its new version. Returns `None` if
+    /// another writer was first, or if the secret must be written in another way.
+    fn try_to_change(
+        &mut self,
+        found: Option<&Found>,
+        changes: &Changes<'_>,
+    ) -> Result<Option<u64>, Error> {
+        if let Some(found) = found
+            && !self.habits.may_patch()
+        {
+            return self.write(found, changes, "create and update");
+        }
+        let cas = found.filter(|_| self.habits.cas_required).map(|found| found.version);
+        let reply = self.send("PATCH", &patch(changes, cas))?;
+        match reply.status {
+            403 | 405 => self.habits.patch_refused = Some(clock::now()),
+            _ if wants_cas(&reply) && cas.is_none() => self.habits.cas_required = true,
+            404 => {
                 // The version of what was deleted, or 0 if there has never been anything.
                 let version = number(&reply.json(), "/data/version");
                 if version == 0 && !reply.says_nothing() {
                     return Err(refused(&reply, "patch", &self.path));
                 }
-                reply =
-                    self.send("POST", &whole(&Found { version, fields: None }, changes, None))?;
-                if !is_conflict(&reply) {
-                    return done(&reply, "create", &self.path);
+                if changes.iter().all(|(_, value)| value.is_none()) {
+                    return Ok(Some(version));
                 }
+                return self.write(&Found { version, fields: None }, changes, "create");
             }
-            match reply.status {
-                403 | 405 => self.habits.patch_refused = Some(clock::now()),
-                _ if wants_cas(&reply) && cas.is_none() => self.habits.cas_required = true,
-                _ if is_conflict(&reply) => {
-                    cas = None;
-                    self.pause()?;
-                }
-                _ => return done(&reply, "patch", &self.path),
-            }
+            _ => return self.outcome(&reply, "patch"),
         }
+        Ok(None)
+    }
+
+    /// Writes the secret as a whole. Returns `None` if another writer was first.
+    fn write(
+        &mut self,
+        found: &Found,
+        changes: &Changes<'_>,
+        needs: &str,
+    ) -> Result<Option<u64>, Error> {
+        let reply = self.send("POST", &whole(found, changes))?;
+        self.outcome(&reply, needs)
+    }
+
+    /// The new version. Returns `None` after a pause if another writer was first.
+    fn outcome(&mut self, reply: &Reply, needs: &str) -> Result<Option<u64>, Error> {
+        if is_conflict(reply) {
+            self.pause()?;
+            return Ok(None);
+        }
+        done(reply, needs, &self.path)?;
+        Ok(Some(number(&reply.json(), "/data/version")))
     }
 
     /// Removes a field; with the last one, the secret with all its versions and its metadata.
@@ -119,16 +144,26 @@ impl<'a> Writer<'a> {
             else {
                 return Ok(tried);
             };
-            let is_last = fields.len() == 1;
-            let removed =
-                if is_last { self.remove_secret(&found) } else { self.remove_field(key, &found) };
-            match removed {
+            if fields.len() > 1 {
+                let Some(version) = self.try_to_change(Some(&found), &[(key, None)])? else {
+                    continue;
+                };
+                // Another writer came between, and may have removed the other fields.
+                if Some(version) != found.version.checked_add(1) {
+                    let now = self.read()?;
+                    if now.is_empty_secret() {
+                        self.remove_secret(&now)?;
+                    }
+                }
+                return Ok(true);
+            }
+            match self.remove_secret(&found) {
                 Ok(true) => return Ok(true),
-                Ok(false) => self.pause()?,
+                Ok(false) => {}
                 // By the time of a second attempt there may be a second field, so the secret
                 // is read again before it.
                 Err(Error::Unavailable(error))
-                    if is_last && retries > 0 && clock::now() + error.retry_after < deadline =>
+                    if retries > 0 && clock::now() + error.retry_after < deadline =>
                 {
                     thread::sleep(error.retry_after);
                     retries -= 1;
@@ -139,43 +174,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Returns `false` if another writer was first.
-    fn remove_field(&mut self, key: &str, found: &Found) -> Result<bool, Error> {
-        if self.habits.may_patch() {
-            let cas = self.habits.cas_required.then_some(found.version);
-            let reply = self.send("PATCH", &patch_away(key, cas))?;
-            match reply.status {
-                // Somebody else has deleted all of it.
-                404 if reply.says_nothing() => return Ok(true),
-                403 | 405 => self.habits.patch_refused = Some(clock::now()),
-                _ if wants_cas(&reply) => {
-                    self.habits.cas_required = true;
-                    return Ok(false);
-                }
-                _ if is_conflict(&reply) => return Ok(false),
-                _ => {
-                    done(&reply, "patch", &self.path)?;
-                    let version = number(&reply.json(), "/data/version");
-                    // Another writer came between, and may have removed the other fields.
-                    if Some(version) != found.version.checked_add(1) {
-                        let now = self.read()?;
-                        if now.is_empty_secret() {
-                            return self.remove_secret(&now);
-                        }
-                    }
-                    return Ok(true);
-                }
-            }
-        }
-        let reply = self.send("POST", &whole(found, &[], Some(key)))?;
-        if is_conflict(&reply) {
-            return Ok(false);
-        }
-        done(&reply, "update", &self.path).map(|()| true)
-    }
-
     /// Removes the secret. Returns `false` if another writer was first.
-    fn remove_secret(&self, found: &Found) -> Result<bool, Error> {
+    fn remove_secret(&mut self, found: &Found) -> Result<bool, Error> {
         let path = self.kv.path("metadata", self.namespace.as_str());
         let request = Request { repeat: Repeat::Never, ..Request::new("DELETE", &path) };
         let reply = self.kv.ask(request)?;
@@ -188,11 +188,12 @@ impl<'a> Writer<'a> {
     /// Removes the secret where the policy does not grant `delete` on metadata: empties it on
     /// the condition that it is at `version`, and destroys that version and those before it.
     /// So nothing is lost that others have written since.
-    fn destroy(&self, version: u64, metadata: &str, refusal: &Reply) -> Result<bool, Error> {
+    fn destroy(&mut self, version: u64, metadata: &str, refusal: &Reply) -> Result<bool, Error> {
+        let path = self.kv.path("destroy", self.namespace.as_str());
+        let kv = self.kv;
         let destroy = |versions: &[u64]| {
             let body = serde_json::json!({ "versions": versions }).to_string();
-            let path = self.kv.path("destroy", self.namespace.as_str());
-            self.kv.ask(Request::with_body("PUT", &path, body.as_bytes()))
+            kv.ask(Request::with_body("PUT", &path, body.as_bytes()))
         };
         let reply = self.kv.ask(Request::new("GET", metadata))?;
         done(&reply, "read", metadata)?;
@@ -204,15 +205,12 @@ impl<'a> Writer<'a> {
         if destroy(&[])?.status == 403 {
             return Err(refused(refusal, "delete", metadata));
         }
-        let reply = self.send("POST", &whole(&Found { version, fields: None }, &[], None))?;
-        if is_conflict(&reply) {
+        if self.write(&Found { version, fields: None }, &[], "update")?.is_none() {
             // It may have been this very request, repeated because its answer was lost.
             let now = self.read()?;
             if Some(now.version) != version.checked_add(1) || !now.is_empty_secret() {
                 return Ok(false);
             }
-        } else {
-            done(&reply, "update", &self.path)?;
         }
         let reply = destroy(&versions)?;
         if !reply.is_success() {

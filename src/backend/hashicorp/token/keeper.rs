@@ -7,14 +7,21 @@ use std::time::Duration;
 use crate::backend::RenewalState;
 use crate::backend::hashicorp::clock;
 use crate::backend::hashicorp::message::{Error, Unavailable};
-use crate::backend::hashicorp::settings::{AppRole, Credentials};
+use crate::backend::hashicorp::settings::AppRole;
 use crate::backend::hashicorp::variables::Source;
 use crate::backoff::{Backoff, jitter};
 use crate::secret::Secret;
 
-use super::lease::{Lease, Next, Step};
-use super::login::{self, Login, checked};
+use super::login::{self, Lease, Login, checked};
 use super::{Shared, Token};
+
+/// Something to do for a token.
+#[derive(Clone, Copy)]
+pub(super) enum Step {
+    LookUp,
+    Renew,
+    LogIn,
+}
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
@@ -22,15 +29,13 @@ pub(super) struct Keeper {
     /// The next step for the token, and its time.
     pub(super) plan: Option<(Duration, Step)>,
     backoff: Backoff,
-    /// Whether the token may look itself up, which some policies forbid; `None` if it has not
-    /// been tried while the token was certainly good.
-    may_look_up: Option<bool>,
-    /// When the last lookup that found the token alive began.
-    found_alive: Option<Duration>,
+    /// Whether the token has looked itself up, which some policies forbid. Only then a lookup
+    /// that is refused means that the token is dead.
+    has_looked_up: bool,
+    /// When the token was obtained by a login.
+    logged_in: Option<Duration>,
     /// The last failure and its time. It is the answer to all who asked before it.
     pub(super) failed: Option<(Duration, Unavailable)>,
-    /// When the token was obtained.
-    adopted: Option<Duration>,
     /// The server's refusal of the last login, and until when there is no other attempt.
     login_refused: Option<(Duration, Unavailable)>,
     /// The wrapping token that was unwrapped last, and its secret ID.
@@ -44,10 +49,9 @@ impl Keeper {
             generation: 0,
             plan: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_mins(1)),
-            may_look_up: None,
-            found_alive: None,
+            has_looked_up: false,
+            logged_in: None,
             failed: None,
-            adopted: None,
             login_refused: None,
             unwrapped: None,
         }
@@ -56,24 +60,23 @@ impl Keeper {
     /// Takes the next step if it is due.
     pub(super) fn take_due_step(&mut self) {
         let Some((_, step)) = self.plan.take_if(|(at, _)| *at <= clock::now()) else { return };
-        let other = match (step, self.shared.token()) {
+        match (step, self.shared.token()) {
             (Step::LookUp, Some(token)) => self.take_stock(&token),
             (Step::Renew, Some(token)) => self.renew(&token),
-            _ => self.log_in().ok(),
-        };
-        // A new token is for the requests to come.
-        if let Some(other) = other {
-            other.give_use_back();
+            _ => drop(self.log_in()),
         }
     }
 
     /// The first token, or the one after a token that was used up.
     pub(super) fn needed(&mut self) -> Result<Arc<Token>, Unavailable> {
-        match (self.shared.token(), &self.shared.settings.credentials.token) {
+        match (self.shared.token(), &self.shared.settings.token) {
             (Some(token), _) if token.take_use() => Ok(token),
             (None, Some(source)) => {
                 let value = source.read().and_then(checked);
-                let value = value.map_err(|reason| self.note_error(Unavailable::new(reason)))?;
+                let value = value.map_err(|reason| {
+                    self.shared.status().last_error = Some(reason.clone());
+                    Unavailable::new(reason)
+                })?;
                 let token = self.adopt(value, 0);
                 // The request need not wait for the lookup.
                 self.plan = Some((clock::now(), Step::LookUp));
@@ -84,32 +87,16 @@ impl Keeper {
     }
 
     /// Finds out why the server refused a request with the token of this generation.
-    pub(super) fn rejected(
-        &mut self,
-        generation: u64,
-        asked: Duration,
-    ) -> Result<Option<Arc<Token>>, Unavailable> {
+    pub(super) fn rejected(&mut self, generation: u64) -> Result<Option<Arc<Token>>, Unavailable> {
         let current = self.shared.token().filter(|token| token.generation == generation);
         let Some(token) = current else { return self.needed().map(Some) };
-        if self.found_alive.is_some_and(|found| found >= asked) {
-            return Ok(None);
-        }
         let expires = self.shared.status().expires;
         if expires.is_none_or(|expires| expires > clock::now()) {
-            if self.may_look_up.is_none() {
-                self.plan = None;
-                let other = self.take_stock(&token);
-                if other.is_some() {
-                    return Ok(other);
-                }
-            }
-            if self.may_look_up != Some(true) {
-                return Ok(self.other_token());
-            }
-            let began = clock::now();
             if self.look_up(&token)?.is_some() {
-                self.found_alive = Some(began);
                 return Ok(None);
+            }
+            if !self.has_looked_up {
+                return Ok(if self.has_other() { self.log_in().ok() } else { None });
             }
         }
         log::warn!("Vault no longer accepts the token");
@@ -117,78 +104,76 @@ impl Keeper {
         self.log_in().map(Some)
     }
 
-    /// Another token for one that may not look itself up and so may be dead: the one in the
-    /// file if it is new, or a login. A token that is very young is taken to be good.
-    fn other_token(&mut self) -> Option<Arc<Token>> {
+    /// Whether there is another token for one that may not look itself up, and so may be dead:
+    /// a new one in the file, or that of a login. Shortly after a login the token is taken to
+    /// be good.
+    fn has_other(&self) -> bool {
         const YOUNG: Duration = Duration::from_secs(5);
 
-        if let Some(token) = self.token_from_file().ok().flatten() {
-            return Some(token);
-        }
-        let is_young = self.adopted.is_some_and(|at| clock::now().saturating_sub(at) < YOUNG);
-        if is_young || self.shared.settings.credentials.app_role.is_none() {
-            return None;
-        }
-        self.log_in().ok()
+        let is_young = |at: Duration| clock::now().saturating_sub(at) < YOUNG;
+        let may_log_in =
+            self.shared.settings.app_role.is_some() && !self.logged_in.is_some_and(is_young);
+        may_log_in || matches!(self.new_in_file(), Ok(Some(_)))
     }
 
     fn can_log_in(&self) -> bool {
-        let Credentials { token, app_role, .. } = &self.shared.settings.credentials;
-        app_role.is_some() || matches!(token, Some(Source::File { .. }))
+        let settings = &self.shared.settings;
+        settings.app_role.is_some() || matches!(settings.token, Some(Source::File { .. }))
     }
 
-    fn look_up(&self, token: &Token) -> Result<Option<Lease>, Unavailable> {
+    fn look_up(&mut self, token: &Token) -> Result<Option<Lease>, Unavailable> {
         // If it is used up, the server says so.
         let _ = token.take_use();
-        login::look_up(&self.shared.http, &token.value)
+        let lease = login::look_up(&self.shared.http, &token.value)?;
+        self.has_looked_up |= lease.is_some();
+        Ok(lease)
     }
 
-    /// Finds out how long the token lives, and plans for it. Returns another token if it is
-    /// dead.
-    fn take_stock(&mut self, token: &Token) -> Option<Arc<Token>> {
+    /// Finds out how long the token lives, and plans for it; replaces it if it is dead.
+    fn take_stock(&mut self, token: &Token) {
         match self.look_up(token) {
-            Ok(Some(lease)) => {
-                self.may_look_up = Some(true);
-                self.settle(lease, lease.after_obtaining(self.can_log_in()));
-            }
-            Ok(None) if self.shared.settings.credentials.app_role.is_some() => {
-                return self.log_in().ok();
-            }
+            Ok(Some(lease)) => self.settle(lease),
+            Ok(None) if self.shared.settings.app_role.is_some() => drop(self.log_in()),
             Ok(None) => {
-                self.may_look_up = Some(false);
                 let reason = "Vault refuses to look the token up: it is dead, or its policy \
                               lacks read on auth/token/lookup-self; it is not renewed";
                 self.end(reason.to_owned());
             }
-            Err(error) => self.try_again(Step::LookUp, error),
+            Err(error) => drop(self.try_again(Step::LookUp, &error)),
         }
-        None
     }
 
-    /// Renews the token. Returns another one if that is refused.
-    fn renew(&mut self, token: &Token) -> Option<Arc<Token>> {
+    /// Renews the token, or replaces it if that is refused.
+    fn renew(&mut self, token: &Token) {
+        /// Servers count whole seconds.
+        const ROUNDING: Duration = Duration::from_secs(1);
+
         // The next request finds a token that is used up, and replaces it.
         if !token.take_use() {
-            return None;
+            return;
         }
-        let left = self.shared.status().expires.map(|at| at.saturating_sub(clock::now()));
+        let expires = self.shared.status().expires.unwrap_or_default();
+        let left = expires.saturating_sub(clock::now());
         match login::renew(&self.shared.http, &token.value) {
             Ok(Ok(lease)) => {
                 log::info!("renewed the Vault token; {lease}");
-                let left = left.unwrap_or_default();
-                self.settle(lease, lease.after_renewing(left, self.can_log_in()));
+                // A life that has hardly grown ends soon, at the token's maximum TTL.
+                let grew = lease.ttl.is_none_or(|ttl| ttl > left + ROUNDING);
+                self.settle(Lease { renewable: lease.renewable && grew, ..lease });
+                if !grew && self.can_log_in() {
+                    let _ = self.log_in();
+                }
             }
             Ok(Err(reason)) if self.can_log_in() => {
                 log::warn!("the Vault token could not be renewed ({reason})");
-                return self.log_in().ok();
+                let _ = self.log_in();
             }
             Ok(Err(reason)) => self.end(format!("the Vault token cannot be renewed: {reason}")),
             Err(error) => {
-                let step = if left == Some(Duration::ZERO) { Step::LogIn } else { Step::Renew };
-                self.try_again(step, error);
+                let step = if left.is_zero() { Step::LogIn } else { Step::Renew };
+                self.try_again(step, &error);
             }
         }
-        None
     }
 
     /// Another token, with one of its uses taken.
@@ -200,78 +185,71 @@ impl Keeper {
         match self.try_log_in() {
             Ok(token) => Ok(token),
             Err(Error::Unavailable(error)) => {
-                self.try_again(Step::LogIn, error.clone());
+                self.try_again(Step::LogIn, &error);
                 Err(error)
             }
             Err(Error::Refused(reason)) => {
                 let mut error = Unavailable::new(reason);
-                log::error!("there is no usable Vault token: {error}");
-                let state = if self.can_log_in() {
+                if self.can_log_in() {
                     // By then a file may have been replaced, or a role repaired.
-                    let pause = jitter(self.backoff.next_pause());
-                    let until = clock::now() + pause;
-                    error.retry_after = pause;
+                    let until = self.try_again(Step::LogIn, &error);
+                    error.retry_after = until.saturating_sub(clock::now());
                     self.login_refused = Some((until, error.clone()));
-                    self.plan = Some((until, Step::LogIn));
-                    RenewalState::Retrying
                 } else {
-                    RenewalState::Ended
-                };
-                self.shared.status().state = state;
-                Err(self.note_error(error))
+                    self.end(error.reason.clone());
+                }
+                Err(error)
             }
         }
     }
 
     /// Takes the token from the file if there is a new one, else logs in by `AppRole`.
     fn try_log_in(&mut self) -> Result<Arc<Token>, Error> {
-        if let Some(token) = self.token_from_file().map_err(Error::Refused)? {
-            return Ok(token);
+        if let Some(value) = self.new_in_file()? {
+            log::info!("read the Vault token from its file again");
+            let token = self.adopt(value, 0);
+            // The lookup comes first: once requests use the token, a refused lookup could mean
+            // that it has been revoked meanwhile, or that it may not look itself up.
+            self.take_stock(&token);
+            return Ok(self.shared.token().unwrap_or(token));
         }
         let shared = Arc::clone(&self.shared);
-        let Some(app_role) = &shared.settings.credentials.app_role else {
-            return Err(Error::Refused(match &shared.settings.credentials.token {
+        let Some(app_role) = &shared.settings.app_role else {
+            return Err(Error::Refused(match &shared.settings.token {
                 Some(Source::File { path, .. }) => {
-                    format!(
-                        "the token in {} is no longer good; put a new one there",
-                        path.display()
-                    )
+                    let path = path.display();
+                    format!("the token in {path} is no longer good; put a new one there")
                 }
                 _ => "VAULT_TOKEN is no longer good; set a new one and restart".to_owned(),
             }));
         };
         let Login { token, lease, uses } = self.app_role_login(app_role)?;
-        let token = checked(token).map_err(Error::Refused)?;
         log::info!("logged in to Vault by AppRole; {lease}");
-        let token = self.adopt(token, uses);
-        self.settle(lease, lease.after_obtaining(true));
+        let token = self.adopt(checked(token)?, uses);
+        self.logged_in = Some(clock::now());
+        self.settle(lease);
         // Now that the token is certainly good, a lookup shows whether it may look itself up.
         // One that is good for a few requests is not spent on that.
         if uses == 0 {
-            self.may_look_up = self.look_up(&token).ok().map(|found| found.is_some());
+            let _ = self.look_up(&token);
         }
         Ok(token)
     }
 
     /// The token in the file, if it is another one than before.
-    fn token_from_file(&mut self) -> Result<Option<Arc<Token>>, String> {
-        let Some(source @ Source::File { .. }) = &self.shared.settings.credentials.token else {
+    fn new_in_file(&self) -> Result<Option<Secret>, String> {
+        let Some(source @ Source::File { .. }) = &self.shared.settings.token else {
             return Ok(None);
         };
         let value = source.read().and_then(checked)?;
-        if self.shared.token().is_some_and(|old| old.value.expose() == value.expose()) {
-            return Ok(None);
-        }
-        log::info!("read the Vault token from its file again");
-        let token = self.adopt(value, 0);
-        // The lookup comes first: once requests use the token, a refused lookup could mean
-        // that it has been revoked meanwhile, or that it may not look itself up.
-        Ok(Some(self.take_stock(&token).unwrap_or(token)))
+        let old = self.shared.token();
+        let is_new = old.is_none_or(|old| old.value.expose() != value.expose());
+        Ok(is_new.then_some(value))
     }
 
     fn app_role_login(&mut self, app_role: &AppRole) -> Result<Login, Error> {
-        let role_id = app_role.role_id.read().map_err(Error::Refused)?;
-        let mut secret_id = app_role.secret_id.read().map_err(Error::Refused)?;
+        let role_id = app_role.role_id.read()?;
+        let mut secret_id = app_role.secret_id.read()?;
         if app_role.wrapped {
             secret_id = self.unwrap(secret_id)?;
         }
@@ -286,7 +264,7 @@ impl Keeper {
         {
             return Ok(secret_id.duplicate());
         }
-        let wrapping = checked(wrapping).map_err(Error::Refused)?;
+        let wrapping = checked(wrapping)?;
         let secret_id = login::unwrap(&self.shared.http, &wrapping)?;
         self.unwrapped = Some((wrapping, secret_id.duplicate()));
         Ok(secret_id)
@@ -299,10 +277,9 @@ impl Keeper {
         let uses_left = uses.checked_sub(1).map(AtomicU64::new);
         let watched = self.shared.watched(&value);
         let token = Arc::new(Token { value, generation: self.generation, uses_left, watched });
-        self.may_look_up = None;
-        self.found_alive = None;
+        self.has_looked_up = false;
+        self.logged_in = None;
         self.failed = None;
-        self.adopted = Some(clock::now());
         self.login_refused = None;
         self.shared.set_token(Some(Arc::clone(&token)));
         let mut status = self.shared.status();
@@ -312,15 +289,17 @@ impl Keeper {
         token
     }
 
-    /// Notes how long the token lives and what follows.
-    fn settle(&mut self, lease: Lease, next: Next) {
+    /// Notes how long the token lives, and plans what follows.
+    fn settle(&mut self, lease: Lease) {
         self.backoff.reset();
         let now = clock::now();
-        let (state, plan) = match next {
-            Next::Nothing => (RenewalState::NotNeeded, None),
-            _ if !self.shared.settings.renew => (RenewalState::Disabled, None),
-            Next::After(pause, step) => (RenewalState::Active, Some((now + pause, step))),
-            Next::End => (RenewalState::Ended, None),
+        let step = if lease.renewable { Step::Renew } else { Step::LogIn };
+        let (state, plan) = match lease.ttl {
+            None => (RenewalState::NotNeeded, None),
+            Some(_) if !self.shared.settings.renew => (RenewalState::Disabled, None),
+            Some(_) if !lease.renewable && !self.can_log_in() => (RenewalState::Ended, None),
+            // Half of its life is a margin for outages of the server.
+            Some(ttl) => (RenewalState::Active, Some((now + jitter(ttl / 2), step))),
         };
         self.plan = plan;
         let mut status = self.shared.status();
@@ -345,20 +324,17 @@ impl Keeper {
         status.last_error = Some(reason);
     }
 
-    /// Repeats a step after a pause.
-    fn try_again(&mut self, step: Step, error: Unavailable) {
-        if self.shared.http.is_closed() {
-            return;
-        }
+    /// Plans to repeat a step after a pause. Returns the time of that.
+    fn try_again(&mut self, step: Step, error: &Unavailable) -> Duration {
         let pause = jitter(self.backoff.next_pause());
-        log::warn!("the Vault token could not be renewed: {error}; trying again in {pause:.1?}");
-        self.plan = Some((clock::now() + pause, step));
-        self.shared.status().state = RenewalState::Retrying;
-        self.note_error(error);
-    }
-
-    fn note_error(&self, error: Unavailable) -> Unavailable {
-        self.shared.status().last_error = Some(error.reason.clone());
-        error
+        if !self.shared.http.is_closed() {
+            log::warn!("there is no new Vault token: {error}; trying again in {pause:.1?}");
+        }
+        let at = clock::now() + pause;
+        self.plan = Some((at, step));
+        let mut status = self.shared.status();
+        status.state = RenewalState::Retrying;
+        status.last_error = Some(error.reason.clone());
+        at
     }
 }

@@ -1,7 +1,10 @@
 //! The requests about tokens, and what their answers mean.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
 
+use serde_json::Value;
 use ureq::http::HeaderValue;
 use zeroize::Zeroizing;
 
@@ -11,7 +14,34 @@ use crate::backend::hashicorp::message::{
 };
 use crate::secret::Secret;
 
-use super::lease::Lease;
+/// What the server says about a token's life.
+#[derive(Clone, Copy)]
+pub(super) struct Lease {
+    /// The rest of its life; `None` if it does not expire.
+    pub(super) ttl: Option<Duration>,
+    pub(super) renewable: bool,
+}
+
+impl Lease {
+    /// From an answer, where 0 seconds mean that the token does not expire.
+    fn in_json(json: &Value, seconds: &str, renewable: &str) -> Self {
+        // A century is as long as 2^64 seconds, and does not overflow.
+        const LONGEST: u64 = 100 * 365 * 24 * 3600;
+
+        let seconds = number(json, seconds).min(LONGEST);
+        let ttl = (seconds > 0).then(|| Duration::from_secs(seconds));
+        Self { ttl, renewable: json.pointer(renewable) == Some(&Value::Bool(true)) }
+    }
+}
+
+impl fmt::Display for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ttl {
+            Some(ttl) => write!(f, "it lasts {} s", ttl.as_secs()),
+            None => f.write_str("it does not expire"),
+        }
+    }
+}
 
 /// The answer to a login and to a renewal.
 pub(super) struct Login {
@@ -51,10 +81,9 @@ pub(super) fn log_in(http: &Http, role_id: &Secret, secret_id: &Secret) -> Resul
 
 /// Renews the token. The inner error says why the server refuses.
 pub(super) fn renew(http: &Http, token: &Secret) -> Result<Result<Lease, String>, Unavailable> {
-    // It is apart: the token is still good, and the server may be, for all other requests.
+    // The keeper repeats it, more slowly: the token is still good.
     let request = Request::with_body("POST", "auth/token/renew-self", b"{}");
-    let request = Request { is_apart: true, ..request };
-    let reply = http.send(&request, Some(token))?;
+    let reply = http.send(&Request { repeat: Repeat::Never, ..request }, Some(token))?;
     Ok(Login::in_reply(&reply).map(|login| login.lease).ok_or_else(|| reply.explain()))
 }
 

@@ -5,7 +5,6 @@
 //! in time; it sleeps on a channel until the next step is due or changes.
 
 mod keeper;
-mod lease;
 mod login;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +20,7 @@ use crate::secret::{Secret, WatchedSecret};
 use super::clock;
 use super::http::Http;
 use super::message::Unavailable;
-use super::settings::{Credentials, Settings};
+use super::settings::Settings;
 use keeper::Keeper;
 
 /// A token.
@@ -46,12 +45,6 @@ impl Token {
             left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
                 .is_ok()
         })
-    }
-
-    fn give_use_back(&self) {
-        if let Some(left) = &self.uses_left {
-            left.fetch_add(1, Ordering::Relaxed);
-        }
     }
 }
 
@@ -119,13 +112,12 @@ impl Tokens {
     ///
     /// [`Unavailable`] if none can be obtained.
     pub(super) fn token(&self) -> Result<Option<Arc<Token>>, Unavailable> {
-        let Credentials { token, app_role, .. } = &self.shared.settings.credentials;
-        if token.is_none() && app_role.is_none() {
+        if let Settings { token: None, app_role: None, .. } = self.settings() {
             return Ok(None);
         }
         match self.shared.token() {
             Some(token) if token.take_use() => Ok(Some(token)),
-            _ => self.with_keeper(|keeper, _| keeper.needed()).map(Some),
+            _ => self.with_keeper(Keeper::needed).map(Some),
         }
     }
 
@@ -137,15 +129,14 @@ impl Tokens {
     /// [`Unavailable`] if the token is dead and no other can be obtained, or if that cannot be
     /// found out.
     pub(super) fn rejected(&self, token: &Token) -> Result<Option<Arc<Token>>, Unavailable> {
-        self.with_keeper(|keeper, asked| keeper.rejected(token.generation, asked))
+        self.with_keeper(|keeper| keeper.rejected(token.generation))
     }
 
-    /// Uses the keeper, and tells it the time of this call. A failure since then is the
-    /// failure of this call too, so that those who wait together do not fail one after the
-    /// other.
+    /// Uses the keeper. A failure while this call waits for it is the failure of this call
+    /// too, so that those who wait together do not fail one after the other.
     fn with_keeper<T>(
         &self,
-        act: impl FnOnce(&mut Keeper, Duration) -> Result<T, Unavailable>,
+        act: impl FnOnce(&mut Keeper) -> Result<T, Unavailable>,
     ) -> Result<T, Unavailable> {
         let asked = clock::now();
         let changed = self.renewal()?;
@@ -155,7 +146,7 @@ impl Tokens {
         {
             return Err(error.clone());
         }
-        let outcome = act(&mut keeper, asked);
+        let outcome = act(&mut keeper);
         if let Err(error) = &outcome {
             keeper.failed = Some((clock::now(), error.clone()));
         }

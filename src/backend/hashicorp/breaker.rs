@@ -1,4 +1,5 @@
-//! The circuit breaker: it keeps requests from a server that fails.
+//! The circuit breaker: it remembers how the server does, and keeps requests from one that
+//! fails.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,12 +23,22 @@ struct State {
     failures: u32,
     backoff: Backoff,
     next_trial: Duration,
+    contact: Contact,
+}
+
+/// The last contact with the server.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Contact {
+    pub(super) at: Duration,
+    /// Why it did not work then, if it did not.
+    pub(super) failure: Option<String>,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
         let backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        Self(Mutex::new(State { failures: 0, backoff, next_trial: Duration::ZERO }))
+        let contact = Contact::default();
+        Self(Mutex::new(State { failures: 0, backoff, next_trial: Duration::ZERO, contact }))
     }
 }
 
@@ -50,16 +61,24 @@ impl Breaker {
         Ok(())
     }
 
-    /// Reports whether the server worked; a server that refuses a request works.
-    pub(super) fn report(&self, worked: bool, now: Duration) {
+    /// Reports why the server did not work, if it did not; a server that refuses a request
+    /// works.
+    pub(super) fn report(&self, failure: Option<String>, now: Duration) {
         let mut state = self.state();
-        if worked {
+        if failure.is_none() {
             state.failures = 0;
             state.backoff.reset();
         } else if state.failures < FAILURES_TO_OPEN {
             state.failures += 1;
-            state.next_trial = now + jitter(FIRST_PAUSE);
+            if state.failures == FAILURES_TO_OPEN {
+                state.next_trial = now + jitter(state.backoff.next_pause());
+            }
         }
+        state.contact = Contact { at: now, failure };
+    }
+
+    pub(super) fn contact(&self) -> Contact {
+        self.state().contact.clone()
     }
 }
 
@@ -77,7 +96,7 @@ mod tests {
 
     fn fail(breaker: &Breaker, now: Duration) {
         breaker.admit(now).expect("admitted");
-        breaker.report(false, now);
+        breaker.report(Some(String::new()), now);
     }
 
     #[test]
@@ -92,7 +111,7 @@ mod tests {
         let later = at(10_000);
         breaker.admit(later).expect("a trial");
         breaker.admit(later).expect_err("one trial after each pause");
-        breaker.report(true, later);
+        breaker.report(None, later);
         assert!(!is_open(&breaker));
         assert_eq!((breaker.admit(later).is_ok(), breaker.admit(later).is_ok()), (true, true));
     }
@@ -104,7 +123,7 @@ mod tests {
             fail(&breaker, at(0));
             fail(&breaker, at(0));
             breaker.admit(at(0)).expect("closed");
-            breaker.report(true, at(0));
+            breaker.report(None, at(0));
         }
         assert!(!is_open(&breaker));
     }
@@ -121,7 +140,7 @@ mod tests {
         let mut ask = |now, sent: &mut u32| match breaker.admit(now) {
             Ok(()) => {
                 *sent += 1;
-                breaker.report(false, now);
+                breaker.report(Some(String::new()), now);
             }
             Err(_) => refused += 1,
         };

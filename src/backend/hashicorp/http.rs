@@ -2,7 +2,7 @@
 
 use std::io::Read as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -36,17 +36,9 @@ pub(super) struct Http {
     breaker: Breaker,
     /// Holds an item for each request under way.
     permits: (Sender<()>, Receiver<()>),
-    contact: Mutex<Contact>,
+    /// When the last probe began.
+    probed: Mutex<Duration>,
     closed: AtomicBool,
-}
-
-/// The last contact with the server.
-#[derive(Debug, Default)]
-struct Contact {
-    /// When it ended; that of a probe, when it began.
-    at: Duration,
-    /// Why it did not work then, if it did not.
-    failure: Option<String>,
 }
 
 /// One of the requests under way.
@@ -108,7 +100,7 @@ impl Http {
             max_retries: settings.max_retries,
             breaker: Breaker::default(),
             permits: bounded(settings.max_in_flight),
-            contact: Mutex::default(),
+            probed: Mutex::default(),
             closed: AtomicBool::new(false),
         }
     }
@@ -141,15 +133,14 @@ impl Http {
             }
             let permit = self.permit(deadline)?;
             self.breaker.admit(clock::now()).map_err(|retry_after| {
-                let failure = self.contact().failure.clone().unwrap_or_default();
+                let failure = self.breaker.contact().failure.unwrap_or_default();
                 let reason = format!("Vault at {} does not work: {failure}", self.name);
                 Unavailable { reason, retry_after }
             })?;
             let outcome = self.attempt(request, token, deadline);
             drop(permit);
             let outage = outcome.as_ref().err().filter(|failure| failure.is_outage);
-            self.breaker.report(outage.is_none(), clock::now());
-            self.note_contact(outage.map(|failure| failure.reason.clone()));
+            self.breaker.report(outage.map(|failure| failure.reason.clone()), clock::now());
             let failure = match outcome {
                 Ok(reply) => return Ok(reply),
                 Err(failure) => failure,
@@ -252,23 +243,15 @@ impl Http {
         self.follows_redirects && location.contains("://") && stays_secret
     }
 
-    fn contact(&self) -> MutexGuard<'_, Contact> {
-        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn note_contact(&self, failure: Option<String>) {
-        *self.contact() = Contact { at: clock::now(), failure };
-    }
-
     /// Whether the server works: by the last contact if that was within a second, else by a
     /// probe, for which it waits 50 ms at most.
     pub(super) fn works(self: &Arc<Self>) -> bool {
-        let mut contact = self.contact();
         let now = clock::now();
-        if now.saturating_sub(contact.at) >= FRESH {
-            // No other caller starts a probe for a second.
-            contact.at = now;
-            drop(contact);
+        let is_old = |at: Duration| now.saturating_sub(at) >= FRESH;
+        let mut last_probe = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_old(self.breaker.contact().at) && is_old(*last_probe) {
+            *last_probe = now;
+            drop(last_probe);
             let http = Arc::clone(self);
             let (done, probed) = bounded(1);
             let probe = move || {
@@ -278,9 +261,8 @@ impl Http {
             if thread::Builder::new().name("vault-probe".to_owned()).spawn(probe).is_ok() {
                 let _ = probed.recv_timeout(MOMENT);
             }
-            contact = self.contact();
         }
-        contact.failure.is_none()
+        self.breaker.contact().failure.is_none()
     }
 
     /// Asks the server for its health. Needs neither the breaker's consent nor a permit.
@@ -293,11 +275,7 @@ impl Http {
             Ok(reply) => Some(reply.explain()),
             Err(error) => Some(Failure::from(error).reason),
         };
-        let now = clock::now();
-        if self.breaker.admit(now).is_ok() {
-            self.breaker.report(failure.is_none(), now);
-        }
-        self.note_contact(failure);
+        self.breaker.report(failure, clock::now());
     }
 }
 

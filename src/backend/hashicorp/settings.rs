@@ -119,17 +119,16 @@ impl Settings {
         let app_role = app_role(
             variables.source(options.role_id, "VAULT_ROLE_ID", "VAULT_ROLE_ID_FILE"),
             variables.source(options.secret_id, "VAULT_SECRET_ID", "VAULT_SECRET_ID_FILE"),
-            variables.flag(options.secret_id_wrapped, "VAULT_SECRET_ID_WRAPPED", false)?,
+            variables.parsed(options.secret_id_wrapped, "VAULT_SECRET_ID_WRAPPED", false)?,
         )?;
         if token.is_none() && app_role.is_none() && !is_agent {
             return Err("there is no credential for Vault; set VAULT_TOKEN, or VAULT_ROLE_ID \
                         and VAULT_SECRET_ID (or one of their _FILE forms)"
                 .to_owned());
         }
-        let timeout =
-            variables.duration(options.timeout, "VAULT_CLIENT_TIMEOUT", DEFAULT_TIMEOUT)?;
+        let timeout = variables.parsed(options.timeout, "VAULT_CLIENT_TIMEOUT", DEFAULT_TIMEOUT)?;
         let max_in_flight =
-            variables.number(options.max_in_flight, "IF_VAULT_MAX_IN_FLIGHT", 16)?;
+            variables.parsed(options.max_in_flight, "IF_VAULT_MAX_IN_FLIGHT", 16)?;
         if timeout.is_zero() || max_in_flight == 0 {
             return Err("VAULT_CLIENT_TIMEOUT and IF_VAULT_MAX_IN_FLIGHT must not be 0".to_owned());
         }
@@ -148,9 +147,9 @@ impl Settings {
             prefix: folder(options.path_prefix, "VAULT_PATH_PREFIX", "intentframe")?,
             token,
             app_role,
-            renew: variables.flag(options.renew, "VAULT_RENEW", true)?,
+            renew: variables.parsed(options.renew, "VAULT_RENEW", true)?,
             timeout: timeout.min(LONGEST_TIMEOUT),
-            max_retries: variables.number(max_retries, "VAULT_MAX_RETRIES", 2)?,
+            max_retries: variables.parsed(max_retries, "VAULT_MAX_RETRIES", 2)?,
             max_in_flight: max_in_flight.min(LARGEST_MAX_IN_FLIGHT),
             secret_watch: options.secret_watch,
         })
@@ -165,8 +164,7 @@ fn app_role(
     match (role_id, secret_id) {
         (Some(role_id), Some(secret_id)) => Ok(Some(AppRole { role_id, secret_id, wrapped })),
         (None, None) => Ok(None),
-        (Some(_), None) => Err("VAULT_ROLE_ID is set without VAULT_SECRET_ID; set both".to_owned()),
-        (None, Some(_)) => Err("VAULT_SECRET_ID is set without VAULT_ROLE_ID; set both".to_owned()),
+        _ => Err("VAULT_ROLE_ID and VAULT_SECRET_ID go together; set both".to_owned()),
     }
 }
 

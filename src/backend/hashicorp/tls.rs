@@ -29,7 +29,7 @@ pub(super) fn config(variables: &Variables<'_>, is_https: bool) -> Result<TlsCon
         (None, None) => None,
         _ => return Err("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together; set both".to_owned()),
     };
-    let skip_verify = variables.flag(None, "VAULT_SKIP_VERIFY", false)?;
+    let skip_verify = variables.parsed(None, "VAULT_SKIP_VERIFY", false)?;
     if !is_https {
         return Ok(TlsConfig::default());
     }

@@ -39,53 +39,75 @@ impl Variables<'_> {
             })
     }
 
-    /// The option, else the variable's value if it can be parsed, else the default.
-    fn parsed<T>(
+    /// The option, else the variable's value, else the default.
+    pub(super) fn parsed<T: Setting>(
         &self,
         option: Option<T>,
         name: &str,
         default: T,
-        parse: fn(&str) -> Option<T>,
-        kind: &str,
     ) -> Result<T, String> {
         match (option, self.text(name)) {
-            (None, Some(text)) => parse(text).ok_or_else(|| format!("{name} must be {kind}")),
+            (None, Some(text)) => T::parse(text).ok_or(format!("{name} must be {}", T::FORM)),
             (option, _) => Ok(option.unwrap_or(default)),
         }
     }
+}
 
-    pub(super) fn flag(
-        &self,
-        option: Option<bool>,
-        name: &str,
-        default: bool,
-    ) -> Result<bool, String> {
-        // The spellings of Go's `strconv.ParseBool`.
-        let parse = |text: &str| match text {
+/// A setting that is not a text.
+pub(super) trait Setting: Sized {
+    /// How it is written.
+    const FORM: &str;
+
+    fn parse(text: &str) -> Option<Self>;
+}
+
+impl Setting for usize {
+    const FORM: &str = "a number";
+
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
+impl Setting for bool {
+    const FORM: &str = "true or false";
+
+    /// The spellings of Go's `strconv.ParseBool`.
+    fn parse(text: &str) -> Option<Self> {
+        match text {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
             _ => None,
-        };
-        self.parsed(option, name, default, parse, "true or false")
+        }
     }
+}
 
-    pub(super) fn number(
-        &self,
-        option: Option<usize>,
-        name: &str,
-        default: usize,
-    ) -> Result<usize, String> {
-        self.parsed(option, name, default, |text| text.parse().ok(), "a number")
-    }
+impl Setting for Duration {
+    const FORM: &str = "a number of seconds or a duration such as 1m30s";
 
-    pub(super) fn duration(
-        &self,
-        option: Option<Duration>,
-        name: &str,
-        default: Duration,
-    ) -> Result<Duration, String> {
-        let kind = "a number of seconds or a duration such as 1m30s";
-        self.parsed(option, name, default, parse_duration, kind)
+    /// Seconds, or numbers with units as Go writes them: `90`, `90s`, `1m30s`, `500ms`.
+    fn parse(text: &str) -> Option<Self> {
+        if let Ok(seconds) = text.parse() {
+            return Some(Duration::from_secs(seconds));
+        }
+        let is_number = |c: char| c.is_ascii_digit() || c == '.';
+        let mut total = Duration::ZERO;
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (number, after) = rest.split_at(rest.find(|c| !is_number(c))?);
+            let (unit, after) = after.split_at(after.find(is_number).unwrap_or(after.len()));
+            let seconds = match unit {
+                "ms" => 0.001,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return None,
+            };
+            let number: f64 = number.parse().ok()?;
+            total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
+            rest = after;
+        }
+        (!text.is_empty()).then_some(total)
     }
 }
 
@@ -119,38 +141,13 @@ fn read_file(variable: &str, path: &Path) -> Result<Zeroizing<String>, String> {
         .map_err(|error| format!("{variable}: {} cannot be read: {error}", path.display()))
 }
 
-/// Parses seconds, or numbers with units as Go writes them: `90`, `90s`, `1m30s`, `500ms`.
-fn parse_duration(text: &str) -> Option<Duration> {
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let is_number = |c: char| c.is_ascii_digit() || c == '.';
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let (number, after) = rest.split_at(rest.find(|c| !is_number(c))?);
-        let (unit, after) = after.split_at(after.find(is_number).unwrap_or(after.len()));
-        let seconds = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        let number: f64 = number.parse().ok()?;
-        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
-        rest = after;
-    }
-    (!text.is_empty()).then_some(total)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn durations_are_seconds_or_have_units_as_in_go() {
-        let millis = |text| parse_duration(text).map(|duration| duration.as_millis());
+        let millis = |text| Duration::parse(text).map(|duration| duration.as_millis());
         assert_eq!(millis("90"), Some(90_000));
         assert_eq!(millis("1m30s"), Some(90_000));
         assert_eq!(millis("1.5s"), Some(1_500));

@@ -25,7 +25,6 @@ pub(super) enum Step {
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
-    generation: u64,
     /// The next step for the token, and its time.
     pub(super) plan: Option<(Duration, Step)>,
     backoff: Backoff,
@@ -46,7 +45,6 @@ impl Keeper {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
-            generation: 0,
             plan: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_mins(1)),
             has_looked_up: false,
@@ -86,13 +84,17 @@ impl Keeper {
         }
     }
 
-    /// Finds out why the server refused a request with the token of this generation.
-    pub(super) fn rejected(&mut self, generation: u64) -> Result<Option<Arc<Token>>, Unavailable> {
-        let current = self.shared.token().filter(|token| token.generation == generation);
-        let Some(token) = current else { return self.needed().map(Some) };
+    /// Finds out why the server refused a request with this token.
+    pub(super) fn rejected(
+        &mut self,
+        token: &Arc<Token>,
+    ) -> Result<Option<Arc<Token>>, Unavailable> {
+        if !self.shared.token().is_some_and(|current| Arc::ptr_eq(&current, token)) {
+            return self.needed().map(Some);
+        }
         let expires = self.shared.status().expires;
         if expires.is_none_or(|expires| expires > clock::now()) {
-            if self.look_up(&token)?.is_some() {
+            if self.look_up(token)?.is_some() {
                 return Ok(None);
             }
             if !self.has_looked_up {
@@ -273,10 +275,9 @@ impl Keeper {
     /// Makes this the token for all requests. One of its uses is taken, if they are limited (0
     /// means that they are not).
     fn adopt(&mut self, value: Secret, uses: u64) -> Arc<Token> {
-        self.generation += 1;
         let uses_left = uses.checked_sub(1).map(AtomicU64::new);
         let watched = self.shared.watched(&value);
-        let token = Arc::new(Token { value, generation: self.generation, uses_left, watched });
+        let token = Arc::new(Token { value, uses_left, watched });
         self.has_looked_up = false;
         self.logged_in = None;
         self.failed = None;

@@ -26,8 +26,6 @@ use keeper::Keeper;
 /// A token.
 pub(super) struct Token {
     value: Secret,
-    /// Its number among all tokens so far.
-    generation: u64,
     /// How many more requests it is good for, if that is limited.
     uses_left: Option<AtomicU64>,
     #[expect(dead_code, reason = "it is there to be dropped")]
@@ -128,8 +126,8 @@ impl Tokens {
     ///
     /// [`Unavailable`] if the token is dead and no other can be obtained, or if that cannot be
     /// found out.
-    pub(super) fn rejected(&self, token: &Token) -> Result<Option<Arc<Token>>, Unavailable> {
-        self.with_keeper(|keeper| keeper.rejected(token.generation))
+    pub(super) fn rejected(&self, token: &Arc<Token>) -> Result<Option<Arc<Token>>, Unavailable> {
+        self.with_keeper(|keeper| keeper.rejected(token))
     }
 
     /// Uses the keeper. A failure while this call waits for it is the failure of this call

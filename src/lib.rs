@@ -77,6 +77,8 @@ pub mod settings;
 #[cfg(all(unix, feature = "client"))]
 pub mod spawn;
 pub mod time;
+#[cfg(all(unix, any(feature = "client", feature = "hashicorp")))]
+mod unix_socket;
 
 pub use backend::{
     BackendFactory, BackendOptions, BackendStatus, CredentialVault, RenewalState, RenewalStatus,

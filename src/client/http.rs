@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::{ClientError, ClientOptions};
 use crate::peer::Process;
+use crate::unix_socket::connect;
 
 /// About 300,000 summaries.
 const MAX_BODY_BYTES: usize = 128 * 1024 * 1024;
@@ -136,7 +137,7 @@ impl Http {
         const ROOT: u32 = 0;
         // The kernel takes a timeout of zero for none.
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_micros(1));
-        let stream = open(&self.socket, left).map_err(|error| match error.kind() {
+        let stream = connect(&self.socket, left).map_err(|error| match error.kind() {
             ErrorKind::TimedOut => self.timed_out(),
             _ => self.unreachable(why_not_connected(&error)),
         })?;
@@ -319,28 +320,6 @@ fn request(method: &str, path: &str, body: Option<&[u8]>) -> Zeroizing<Vec<u8>> 
          {body_fields}\r\n"
     );
     Zeroizing::new([head.as_bytes(), body.unwrap_or_default()].concat())
-}
-
-/// Connects. On Linux a caller waits for a listener whose queue is full, but no longer than
-/// the send timeout (`unix_stream_connect` in `af_unix.c`). Other systems refuse at once.
-#[cfg(target_os = "linux")]
-fn open(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
-    use rustix::net::sockopt::{Timeout, set_socket_timeout};
-    use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
-
-    let address = net::SocketAddrUnix::new(socket)?;
-    let fd = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&fd, Timeout::Send, Some(timeout))?;
-    match rustix::io::retry_on_intr(|| net::connect(&fd, &address)) {
-        Ok(()) => Ok(fd.into()),
-        Err(rustix::io::Errno::AGAIN) => Err(ErrorKind::TimedOut.into()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open(socket: &Path, _timeout: Duration) -> io::Result<UnixStream> {
-    UnixStream::connect(socket)
 }
 
 fn why_not_connected(error: &io::Error) -> String {

@@ -2,12 +2,12 @@
 //! that are wiped.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
+use rustix::io::{read, retry_on_intr};
 use rustix::net::RecvFlags;
 use ureq::Error;
 use ureq::config::Config;
@@ -19,6 +19,7 @@ use ureq::unversioned::transport::{
 use zeroize::Zeroize;
 
 use super::tls::tls_failure;
+use crate::unix_socket::connect;
 
 /// No connection was made, so nothing was sent.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +141,8 @@ struct UnixTransport {
 
 impl UnixTransport {
     fn connect(path: &Path, details: &ConnectionDetails<'_>) -> Result<Box<dyn Transport>, Error> {
-        let stream = open(path, details.timeout.not_zero().map(|timeout| *timeout))?;
+        let timeout = details.timeout;
+        let stream = connect(path, *timeout.not_zero().unwrap_or(timeout.after))?;
         let config = details.config;
         let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
         Ok(Box::new(Self { stream, buffers }))
@@ -160,13 +162,8 @@ impl Transport for UnixTransport {
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         self.stream.set_read_timeout(timeout.not_zero().map(|timeout| *timeout))?;
-        let count = loop {
-            match self.stream.read(self.buffers.input_append_buf()) {
-                Ok(count) => break count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(explained(error, timeout)),
-            }
-        };
+        let received = retry_on_intr(|| read(&self.stream, self.buffers.input_append_buf()));
+        let count = received.map_err(|error| explained(error.into(), timeout))?;
         self.buffers.input_appended(count);
         Ok(count > 0)
     }
@@ -191,32 +188,6 @@ fn explained(error: io::Error, timeout: NextTimeout) -> Error {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout(timeout.reason),
         _ => Error::Io(error),
     }
-}
-
-/// Connects. On Linux, `connect` waits while the listener's queue is full, but no longer
-/// than the socket's send timeout (`unix_stream_connect` in the kernel; unix(7) does not
-/// mention it).
-#[cfg(target_os = "linux")]
-fn open(path: &Path, timeout: Option<Duration>) -> io::Result<UnixStream> {
-    use rustix::net::sockopt::{Timeout, set_socket_timeout};
-    use rustix::net::{
-        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
-    };
-
-    let address = SocketAddrUnix::new(path)?;
-    let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&fd, Timeout::Send, timeout)?;
-    match rustix::io::retry_on_intr(|| connect(&fd, &address)) {
-        Ok(()) => Ok(fd.into()),
-        Err(rustix::io::Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Connects. Other systems refuse a connection at once when the listener's queue is full.
-#[cfg(not(target_os = "linux"))]
-fn open(path: &Path, _timeout: Option<Duration>) -> io::Result<UnixStream> {
-    UnixStream::connect(path)
 }
 
 #[cfg(test)]

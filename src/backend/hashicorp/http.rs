@@ -18,7 +18,7 @@ use super::breaker::Breaker;
 use super::clock;
 use super::connect::{Dialer, NoResolver, NotConnected};
 use super::message::{Failure, Repeat, Reply, Request, Unavailable, errors_in};
-use super::settings::{Address, Settings};
+use super::settings::Settings;
 use super::tls::tls_failure;
 
 /// The server, for all requests of this backend.
@@ -67,15 +67,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 impl Http {
     /// Does not connect yet.
     pub(super) fn new(settings: &Settings) -> Self {
-        let (dialer, base, name) = match &settings.address {
-            Address::Unix(path) => (
-                Dialer::Unix(path.clone()),
-                "http://localhost".to_owned(),
-                format!("unix://{}", path.display()),
-            ),
-            Address::Http(base) => {
-                (Dialer::Http(DefaultConnector::new()), base.clone(), base.clone())
-            }
+        let name = settings.address.clone();
+        let (dialer, base) = match name.strip_prefix("unix://") {
+            Some(path) => (Dialer::Unix(path.into()), "http://localhost"),
+            None => (Dialer::Http(DefaultConnector::new()), &*name),
         };
         let config = ureq::Agent::config_builder()
             .proxy(None)
@@ -91,10 +86,10 @@ impl Http {
             .user_agent(USER_AGENT)
             .build();
         Self {
-            agent: ureq::Agent::with_parts(config, dialer, NoResolver),
             base: format!("{base}/v1/"),
+            follows_redirects: matches!(dialer, Dialer::Http(_)),
+            agent: ureq::Agent::with_parts(config, dialer, NoResolver),
             name,
-            follows_redirects: matches!(settings.address, Address::Http(_)),
             namespace: settings.namespace.clone(),
             timeout: settings.timeout,
             max_retries: settings.max_retries,

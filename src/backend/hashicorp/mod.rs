@@ -75,13 +75,8 @@ impl HashiCorpVault {
         Ok(Self { http, kv, namespaces: Namespaces::default() })
     }
 
-    fn read(
-        &self,
-        namespace: &Namespace,
-        refused: impl FnOnce(String) -> VaultError,
-    ) -> Result<Arc<Found>, VaultError> {
-        let found = self.namespaces.read(namespace, &self.kv);
-        found.map_err(|error| vault_error(error, refused))
+    fn read(&self, namespace: &Namespace) -> Result<Arc<Found>, Error> {
+        self.namespaces.read(namespace, &self.kv)
     }
 }
 
@@ -98,7 +93,7 @@ impl CredentialVault for HashiCorpVault {
 
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
         let read_failed = |reason| VaultError::ReadFailed { at: at.clone(), reason };
-        let found = self.read(at.namespace(), read_failed)?;
+        let found = self.read(at.namespace()).map_err(|error| vault_error(error, read_failed))?;
         let Some(field) = found.fields.as_ref().and_then(|fields| fields.get(at.key())) else {
             return Ok(None);
         };
@@ -124,13 +119,13 @@ impl CredentialVault for HashiCorpVault {
 
     fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let read_failed = |reason| VaultError::ReadFailed { at: at.clone(), reason };
-        let found = self.read(at.namespace(), read_failed)?;
+        let found = self.read(at.namespace()).map_err(|error| vault_error(error, read_failed))?;
         Ok(found.fields.as_ref().is_some_and(|fields| fields.contains_key(at.key())))
     }
 
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
         let refused = |reason| unavailable(&Unavailable::new(reason));
-        let found = self.read(namespace, refused)?;
+        let found = self.read(namespace).map_err(|error| vault_error(error, refused))?;
         Ok(found.fields.iter().flat_map(|fields| fields.keys().cloned()).collect())
     }
 

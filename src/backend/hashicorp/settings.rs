@@ -1,6 +1,5 @@
 //! The settings: options first, then the environment, then defaults.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use ureq::http::Uri;
@@ -53,7 +52,8 @@ pub struct HashiCorpOptions {
 /// The checked settings.
 #[derive(Debug)]
 pub(super) struct Settings {
-    pub(super) address: Address,
+    /// An `http://`, `https://` or `unix://` URL without a final slash.
+    pub(super) address: String,
     pub(super) tls: TlsConfig,
     pub(super) namespace: Option<String>,
     pub(super) mount: String,
@@ -67,14 +67,6 @@ pub(super) struct Settings {
     pub(super) max_retries: usize,
     pub(super) max_in_flight: usize,
     pub(super) secret_watch: Option<SecretWatch>,
-}
-
-/// The server's address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Address {
-    /// A base URL without a final slash, such as `https://vault.example:8200`.
-    Http(String),
-    Unix(PathBuf),
 }
 
 #[derive(Debug)]
@@ -114,7 +106,6 @@ impl Settings {
                  https://vault.example:8200",
             )?;
         let address = parse_address(&address)?;
-        let is_https = matches!(&address, Address::Http(base) if base.starts_with("https://"));
         let token = variables.source(options.token, "VAULT_TOKEN", "VAULT_TOKEN_FILE");
         let app_role = app_role(
             variables.source(options.role_id, "VAULT_ROLE_ID", "VAULT_ROLE_ID_FILE"),
@@ -140,7 +131,7 @@ impl Settings {
             .filter(|text| !text.trim_matches('/').is_empty())
             .map(|text| path("VAULT_NAMESPACE", &text, |c| c.is_ascii_graphic()));
         Ok(Self {
-            tls: tls::config(variables, is_https)?,
+            tls: tls::config(variables, address.starts_with("https://"))?,
             address,
             namespace: namespace.transpose()?,
             mount: folder(options.kv_mount, "VAULT_KV_MOUNT", "secret")?,
@@ -168,23 +159,21 @@ fn app_role(
     }
 }
 
-fn parse_address(text: &str) -> Result<Address, String> {
+fn parse_address(text: &str) -> Result<String, String> {
     let unusable = || {
         "VAULT_ADDR is not an address; write it as https://vault.example:8200, \
          http://127.0.0.1:8200 or unix:///run/vault.sock"
             .to_owned()
     };
     if let Some(path) = text.strip_prefix("unix://") {
-        return if path.is_empty() { Err(unusable()) } else { Ok(Address::Unix(path.into())) };
+        return if path.is_empty() { Err(unusable()) } else { Ok(text.to_owned()) };
     }
     let base = text.trim_end_matches('/');
     let uri: Uri = base.parse().map_err(|_| unusable())?;
     // The part before an @ is a password, which messages would show.
     let has_no_user = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     match uri.scheme_str() {
-        Some("http" | "https") if has_no_user && uri.query().is_none() => {
-            Ok(Address::Http(base.to_owned()))
-        }
+        Some("http" | "https") if has_no_user && uri.query().is_none() => Ok(base.to_owned()),
         _ => Err(unusable()),
     }
 }
@@ -222,7 +211,7 @@ mod tests {
     #[test]
     fn the_defaults_are_the_documented_ones() {
         let settings = read(&[ADDRESS, TOKEN]).expect("complete");
-        assert_eq!(settings.address, Address::Http("https://vault.example:8200".to_owned()));
+        assert_eq!(settings.address, "https://vault.example:8200");
         assert_eq!((&*settings.mount, &*settings.prefix), ("secret", "intentframe"));
         assert_eq!(settings.namespace, None);
         assert!(settings.renew && !settings.tls.disable_verification());
@@ -242,13 +231,13 @@ mod tests {
         };
         let settings =
             Settings::new(options, &environment.into_iter().collect()).expect("complete");
-        assert_eq!(settings.address, Address::Unix("/run/vault.sock".into()));
+        assert_eq!(settings.address, "unix:///run/vault.sock");
         assert_eq!(settings.mount, "team/kv");
         assert!(!settings.renew);
 
         let settings = read(&[ADDRESS, ("VAULT_AGENT_ADDR", "unix:///run/agent.sock")]);
         let settings = settings.expect("an agent adds the token");
-        assert_eq!(settings.address, Address::Unix("/run/agent.sock".into()));
+        assert_eq!(settings.address, "unix:///run/agent.sock");
     }
 
     #[test]

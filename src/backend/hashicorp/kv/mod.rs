@@ -38,7 +38,7 @@ impl Kv {
     /// Sends a request with the token; once more if that was dead and there is another.
     fn ask(&self, request: Request<'_>) -> Result<Reply, Error> {
         let token = self.tokens.token()?;
-        let reply = self.http.send(&request, token.as_ref().map(|token| token.value()))?;
+        let reply = self.http.send(&request, token.as_ref().map(|token| &token.value))?;
         let Some(token) = token.filter(|_| reply.status == 403) else { return Ok(reply) };
         match self.tokens.rejected(&token)? {
             None => Ok(reply),
@@ -46,7 +46,7 @@ impl Kv {
             Some(_) if request.repeat == Repeat::Never => {
                 Err(Unavailable::new("the token was replaced meanwhile").into())
             }
-            Some(token) => Ok(self.http.send(&request, Some(token.value()))?),
+            Some(token) => Ok(self.http.send(&request, Some(&token.value))?),
         }
     }
 

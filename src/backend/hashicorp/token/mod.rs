@@ -25,7 +25,7 @@ use keeper::Keeper;
 
 /// A token.
 pub(super) struct Token {
-    value: Secret,
+    pub(in crate::backend::hashicorp) value: Secret,
     /// How many more requests it is good for, if that is limited.
     uses_left: Option<AtomicU64>,
     #[expect(dead_code, reason = "it is there to be dropped")]
@@ -33,10 +33,6 @@ pub(super) struct Token {
 }
 
 impl Token {
-    pub(super) fn value(&self) -> &Secret {
-        &self.value
-    }
-
     /// Takes one of its uses, if there is one left.
     fn take_use(&self) -> bool {
         self.uses_left.as_ref().is_none_or(|left| {

@@ -191,7 +191,7 @@ fn path(name: &str, text: &str, is_allowed: fn(char) -> bool) -> Result<String, 
     if path.split('/').all(is_name) {
         Ok(path.to_owned())
     } else {
-        Err(format!("{name} must be a path, best of letters, digits and -._~@+ between slashes"))
+        Err(format!("{name} must be a path; use letters, digits and -._~@+ between slashes"))
     }
 }
 

@@ -48,7 +48,7 @@ pub(in super::super) struct Found {
 }
 
 impl Found {
-    /// What an answer says; `None` if it is a refusal, or not the answer of a KV engine.
+    /// Parses an answer. Returns `None` if it is a refusal, or not the answer of a KV engine.
     pub(super) fn in_reply(reply: &Reply) -> Option<Self> {
         #[derive(Deserialize)]
         struct Answer {

@@ -329,7 +329,7 @@ impl Keeper {
     fn try_again(&mut self, step: Step, error: &Unavailable) -> Duration {
         let pause = jitter(self.backoff.next_pause());
         if !self.shared.http.is_closed() {
-            log::warn!("there is no new Vault token: {error}; trying again in {pause:.1?}");
+            log::warn!("could not renew the Vault token: {error}; trying again in {pause:.1?}");
         }
         let at = clock::now() + pause;
         self.plan = Some((at, step));

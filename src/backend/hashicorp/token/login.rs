@@ -14,7 +14,7 @@ use crate::backend::hashicorp::message::{
 };
 use crate::secret::Secret;
 
-/// What the server says about a token's life.
+/// A token's life, as the server states it.
 #[derive(Clone, Copy)]
 pub(super) struct Lease {
     /// The rest of its life; `None` if it does not expire.

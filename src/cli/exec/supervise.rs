@@ -228,22 +228,24 @@ impl Supervisor {
     /// Delivers new credentials from now on, and returns how to tell the command. If that is
     /// not possible, everything stays as it is.
     fn take(&mut self, credentials: Arc<RuntimeEnv>) -> Option<&Watch> {
-        let taken = self.variables(&credentials).and_then(|_| {
-            if let Some(masks) = &self.masks {
-                masks.add(&credentials);
-            }
-            #[cfg(target_os = "linux")]
-            if let Some(files) = &mut self.files {
-                files.replace(&credentials)?;
-            }
-            Ok(())
-        });
-        if let Err(failure) = taken {
+        if let Err(failure) = self.try_take(&credentials) {
             super::warn(&failure.message);
             return None;
         }
         self.credentials = credentials;
         self.watch.as_ref()
+    }
+
+    fn try_take(&mut self, credentials: &Arc<RuntimeEnv>) -> Result<(), Failure> {
+        self.variables(credentials)?;
+        if let Some(masks) = &self.masks {
+            masks.add(credentials);
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(files) = &mut self.files {
+            files.replace(credentials)?;
+        }
+        Ok(())
     }
 }
 

@@ -880,3 +880,57 @@ fn a_panic_shows_no_value() {
     daemon.join().expect("it stops");
     search.nothing_in_files(place.root());
 }
+
+/// How often `wanted` is in the memory of the service (proc(5): `maps` and `mem`).
+fn copies_in_memory(service: &Service, wanted: &[u8]) -> usize {
+    use std::os::unix::fs::FileExt as _;
+    let directory = format!("/proc/{}", service.id());
+    let maps = fs::read_to_string(format!("{directory}/maps")).expect("root may read it");
+    let memory = fs::File::open(format!("{directory}/mem")).expect("root may read it");
+    let number = |text: &str| u64::from_str_radix(text, 16).expect("a hexadecimal number");
+    let mut copies = 0;
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let (range, _) = line.split_once(' ').expect("fields");
+        let (start, end) = range.split_once('-').expect("a range");
+        let (start, end) = (number(start), number(end));
+        let mut bytes = vec![0; usize::try_from(end - start).expect("it fits into memory")];
+        // A mapping may be gone by now.
+        let Ok(count) = memory.read_at(&mut bytes, start) else { continue };
+        copies += bytes[..count].windows(wanted.len()).filter(|at| *at == wanted).count();
+    }
+    copies
+}
+
+#[test]
+fn a_deleted_value_leaves_no_copy_in_memory() {
+    if !getuid().is_root() {
+        support::skip("reading the memory of the service needs root");
+        return;
+    }
+    let place = Place::new();
+    let service = place.start();
+    // Longer than a vector register: those are saved on stacks by code that is not ours.
+    let wanted = MARKER.repeat(8);
+    // One that is sent together with its head, and one that is not.
+    let values = [MARKER.repeat(20), MARKER.repeat(3_000)];
+    let path = |client: usize, number: usize| format!("/v1/credentials/memory/{client}-{number}");
+    let mut clients: Vec<Connection> = (0..4).map(|_| service.connect()).collect();
+    for _ in 0..5 {
+        for (client, connection) in clients.iter_mut().enumerate() {
+            for (number, value) in values.iter().enumerate() {
+                let stored =
+                    connection.exchange(&put(&path(client, number), &json!({ "value": value })));
+                assert_eq!(stored.status, 200);
+                assert_eq!(&connection.exchange(&get(&path(client, number))).value(), value);
+            }
+        }
+    }
+    assert!(copies_in_memory(&service, wanted.as_bytes()) > 0, "stored values are in memory");
+    for (client, connection) in clients.iter_mut().enumerate() {
+        for number in 0..values.len() {
+            assert_eq!(connection.exchange(&delete(&path(client, number))).status, 200);
+        }
+    }
+    // A worker answers before it has put the connection back and wiped the buffer that it lent.
+    wait_until("every copy is gone", || copies_in_memory(&service, wanted.as_bytes()) == 0);
+}

@@ -5,12 +5,13 @@ mod http;
 
 pub use error::ClientError;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::model::{
@@ -22,9 +23,6 @@ use http::{Answer, Http};
 
 /// The default of [`ClientOptions::timeout`].
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The longest body of an error that is searched for its `detail`.
-const MAX_DETAIL_BYTES: usize = 64 * 1024;
 
 /// A blocking client of the service, over its Unix socket.
 ///
@@ -90,7 +88,7 @@ impl VaultClient {
     /// Creates a client with settings of its own.
     #[must_use]
     pub fn with_options(socket: impl Into<PathBuf>, options: &ClientOptions) -> Self {
-        Self(Http::new(socket.into(), options))
+        Self(Http { socket: socket.into(), options: options.clone(), idle: Mutex::default() })
     }
 
     /// Creates a client of the service on `socket`, else on the socket that
@@ -133,13 +131,8 @@ impl VaultClient {
             value: String,
         }
 
-        let answer = self.0.ask("GET", &path_of(at), None)?;
-        match answer.status {
-            200 => self.parse(&answer).map(|Found { value }| Some(Secret::new(value))),
-            404 if answer.detail().is_some() => Ok(None),
-            404 => Err(self.0.protocol("it answered 404 without a reason".to_owned())),
-            _ => Err(self.unexpected(&answer)),
-        }
+        found(self.read::<Found>(&path_of(at)))
+            .map(|found| found.map(|Found { value }| Secret::new(value)))
     }
 
     /// Asks whether there is such a credential. Does not set `last_used_at`.
@@ -148,12 +141,7 @@ impl VaultClient {
     ///
     /// [`ClientError`].
     pub fn has(&self, at: &CredentialRef) -> Result<bool, ClientError> {
-        let answer = self.0.ask("HEAD", &path_of(at), None)?;
-        match answer.status {
-            200 => Ok(true),
-            404 => Ok(false),
-            _ => Err(self.unexpected(&answer)),
-        }
+        found(self.call("HEAD", &path_of(at), b"")).map(|found| found.is_some())
     }
 
     /// Stores a value. Replaces an earlier one.
@@ -163,7 +151,7 @@ impl VaultClient {
     /// [`ClientError`]; after [`ClientError::TimedOut`] and [`ClientError::OutcomeUnknown`]
     /// the value may have been stored.
     pub fn store(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), ClientError> {
-        self.change("PUT", at, Some(&store_body(request)))
+        self.call("PUT", &path_of(at), &store_body(request)).map(drop)
     }
 
     /// Deletes a credential. Succeeds even if there was none.
@@ -173,7 +161,7 @@ impl VaultClient {
     /// [`ClientError`]; after [`ClientError::TimedOut`] and [`ClientError::OutcomeUnknown`]
     /// the credential may have been deleted.
     pub fn delete(&self, at: &CredentialRef) -> Result<(), ClientError> {
-        self.change("DELETE", at, None)
+        self.call("DELETE", &path_of(at), b"").map(drop)
     }
 
     /// Lists all credentials, ordered by namespace and key.
@@ -191,7 +179,7 @@ impl VaultClient {
     ///
     /// [`ClientError`].
     pub fn list_namespace(&self, namespace: &Namespace) -> Result<Vec<MaskedSummary>, ClientError> {
-        self.read(&format!("/v1/credentials/{}", Segment(namespace.as_str())))
+        self.read(&format!("/v1/credentials/{}", segment(namespace.as_str())))
     }
 
     /// Lists the credentials that are delivered as environment variables, without values.
@@ -204,112 +192,80 @@ impl VaultClient {
     }
 
     fn read<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let answer = self.0.ask("GET", path, None)?;
-        match answer.status {
-            200 => self.parse(&answer),
-            _ => Err(self.unexpected(&answer)),
-        }
-    }
-
-    fn change(
-        &self,
-        method: &str,
-        at: &CredentialRef,
-        body: Option<&[u8]>,
-    ) -> Result<(), ClientError> {
-        let answer = self.0.ask(method, &path_of(at), body)?;
-        match answer.status {
-            200 | 204 => Ok(()),
-            _ => Err(self.unexpected(&answer)),
-        }
-    }
-
-    fn parse<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, ClientError> {
+        let answer = self.call("GET", path, b"")?;
         serde_json::from_slice(answer.body()).map_err(|error| {
             // serde_json's message may quote what it read.
             let column = error.column();
-            self.0.protocol(format!("the JSON of its answer is wrong (column {column})"))
+            self.0.protocol(&format!("the JSON of its answer is wrong (column {column})"))
         })
     }
 
-    /// The error for a status other than success.
-    fn unexpected(&self, answer: &Answer) -> ClientError {
+    /// Returns the answer if its status is 200.
+    fn call(&self, method: &str, path: &str, body: &[u8]) -> Result<Answer, ClientError> {
+        let answer = self.0.ask(method, path, body)?;
         let status = answer.status;
-        let detail = answer.detail().unwrap_or_else(|| {
-            // The answer to HEAD has no body.
-            match status {
-                403 => "it does not serve this user",
-                503 => "its backend is unavailable; its log says why",
-                _ => "it gave no reason; its log may",
+        if status == 200 {
+            return Ok(answer);
+        }
+        let detail = match detail(answer.body()) {
+            Some(detail) => detail,
+            // Any web server answers 404, but not with a reason like that of the vault.
+            None if status == 404 && method != "HEAD" => {
+                return Err(self.0.protocol(&"it answered 404 without a reason"));
             }
-            .to_owned()
-        });
-        match status {
+            None => "it gave no reason; its log may".to_owned(),
+        };
+        Err(match status {
             400..=499 => ClientError::Refused { status, detail },
             500..=599 => ClientError::Failed { status, detail },
-            _ => self.0.protocol(format!("it answered with status {status}")),
-        }
+            _ => self.0.protocol(&format!("it answered with status {status}")),
+        })
     }
 }
 
-impl Answer {
-    fn body(&self) -> &[u8] {
-        &self.bytes[self.body.clone()]
+/// Returns `None` for an answer with status 404.
+fn found<T>(outcome: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+    match outcome {
+        Err(ClientError::Refused { status: 404, .. }) => Ok(None),
+        outcome => outcome.map(Some),
     }
+}
 
-    /// The `detail` of an error. Of a list, only where and what: a service may echo the input
-    /// in it.
-    fn detail(&self) -> Option<String> {
-        #[derive(Deserialize)]
-        struct Body {
-            detail: Detail,
+/// The `detail` of an error. Of a list, only the place and the message of each fault: a
+/// service may echo the input in it.
+fn detail(body: &[u8]) -> Option<String> {
+    let show = |fault: &Value| {
+        let part = |it: &Value| it.as_str().map_or_else(|| it.to_string(), str::to_owned);
+        let place: Vec<String> = fault["loc"].as_array()?.iter().map(part).collect();
+        Some(format!("{}: {}", place.join("."), fault["msg"].as_str()?))
+    };
+    match &serde_json::from_slice::<Value>(body).ok()?["detail"] {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(faults) => {
+            Some(faults.iter().map(show).collect::<Option<Vec<_>>>()?.join("; "))
         }
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Detail {
-            Text(String),
-            Faults(Vec<Fault>),
-        }
-        #[derive(Deserialize)]
-        struct Fault {
-            #[serde(default)]
-            loc: Vec<serde_json::Value>,
-            msg: String,
-        }
-        let told = |Fault { loc, msg }: Fault| {
-            let part = |it: &serde_json::Value| it.as_str().map_or(it.to_string(), str::to_owned);
-            let place = loc.iter().map(part).collect::<Vec<_>>().join(".");
-            if place.is_empty() { msg } else { format!("{place}: {msg}") }
-        };
-
-        if self.body.len() > MAX_DETAIL_BYTES {
-            return None;
-        }
-        let Body { detail } = serde_json::from_slice(self.body()).ok()?;
-        Some(match detail {
-            Detail::Text(text) => text,
-            Detail::Faults(faults) => faults.into_iter().map(told).collect::<Vec<_>>().join("; "),
-        })
+        _ => None,
     }
 }
 
 fn path_of(at: &CredentialRef) -> String {
-    format!("/v1/credentials/{}/{}", Segment(at.namespace().as_str()), Segment(at.key()))
+    format!("/v1/credentials/{}/{}", segment(at.namespace().as_str()), segment(at.key()))
 }
 
 /// A path segment, in which all but the unreserved characters of RFC 3986 are
 /// percent-encoded.
-struct Segment<'a>(&'a str);
-
-impl fmt::Display for Segment<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.bytes().try_for_each(|byte| match byte {
+fn segment(text: &str) -> String {
+    let digit = |half: u8| char::from(b"0123456789ABCDEF"[usize::from(half)]);
+    let mut segment = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                fmt::Write::write_char(f, byte.into())
+                segment.push(byte.into());
             }
-            _ => write!(f, "%{byte:02X}"),
-        })
+            _ => segment.extend(['%', digit(byte >> 4), digit(byte & 0xf)]),
+        }
     }
+    segment
 }
 
 /// The JSON of a store, in a buffer that is wiped.
@@ -322,9 +278,6 @@ fn store_body(request: &StoreRequest) -> Zeroizing<Vec<u8>> {
         env_name: Option<&'a str>,
         validator_id: Option<&'a str>,
     }
-    /// A control character takes six bytes: `\u0000`.
-    const LONGEST_ESCAPE: usize = 6;
-
     let body = Body {
         value: request.value.expose(),
         delivery_mode: request.delivery_mode,
@@ -332,10 +285,9 @@ fn store_body(request: &StoreRequest) -> Zeroizing<Vec<u8>> {
         env_name: request.env_name.as_deref(),
         validator_id: request.validator_id.as_deref(),
     };
-    // Growing would leave a copy of the value behind. It comes first, so only the rest can.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(
-        LONGEST_ESCAPE.saturating_mul(request.value.len()).saturating_add(4096),
-    ));
+    // Growing would leave a copy of the value behind. It comes first, so only the rest can. A
+    // control character takes six bytes: `\u0000`.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(6 * request.value.len() + 4096));
     serde_json::to_writer(&mut *bytes, &body).expect("strings serialise, and memory takes writes");
     bytes
 }
@@ -361,10 +313,7 @@ mod tests {
 
     #[test]
     fn details_show_no_input() {
-        let detail = |body: &str| {
-            let bytes = Zeroizing::new(body.as_bytes().to_vec());
-            Answer { status: 422, body: 0..bytes.len(), bytes }.detail()
-        };
+        let detail = |body: &str| detail(body.as_bytes());
         assert_eq!(detail(r#"{"detail":"Not Found"}"#).as_deref(), Some("Not Found"));
         assert_eq!(
             detail(
@@ -374,8 +323,8 @@ mod tests {
             .as_deref(),
             Some("body.value: m; body.0: n")
         );
-        assert_eq!(detail("Internal Server Error"), None);
-        assert_eq!(detail(""), None);
+        assert_eq!(detail("Internal Server Error"), b"");
+        assert_eq!(detail(""), b"");
     }
 
     #[test]

@@ -10,38 +10,33 @@ use super::{Problem, SpawnError};
 
 /// Variables and their values. Its `Debug` shows no values.
 #[derive(Default)]
-pub struct RuntimeEnv(BTreeMap<String, Delivered>);
-
-pub(super) struct Delivered {
-    pub at: CredentialRef,
-    pub value: Secret,
-}
+pub struct RuntimeEnv(BTreeMap<String, (CredentialRef, Secret)>);
 
 impl RuntimeEnv {
-    pub(super) fn new(variables: BTreeMap<String, Delivered>) -> Self {
-        Self(variables)
+    pub(super) fn insert(&mut self, name: String, at: CredentialRef, value: Secret) {
+        self.0.insert(name, (at, value));
     }
 
     /// The variables and their values, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
-        self.0.iter().map(|(name, delivered)| (name.as_str(), &delivered.value))
+        self.0.iter().map(|(name, (_, value))| (name.as_str(), value))
     }
 
     /// The values, for code that keeps them out of a log.
     pub fn values(&self) -> impl Iterator<Item = &Secret> {
-        self.0.values().map(|delivered| &delivered.value)
+        self.0.values().map(|(_, value)| value)
     }
 
     /// The value of one variable.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Secret> {
-        self.0.get(name).map(|delivered| &delivered.value)
+        self.0.get(name).map(|(_, value)| value)
     }
 
     /// The credential that a variable holds.
     #[must_use]
     pub fn credential(&self, name: &str) -> Option<&CredentialRef> {
-        self.0.get(name).map(|delivered| &delivered.at)
+        self.0.get(name).map(|(at, _)| at)
     }
 
     /// The number of variables.
@@ -59,10 +54,8 @@ impl RuntimeEnv {
     /// Whether a process would see no difference: the same names with the same values.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
-        self.len() == other.len()
-            && self.iter().zip(other.iter()).all(|((name, value), (other_name, other_value))| {
-                name == other_name && value.expose() == other_value.expose()
-            })
+        let others = other.iter().map(|(name, value)| (name, value.expose()));
+        self.iter().map(|(name, value)| (name, value.expose())).eq(others)
     }
 
     /// Checks that a variable can hold each value. A file can hold any.
@@ -71,11 +64,12 @@ impl RuntimeEnv {
     ///
     /// [`SpawnError::Problems`], with each value that has a NUL byte.
     pub fn check_variables(&self) -> Result<(), SpawnError> {
-        let with_nul = |(name, delivered): (&String, &Delivered)| {
-            let has_nul = delivered.value.expose().contains('\0');
-            has_nul.then(|| Problem::HasNul { at: delivered.at.clone(), name: name.clone() })
+        let with_nul = self.0.iter().filter(|(_, (_, value))| value.expose().contains('\0'));
+        let problem = |(name, (at, _)): (&String, &(CredentialRef, Secret))| Problem::HasNul {
+            at: at.clone(),
+            name: name.clone(),
         };
-        SpawnError::unless_none(self.0.iter().filter_map(with_nul).collect())
+        SpawnError::unless_none(with_nul.map(problem).collect())
     }
 }
 

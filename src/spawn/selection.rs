@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::client::VaultClient;
+use crate::client::{ClientError, VaultClient};
 use crate::env_name;
 use crate::model::{CredentialRef, Namespace, RuntimeEnvEntry};
 
@@ -89,47 +89,31 @@ impl Selection {
         for entry in client.list_runtime_env()? {
             match CredentialRef::parse(&entry.namespace, &entry.key) {
                 Ok(at) => drop(listed.insert(at, entry)),
-                Err(_) if self.covers(&entry.namespace) => {
-                    let RuntimeEnvEntry { namespace, key, .. } = entry;
-                    problems.push(Problem::Unnameable { namespace, key });
-                }
+                Err(_) if self.covers(&entry.namespace) => problems
+                    .push(Problem::Unnameable { namespace: entry.namespace, key: entry.key }),
                 Err(_) => {}
             }
         }
-        let is_covered = |at: &CredentialRef, entry| {
+        let covered = listed.iter().filter(|(at, entry)| {
             self.covers(at.namespace().as_str()) && self.is_for_consumer(entry)
-        };
-        let covered = listed.iter().filter(|(at, entry)| is_covered(at, entry));
-        let under_own_name = covered.map(|(at, _)| at).chain(&self.only).map(|at| (None, at));
-        let mapped = self.mapped.iter().map(|(name, at)| (Some(name), at));
+        });
+        let is_mapped = |at| self.mapped.iter().any(|(_, mapped)| mapped == at);
+        let own = covered.map(|(at, _)| at).chain(&self.only).filter(|at| !is_mapped(*at));
+        let mapped = self.mapped.iter().map(|(name, at)| (at, Some(name)));
 
         let mut chosen: BTreeMap<String, BTreeSet<CredentialRef>> = BTreeMap::new();
-        for (name, at) in under_own_name.chain(mapped) {
-            let entry = listed.get(at);
-            if let Some(problem) = self.refusal(client, at, entry)? {
-                problems.push(problem);
-                continue;
-            }
-            if name.is_none() && self.mapped.iter().any(|(_, mapped)| mapped == at) {
-                continue;
-            }
-            let at = at.clone();
-            match name.or(entry.and_then(|entry| entry.env_name.as_ref())) {
-                None => problems.push(Problem::NoName { at }),
-                Some(name) => match env_name::check(name) {
-                    Ok(()) => drop(chosen.entry(name.clone()).or_default().insert(at)),
-                    Err(problem) => {
-                        problems.push(Problem::Name { at, name: name.clone(), problem });
-                    }
-                },
+        for (at, name) in own.map(|at| (at, None)).chain(mapped) {
+            match self.variable(client, at, name, listed.get(at))? {
+                Ok(name) => drop(chosen.entry(name).or_default().insert(at.clone())),
+                Err(problem) => problems.push(problem),
             }
         }
         let mut plan = Plan::new();
         for (name, of) in chosen {
-            if of.len() > 1 {
-                problems.push(Problem::Conflict { name, of: of.into_iter().collect() });
-            } else {
-                plan.extend(of.into_iter().map(|at| (name.clone(), at)));
+            let of: Vec<CredentialRef> = of.into_iter().collect();
+            match <[CredentialRef; 1]>::try_from(of) {
+                Ok([at]) => drop(plan.insert(name, at)),
+                Err(of) => problems.push(Problem::Conflict { name, of }),
             }
         }
         SpawnError::unless_none(problems).map(|()| plan)
@@ -146,22 +130,30 @@ impl Selection {
         allowed.is_empty() || self.consumer.as_ref().is_none_or(|name| allowed.contains(name))
     }
 
-    /// Why the process may not have a credential, whose `entry` the vault may have listed.
-    fn refusal(
+    /// The variable for a credential: `name`, else the one in its `entry`, if the vault has
+    /// listed one. Or why there is none.
+    fn variable(
         &self,
         client: &VaultClient,
         at: &CredentialRef,
+        name: Option<&String>,
         entry: Option<&RuntimeEnvEntry>,
-    ) -> Result<Option<Problem>, SpawnError> {
+    ) -> Result<Result<String, Problem>, ClientError> {
         let at = at.clone();
-        Ok(match (entry, &self.consumer) {
+        Ok(Err(match (entry, &self.consumer) {
             (Some(entry), Some(consumer)) if !self.is_for_consumer(entry) => {
-                Some(Problem::NotForConsumer { at, consumer: consumer.clone() })
+                Problem::NotForConsumer { at, consumer: consumer.clone() }
             }
             // The vault does not list what is executor_only, or does not exist.
-            (None, _) if !client.has(&at)? => Some(Problem::Missing { at }),
-            (None, _) if !self.executor_only => Some(Problem::ExecutorOnly { at }),
-            _ => None,
-        })
+            (None, _) if !client.has(&at)? => Problem::Missing { at },
+            (None, _) if !self.executor_only => Problem::ExecutorOnly { at },
+            _ => match name.or(entry.and_then(|entry| entry.env_name.as_ref())).cloned() {
+                None => Problem::NoName { at },
+                Some(name) => match env_name::check(&name) {
+                    Ok(()) => return Ok(Ok(name)),
+                    Err(problem) => Problem::Name { at, name, problem },
+                },
+            },
+        }))
     }
 }

@@ -1,10 +1,10 @@
 //! The `service` backend: forwards to another vault service over its socket.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 
-use crate::client::{ClientError, ClientOptions, Health, VaultClient};
+use crate::client::{ClientError, ClientOptions, VaultClient};
 use crate::error::{Field, VaultError};
 use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
 use crate::secret::Secret;
@@ -63,38 +63,27 @@ impl ServiceVault {
 
     /// Follows the chain of forwarding services. Rejects a loop, direct or indirect.
     fn check_for_loop(&self, own: &Path) -> Result<(), VaultError> {
-        let own = resolved(own);
-        let mut seen = HashSet::new();
         let mut next = resolved(self.client.socket());
-        loop {
-            if next == own {
-                return Err(invalid(format!(
-                    "the service would forward to itself at {}; set {UPSTREAM_VARIABLE} to the \
-                     socket of another service, or listen on another socket",
-                    own.display()
-                )));
-            }
-            if !seen.insert(next.clone()) {
-                let next = next.display();
-                return Err(invalid(format!("the service would forward into a loop at {next}")));
-            }
-            let is_first = seen.len() == 1;
-            let asked = if is_first { self.health() } else { VaultClient::new(&next).health() };
-            let health = match asked {
-                Ok(health) => health,
-                Err(error) if is_first => return Err(unavailable(error)),
+        let mut seen = HashSet::from([resolved(own)]);
+        while seen.insert(next.clone()) {
+            let health = if seen.len() == 2 {
+                self.health.health().map_err(unavailable)?
+            } else if let Ok(health) = VaultClient::new(&next).health() {
+                health
+            } else {
                 // The service before it reports whether this one works.
-                Err(_) => return Ok(()),
+                return Ok(());
             };
             match health.more.get("upstream").and_then(serde_json::Value::as_str) {
                 Some(upstream) => next = resolved(Path::new(upstream)),
                 None => return Ok(()),
             }
         }
-    }
-
-    fn health(&self) -> Result<Health, ClientError> {
-        self.health.health()
+        Err(invalid(format!(
+            "the service at {} would forward to itself; set {UPSTREAM_VARIABLE} to the socket of \
+             another service, or listen on another socket",
+            next.display()
+        )))
     }
 }
 
@@ -130,12 +119,12 @@ fn unavailable(error: ClientError) -> VaultError {
 /// The path with the links of its directory resolved, so that two names of one socket are
 /// equal even before the socket exists.
 fn resolved(socket: &Path) -> PathBuf {
-    let directory = match socket.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
+    let path = path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
+    let directory = path.parent().and_then(|directory| directory.canonicalize().ok());
+    let path = match (directory, path.file_name()) {
+        (Some(directory), Some(name)) => directory.join(name),
+        _ => path,
     };
-    let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
-    let path = socket.file_name().map_or_else(|| directory.clone(), |name| directory.join(name));
     path.canonicalize().unwrap_or(path)
 }
 
@@ -176,12 +165,12 @@ impl CredentialVault for ServiceVault {
     fn check(&self) -> Result<(), VaultError> {
         match &self.own {
             Some(own) => self.check_for_loop(own),
-            None => self.health().map(drop).map_err(unavailable),
+            None => self.health.health().map(drop).map_err(unavailable),
         }
     }
 
     fn status(&self) -> BackendStatus {
-        let health = self.health();
+        let health = self.health.health();
         let works = health.as_ref().is_ok_and(|health| health.status == "ok");
         BackendStatus {
             works,

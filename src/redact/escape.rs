@@ -35,31 +35,29 @@ const PLAIN: JsonStyle =
 /// The default of Python's `json.dumps`.
 pub(super) const PYTHON: JsonStyle = JsonStyle { ascii: true, delete: true, ..PLAIN };
 
-/// Unsafe within HTML (Go's default).
-const HTML: &[u8] = b"<>&";
-
-pub(super) fn json_styles() -> impl Iterator<Item = JsonStyle> {
-    let common = [LOWER, UPPER].into_iter().flat_map(|digits| {
-        [false, true].into_iter().flat_map(move |ascii| {
-            [false, true].into_iter().flat_map(move |slash| {
-                [b"", HTML].into_iter().map(move |also| JsonStyle {
-                    digits,
-                    ascii,
-                    delete: ascii,
-                    slash,
-                    also,
-                })
-            })
-        })
-    });
-    common.chain([
+pub(super) fn json_styles() -> Vec<JsonStyle> {
+    let mut styles = vec![
         // jq; then PHP, which does not escape DEL.
         JsonStyle { delete: true, ..PLAIN },
         JsonStyle { ascii: true, slash: true, ..PLAIN },
         // Gson, and .NET, which has no short form for a quotation mark.
         JsonStyle { also: b"<>&='", ..PLAIN },
-        JsonStyle { digits: UPPER, ascii: true, delete: true, also: b"<>&'\"+`", ..PLAIN },
-    ])
+        JsonStyle { digits: UPPER, also: b"<>&'\"+`", ..PYTHON },
+    ];
+    for digits in [LOWER, UPPER] {
+        for slash in [false, true] {
+            // The latter are unsafe within HTML: Go's default.
+            for also in [&b""[..], b"<>&"] {
+                styles.extend([PLAIN, PYTHON].map(|style| JsonStyle {
+                    digits,
+                    slash,
+                    also,
+                    ..style
+                }));
+            }
+        }
+    }
+    styles
 }
 
 impl JsonStyle {

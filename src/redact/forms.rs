@@ -36,12 +36,11 @@ impl Forms {
         if bytes.contains(&b'\n') {
             // As a terminal shows it.
             let mut text = scratch(bytes.len() * 2);
-            for &byte in bytes {
-                text.extend_from_slice(if byte == b'\n' {
-                    b"\r\n"
-                } else {
-                    std::slice::from_ref(&byte)
-                });
+            for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+                match line.strip_suffix(b"\n") {
+                    Some(line) => text.extend(line.iter().chain(b"\r\n")),
+                    None => text.extend(line),
+                }
             }
             self.plain(&text);
         }

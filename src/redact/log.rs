@@ -151,37 +151,25 @@ impl<L: Log> Log for RedactingLogger<L> {
         let finder = self.secrets.finder();
         let redacted = |text: &str| finder.as_ref().and_then(|finder| redacted(finder, text));
         let message = Zeroizing::new(record.args().to_string());
-        let replaced_message = redacted(&message);
+        let new_message = redacted(&message);
         let mut pairs = Pairs(Vec::new());
         // After an error of the source, the pairs before it are logged.
         let _ = record.key_values().visit(&mut pairs);
-        let replacements: Vec<_> = pairs
-            .0
-            .iter()
-            .map(|(key, value)| {
-                let value = if self.scrubber.is_sensitive(key.as_str()) {
-                    Some(REDACTED_VALUE.to_owned())
-                } else {
-                    redacted(&Zeroizing::new(value.to_string()))
-                };
-                (redacted(key.as_str()), value)
-            })
-            .collect();
-        for ((key, value), (new_key, new_value)) in pairs.0.iter_mut().zip(&replacements) {
-            if let Some(new_key) = new_key {
-                *key = Key::from_str(new_key);
-            }
-            if let Some(new_value) = new_value {
-                *value = Value::from(new_value.as_str());
-            }
-        }
-        self.logger.log(
-            &record
-                .to_builder()
-                .args(format_args!("{}", replaced_message.as_deref().unwrap_or(&message)))
-                .key_values(&pairs.0.as_slice())
-                .build(),
-        );
+        let replacements = pairs.0.iter().map(|(key, value)| {
+            let is_sensitive = self.scrubber.is_sensitive(key.as_str());
+            let new_value = is_sensitive.then(|| REDACTED_VALUE.to_owned());
+            let search = || redacted(&Zeroizing::new(value.to_string()));
+            (redacted(key.as_str()), new_value.or_else(search))
+        });
+        let replacements: Vec<_> = replacements.collect();
+        let pairs =
+            pairs.0.into_iter().zip(&replacements).map(|((key, value), (new_key, new_value))| {
+                let key = new_key.as_deref().map_or(key, Key::from_str);
+                (key, new_value.as_deref().map_or(value, Value::from))
+            });
+        let pairs: Vec<_> = pairs.collect();
+        let args = format_args!("{}", new_message.as_deref().unwrap_or(&message));
+        self.logger.log(&record.to_builder().args(args).key_values(&pairs.as_slice()).build());
     }
 
     fn flush(&self) {

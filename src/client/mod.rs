@@ -258,11 +258,10 @@ fn segment(text: &str) -> String {
     let digit = |half: u8| char::from(b"0123456789ABCDEF"[usize::from(half)]);
     let mut segment = String::with_capacity(text.len());
     for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                segment.push(byte.into());
-            }
-            _ => segment.extend(['%', digit(byte >> 4), digit(byte & 0xf)]),
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            segment.push(byte.into());
+        } else {
+            segment.extend(['%', digit(byte >> 4), digit(byte & 0xf)]);
         }
     }
     segment
@@ -323,8 +322,8 @@ mod tests {
             .as_deref(),
             Some("body.value: m; body.0: n")
         );
-        assert_eq!(detail("Internal Server Error"), b"");
-        assert_eq!(detail(""), b"");
+        assert_eq!(detail("Internal Server Error"), None);
+        assert_eq!(detail(""), None);
     }
 
     #[test]

@@ -15,8 +15,6 @@ const WINDOW: usize = 4;
 pub(super) struct Finder {
     /// Sorted by their text.
     forms: Vec<Form>,
-    /// For each first byte, the index in `forms` where its forms start; then the end.
-    by_first: [u32; 257],
     /// The first bytes of forms that are shorter than the window.
     short: Option<Box<[bool; 256]>>,
     sieve: Sieve,
@@ -24,7 +22,7 @@ pub(super) struct Finder {
 
 /// A form that matches the text so far, from some place on.
 pub(super) struct Attempt {
-    form: u32,
+    form: usize,
     /// How many bytes of the form match, and how many of the text they take.
     matched: usize,
     read: usize,
@@ -48,23 +46,18 @@ impl Finder {
         forms.dedup_by(|a, b| a.text == b.text);
         forms.shrink_to_fit();
 
-        let mut by_first = [0; 257];
         let mut short = None;
         let mut windows = Zeroizing::new(Vec::with_capacity(forms.len() * 9));
-        for (number, form) in (0_u32..).zip(&forms) {
-            let first = usize::from(form.text[0]);
-            by_first[first + 1] = number + 1;
+        for form in &forms {
             if form.text.len() < WINDOW {
+                let first = usize::from(form.text[0]);
                 short.get_or_insert_with(|| Box::new([false; 256]))[first] = true;
             } else {
                 windows_of(form, &mut windows);
             }
         }
-        for byte in 0..256 {
-            by_first[byte + 1] = by_first[byte + 1].max(by_first[byte]);
-        }
         let sieve = Sieve::new(&windows);
-        Self { forms, by_first, short, sieve }
+        Self { forms, short, sieve }
     }
 
     /// The first place at or after `from` where a form may begin. Too near to the end, any
@@ -89,54 +82,36 @@ impl Finder {
     /// Starts an attempt for each form that may be at the start of `text`.
     pub(super) fn attempts(&self, text: &[u8], attempts: &mut Vec<Attempt>) {
         let Some(&first) = text.first() else { return };
-        let first = usize::from(first);
-        let forms = self.by_first[first]..self.by_first[first + 1];
-        attempts.extend(forms.map(|form| Attempt { form, matched: 0, read: 0 }));
+        let start = self.forms.partition_point(|form| form.text[0] < first);
+        let end = self.forms.partition_point(|form| form.text[0] <= first);
+        attempts.extend((start..end).map(|form| Attempt { form, matched: 0, read: 0 }));
     }
 
     /// Continues an attempt in a text that may have grown since.
     pub(super) fn go_on(&self, attempt: &mut Attempt, text: &[u8]) -> Outcome {
-        let form = self.form(attempt.form);
-        if form.wraps {
-            return attempt.go_on_over_breaks(&form.text, text);
+        let form = &self.forms[attempt.form];
+        while let Some(&wanted) = form.text.get(attempt.matched) {
+            let rest = &text[attempt.read..];
+            let may_break = form.wraps && attempt.matched > 0;
+            let skipped = if may_break { line_break(rest) } else { 0 };
+            match rest.get(skipped) {
+                Some(&there) if there == wanted => {
+                    attempt.matched += 1;
+                    attempt.read += skipped + 1;
+                }
+                // A carriage return at the end may be half of a line break.
+                None => return Outcome::Open,
+                Some(b'\r') if may_break && rest.len() == 1 => return Outcome::Open,
+                Some(_) => return Outcome::Differs,
+            }
         }
-        let end = form.text.len().min(text.len());
-        let (there, wanted) = (&text[attempt.read..end], &form.text[attempt.read..end]);
-        if there != wanted {
-            return Outcome::Differs;
-        }
-        attempt.read = end;
-        if end == form.text.len() { Outcome::Found(end) } else { Outcome::Open }
-    }
-
-    fn form(&self, number: u32) -> &Form {
-        &self.forms[number as usize]
+        Outcome::Found(attempt.read)
     }
 }
 
 impl fmt::Debug for Finder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Finder").field("forms", &self.forms.len()).finish_non_exhaustive()
-    }
-}
-
-impl Attempt {
-    fn go_on_over_breaks(&mut self, form: &[u8], text: &[u8]) -> Outcome {
-        while let Some(&wanted) = form.get(self.matched) {
-            let rest = &text[self.read..];
-            let skipped = if self.matched == 0 { 0 } else { line_break(rest) };
-            match rest.get(skipped) {
-                Some(&there) if there == wanted => {
-                    self.matched += 1;
-                    self.read += skipped + 1;
-                }
-                // A carriage return at the end may be half of a line break.
-                None => return Outcome::Open,
-                Some(b'\r') if self.matched > 0 && rest.len() == 1 => return Outcome::Open,
-                Some(_) => return Outcome::Differs,
-            }
-        }
-        Outcome::Found(self.read)
     }
 }
 

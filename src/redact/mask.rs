@@ -40,9 +40,6 @@ pub struct Masker {
     front: Front,
 }
 
-/// How much input is joined to the held bytes at a time, unless more is held.
-const JOINED: usize = 4096;
-
 impl Masker {
     /// Creates a masker for `values`. Ignores empty ones.
     #[must_use]
@@ -62,20 +59,13 @@ impl Masker {
 
     /// Takes the next bytes of the stream, and appends to `output` all that is decided.
     pub fn mask(&mut self, input: &[u8], output: &mut Vec<u8>) {
-        let mut rest = input;
-        while !self.held.is_empty() && !rest.is_empty() {
-            let before = self.held.len();
-            let joined = rest.len().min(before.max(JOINED));
-            append(&mut self.held, &rest[..joined]);
+        if self.held.is_empty() {
+            let decided = self.front.advance(&self.finder, input, false, output);
+            append(&mut self.held, &input[decided..]);
+        } else {
+            append(&mut self.held, input);
             let decided = self.front.advance(&self.finder, &self.held, false, output);
-            let into_input = decided.checked_sub(before);
-            rest = &rest[into_input.unwrap_or(joined)..];
-            let decided = if into_input.is_some() { self.held.len() } else { decided };
             remove_front(&mut self.held, decided);
-        }
-        if !rest.is_empty() {
-            let decided = self.front.advance(&self.finder, rest, false, output);
-            append(&mut self.held, &rest[decided..]);
         }
     }
 
@@ -327,7 +317,7 @@ mod tests {
     fn large_pieces_give_the_same_result() {
         for seed in 0..4 {
             let mut numbers = Numbers(seed);
-            // Longer than `JOINED`, and periodic except for its end.
+            // Periodic except for its end.
             let length = 9_000 + numbers.below(3_000);
             let values = [
                 Secret::new("ab".repeat(length / 2) + "c"),
@@ -350,7 +340,7 @@ mod tests {
     fn the_longest_form_bounds_the_held_bytes() {
         let values = [Secret::new("ab".repeat(500) + "c")];
         let longest = forms::of(values[0].expose()).iter().map(|form| form.text.len()).max();
-        let bound = longest.expect("there are forms") * 3 + 2 * JOINED;
+        let bound = longest.expect("there are forms") * 3 + 1024;
         let mut masker = Masker::new(&values);
         let mut output = Vec::new();
         for piece in "ab".repeat(200_000).as_bytes().chunks(997) {

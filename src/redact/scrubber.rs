@@ -1,7 +1,10 @@
 //! [`CredentialScrubber`]: removes the values of sensitive keys from JSON documents.
 
 use std::collections::HashSet;
+use std::io::{self, Write};
 
+use serde::Serialize as _;
+use serde_json::ser::{Formatter, Serializer};
 use serde_json::{Number, Value};
 use sha2::{Digest, Sha256};
 
@@ -104,57 +107,36 @@ impl CredentialScrubber {
     /// The numbers are those in the [`Value`]: `serde_json` makes a float of an integer beyond
     /// 64 bits, Python does not.
     #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "writing to a hash does not fail")]
     pub fn hash_params(document: &Value) -> String {
+        let mut sorted = document.clone();
+        // Without serde_json's `preserve_order` they are sorted already. The order of UTF-8's
+        // bytes is that of the code points.
+        sorted.sort_all_objects();
         let mut hash = Sha256::new();
-        hash_value(document, &mut hash);
-        let mut hex = String::with_capacity(64);
-        for byte in hash.finalize() {
-            hex.extend(escape::hex(byte, escape::LOWER).map(char::from));
-        }
-        hex
+        let mut serializer = Serializer::with_formatter(&mut hash, Python);
+        sorted.serialize(&mut serializer).expect("a document serialises, and a hash takes writes");
+        hash.finalize().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
     }
 }
 
-fn hash_value(value: &Value, hash: &mut Sha256) {
-    match value {
-        Value::Null => hash.update("null"),
-        Value::Bool(true) => hash.update("true"),
-        Value::Bool(false) => hash.update("false"),
-        Value::Number(number) => hash.update(python_number(number)),
-        Value::String(text) => hash_string(text, hash),
-        Value::Array(items) => {
-            hash.update("[");
-            for (index, item) in items.iter().enumerate() {
-                hash.update(if index > 0 { "," } else { "" });
-                hash_value(item, hash);
-            }
-            hash.update("]");
-        }
-        Value::Object(members) => {
-            // The order of UTF-8's bytes is that of the code points.
-            let mut members: Vec<_> = members.iter().collect();
-            members.sort_unstable_by_key(|(key, _)| key.as_str());
-            hash.update("{");
-            for (index, (key, value)) in members.into_iter().enumerate() {
-                hash.update(if index > 0 { "," } else { "" });
-                hash_string(key, hash);
-                hash.update(":");
-                hash_value(value, hash);
-            }
-            hash.update("}");
-        }
+/// Writes JSON as Python does, without blanks.
+struct Python;
+
+impl Formatter for Python {
+    fn write_f64<W: Write + ?Sized>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        let number = Number::from_f64(value).expect("a document has only finite numbers");
+        writer.write_all(python_float(&number.to_string()).as_bytes())
     }
-}
 
-fn hash_string(text: &str, hash: &mut Sha256) {
-    hash.update("\"");
-    hash.update(escape::PYTHON.escape(text).as_slice());
-    hash.update("\"");
-}
-
-fn python_number(number: &Number) -> String {
-    let text = number.to_string();
-    if number.is_f64() { python_float(&text) } else { text }
+    /// Writes text without the characters that every JSON string escapes.
+    fn write_string_fragment<W: Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        writer.write_all(&escape::PYTHON.escape(fragment))
+    }
 }
 
 /// Python's `repr` of a float, from the shortest digits in another notation: with an exponent
@@ -221,7 +203,10 @@ mod tests {
             (5e-324, "5e-324"),
             (874_638_715_002_178.2, "874638715002178.2"),
         ] {
-            assert_eq!(python_number(&Number::from_f64(float).expect("it is finite")), text);
+            assert_eq!(
+                python_float(&Number::from_f64(float).expect("it is finite").to_string()),
+                text
+            );
         }
     }
 

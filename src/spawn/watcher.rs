@@ -1,16 +1,19 @@
 //! [`Watcher`]: detects changes of a process's credentials.
 
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::client::VaultClient;
-use crate::model::MaskedSummary;
+use crate::client::{ClientError, VaultClient};
+use crate::model::CredentialRef;
+use crate::time::Timestamp;
 
 use super::fetch::fetch;
 use super::selection::Plan;
 use super::{RuntimeEnv, Selection, SpawnError};
+
+/// The time of each credential's last store, by namespace and key.
+type Listing = BTreeMap<(String, String), Timestamp>;
 
 /// After a change, each look reads the values again for this long. The vault commits the
 /// metadata of a store before its backend has the value, and waits up to 30 s for the slowest
@@ -22,10 +25,9 @@ const SETTLING: Duration = Duration::from_secs(35);
 #[derive(Debug)]
 pub struct Watcher {
     selection: Selection,
-    /// The digest of the vault's whole listing: while it stays the same, so does all else.
-    listing: u64,
-    /// The digest of the plan, and of the listing of what is in it.
-    planned: u64,
+    /// All that the vault lists: while it stays the same, so does all else.
+    listing: Listing,
+    plan: Plan,
     unsettled_until: Option<Instant>,
     current: Arc<RuntimeEnv>,
 }
@@ -37,12 +39,11 @@ impl Watcher {
     ///
     /// As [`Selection::fetch`].
     pub fn start(client: &VaultClient, selection: Selection) -> Result<Self, SpawnError> {
-        // A store between the two requests shows as a change at the next look.
-        let summaries = client.list_all()?;
+        // A store between the requests shows as a change at the next look.
+        let listing = list(client)?;
         let plan = selection.plan(client)?;
         let current = Arc::new(fetch(client, &plan)?);
-        let (listing, planned) = (digest(&summaries), digest_of_plan(&plan, &summaries));
-        Ok(Self { selection, listing, planned, unsettled_until: None, current })
+        Ok(Self { selection, listing, plan, unsettled_until: None, current })
     }
 
     /// The variables as of the last look.
@@ -59,43 +60,30 @@ impl Watcher {
     /// difference again.
     pub fn look(&mut self, client: &VaultClient) -> Result<Option<&Arc<RuntimeEnv>>, SpawnError> {
         let now = Instant::now();
-        let summaries = client.list_all()?;
-        let listing = digest(&summaries);
+        let listing = list(client)?;
         let is_settled = self.unsettled_until.is_none_or(|until| until < now);
         if listing == self.listing && is_settled {
             return Ok(None);
         }
         let plan = self.selection.plan(client)?;
-        let planned = digest_of_plan(&plan, &summaries);
-        if planned == self.planned && is_settled {
-            self.listing = listing;
-            return Ok(None);
+        let key = |at: &CredentialRef| (at.namespace().as_str().to_owned(), at.key().to_owned());
+        let is_stored = plan.values().map(key).any(|at| listing.get(&at) != self.listing.get(&at));
+        let is_changed = is_stored || plan != self.plan;
+        let mut fetched = None;
+        if is_changed || !is_settled {
+            fetched = Some(fetch(client, &plan)?).filter(|it| !it.is_same_as(&self.current));
         }
-        let fetched = fetch(client, &plan)?;
-        if planned != self.planned {
+        if is_changed {
             self.unsettled_until = Some(now + SETTLING);
         }
-        (self.listing, self.planned) = (listing, planned);
-        if fetched.is_same_as(&self.current) {
-            return Ok(None);
-        }
+        (self.listing, self.plan) = (listing, plan);
+        let Some(fetched) = fetched else { return Ok(None) };
         self.current = Arc::new(fetched);
         Ok(Some(&self.current))
     }
 }
 
-fn digest<'a>(summaries: impl IntoIterator<Item = &'a MaskedSummary>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for summary in summaries {
-        (&summary.namespace, &summary.key, summary.updated_at).hash(&mut hasher);
-    }
-    hasher.finish()
-}
-
-fn digest_of_plan(plan: &Plan, summaries: &[MaskedSummary]) -> u64 {
-    let planned: HashSet<_> = plan.values().map(|at| (at.namespace().as_str(), at.key())).collect();
-    let of_plan = summaries.iter().filter(|it| planned.contains(&(&*it.namespace, &*it.key)));
-    let mut hasher = DefaultHasher::new();
-    (plan, digest(of_plan)).hash(&mut hasher);
-    hasher.finish()
+fn list(client: &VaultClient) -> Result<Listing, ClientError> {
+    let summaries = client.list_all()?.into_iter();
+    Ok(summaries.map(|it| ((it.namespace, it.key), it.updated_at)).collect())
 }

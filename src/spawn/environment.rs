@@ -65,11 +65,10 @@ impl RuntimeEnv {
     /// [`SpawnError::Problems`], with each value that has a NUL byte.
     pub fn check_variables(&self) -> Result<(), SpawnError> {
         let with_nul = self.0.iter().filter(|(_, (_, value))| value.expose().contains('\0'));
-        let problem = |(name, (at, _)): (&String, &(CredentialRef, Secret))| Problem::HasNul {
-            at: at.clone(),
-            name: name.clone(),
-        };
-        SpawnError::unless_none(with_nul.map(problem).collect())
+        let problems = with_nul
+            .map(|(name, (at, _))| Problem::HasNul { at: at.clone(), name: name.clone() })
+            .collect();
+        SpawnError::unless_none(problems)
     }
 }
 

@@ -46,7 +46,7 @@ pub enum SpawnError {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// These credentials cannot be delivered. There is at least one.
-    #[error("{}\n  {}", counted(.0.len()), listed(.0, "\n  "))]
+    #[error("{} credential{} cannot be delivered\n  {}", .0.len(), plural(.0), listed(.0, "\n  "))]
     Problems(Vec<Problem>),
 }
 
@@ -59,11 +59,8 @@ impl SpawnError {
     }
 }
 
-fn counted(problems: usize) -> String {
-    match problems {
-        1 => "a credential cannot be delivered".to_owned(),
-        count => format!("{count} credentials cannot be delivered"),
-    }
+fn plural<T>(items: &[T]) -> &'static str {
+    if items.len() == 1 { "" } else { "s" }
 }
 
 fn listed(items: &[impl ToString], separator: &str) -> String {

@@ -110,10 +110,9 @@ impl Selection {
         }
         let mut plan = Plan::new();
         for (name, of) in chosen {
-            let of: Vec<CredentialRef> = of.into_iter().collect();
-            match <[CredentialRef; 1]>::try_from(of) {
-                Ok([at]) => drop(plan.insert(name, at)),
-                Err(of) => problems.push(Problem::Conflict { name, of }),
+            plan.extend(of.first().map(|at| (name.clone(), at.clone())));
+            if of.len() > 1 {
+                problems.push(Problem::Conflict { name, of: of.into_iter().collect() });
             }
         }
         SpawnError::unless_none(problems).map(|()| plan)

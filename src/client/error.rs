@@ -74,7 +74,7 @@ pub enum ClientError {
     Protocol {
         /// The socket that was asked.
         socket: PathBuf,
-        /// What is wrong with the answer.
+        /// The rule that the answer breaks.
         reason: String,
     },
 }

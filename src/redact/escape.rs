@@ -15,7 +15,7 @@ pub(super) fn hex(byte: u8, digits: Digits) -> [u8; 2] {
     [digits[usize::from(byte >> 4)], digits[usize::from(byte & 0xf)]]
 }
 
-/// What a writer of JSON strings escapes beyond what it must.
+/// The characters that a writer of JSON strings escapes, besides those that it must.
 #[derive(Clone, Copy)]
 pub(super) struct JsonStyle {
     digits: Digits,

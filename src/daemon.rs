@@ -1,5 +1,5 @@
-//! The whole service in one value: settings in, a running vault out. The one place where
-//! the layers are wired together; a host program embeds the vault through it.
+//! The whole service in one value: settings in, a running vault out. The layers are wired together
+//! here and nowhere else. A host program embeds the vault through it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,30 +15,30 @@ use crate::service::VaultService;
 /// The database's file name in the data directory.
 pub const DATABASE: &str = "credentials.db";
 
-/// Workers where nothing says otherwise: enough for stores that arrive together to share
-/// a commit, and for backend calls to wait side by side.
+/// The default number of blocking workers: enough for stores that arrive together to share a
+/// commit, and for backend calls to wait side by side.
 pub const DEFAULT_WORKERS: usize = 32;
 
-/// What a vault is started with.
+/// The settings of a vault.
 #[derive(Debug)]
 pub struct Settings {
     /// Where to listen.
     pub endpoint: Endpoint,
-    /// The directory of the metadata database; made if it is missing. A backend that keeps
-    /// the metadata itself leaves it alone.
+    /// The directory of the metadata database, created if it is missing. It is not used with a
+    /// backend that keeps the metadata itself.
     pub data_dir: PathBuf,
     /// The registered name of the backend.
     pub backend: String,
-    /// What the backend may be made from.
+    /// The input of the backend's factory.
     pub backend_options: BackendOptions,
-    /// Threads that serve requests; at least 2 are used.
+    /// Threads that carry out requests which may wait for a backend or a commit; at least 2.
     pub workers: usize,
-    /// What a client may ask for, at most.
+    /// The limits for clients.
     pub limits: Limits,
     /// Stored before the first request is served. For development.
     pub seeds: Vec<(CredentialRef, StoreRequest)>,
-    /// Whether metadata of credentials that the backend has no value for is dropped at
-    /// the start. For a backend that forgets, and a data directory that is its own.
+    /// Whether metadata without a value in the backend is dropped at the start. For a backend that
+    /// keeps values in memory, with a data directory of its own.
     pub forget_metadata_without_value: bool,
 }
 
@@ -73,7 +73,7 @@ pub enum DaemonError {
     /// The socket.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// What was still to be written when it stopped could not be.
+    /// Pending changes could not be written when it stopped.
     #[error("stopped, but what was still to be written is lost: {0}")]
     Flush(MetadataError),
     /// Requests still ran when the time for them was over.

@@ -45,7 +45,7 @@ pub enum VaultError {
     ValidationFailed {
         /// The input.
         field: Field,
-        /// What is wrong with it, or what it must be.
+        /// The problem, or the form that is required.
         reason: String,
     },
 

@@ -161,7 +161,7 @@ pub struct CredentialRecord {
     pub at: CredentialRef,
     /// How it is delivered.
     pub delivery_mode: DeliveryMode,
-    /// Who may have it; empty means everyone.
+    /// The consumers that may have it; empty means everyone.
     pub allowed_consumers: Vec<String>,
     /// The name of the environment variable it is delivered in.
     pub env_name: Option<String>,
@@ -249,7 +249,7 @@ pub struct RuntimeEnvEntry {
     pub key: String,
     /// The variable's name. The supervisor reports an unset one.
     pub env_name: Option<String>,
-    /// Who may have it; empty means everyone.
+    /// The consumers that may have it; empty means everyone.
     pub allowed_consumers: Vec<String>,
 }
 
@@ -272,7 +272,7 @@ pub struct StoreRequest {
     pub value: Secret,
     /// How the credential is delivered.
     pub delivery_mode: DeliveryMode,
-    /// Who may have it; empty means everyone. At most [`MAX_CONSUMERS`] names of at most
+    /// The consumers that may have it; empty means everyone. At most [`MAX_CONSUMERS`] names of at most
     /// [`MAX_CONSUMER_BYTES`] each.
     pub allowed_consumers: Vec<String>,
     /// The name of the environment variable it is delivered in.

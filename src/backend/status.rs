@@ -29,7 +29,7 @@ impl Default for BackendStatus {
 /// The state of a token that must be renewed. Serialises to the form in `/health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RenewalStatus {
-    /// What is being done to keep the token alive.
+    /// The state of its renewal.
     pub state: RenewalState,
     /// The time until the token expires; `None` if it never does or that is not known.
     /// Serialised in seconds.
@@ -53,7 +53,7 @@ fn in_seconds<S: Serializer>(ttl: &Option<Duration>, serializer: S) -> Result<S:
     ttl.map(|ttl| ttl.as_secs()).serialize(serializer)
 }
 
-/// What is being done to keep a token alive.
+/// The state of the renewal of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RenewalState {

@@ -111,7 +111,7 @@ fn read_env_file(asked_for: Option<&Path>) -> Result<(String, Dotenv), Failure> 
     Ok((said.to_owned(), dotenv))
 }
 
-/// What is seeded and what is not: names and masked values only.
+/// Lists the seeds and the variables that are skipped: names and masked values only.
 fn report(dotenv: &Dotenv, plan: &Plan) -> String {
     let rows: Vec<_> = plan
         .seeds

@@ -41,7 +41,7 @@ const TIMEOUT: Duration = Duration::from_secs(35);
 
 const VERSION: &str = concat!("credential-vault ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// What every command may use.
+/// The context of every command.
 struct Context {
     environment: Environment,
     /// The options before the command.

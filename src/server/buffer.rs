@@ -13,7 +13,8 @@ use zeroize::{Zeroizing, optimization_barrier};
 /// The size of the buffers that a worker lends to the connection it serves.
 const LENT_BYTES: usize = 16 * 1024;
 
-/// What a worker lends, one buffer for each direction. An idle connection holds none.
+/// The buffers that a worker lends to a connection, one for each direction. An idle connection
+/// holds none.
 #[derive(Debug, Default)]
 pub(super) struct Lent {
     input: Vec<u8>,

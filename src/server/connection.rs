@@ -52,7 +52,7 @@ enum Phase {
     Lingering,
 }
 
-/// What a worker does with a connection when its turn is over.
+/// The next step for a connection whose turn is over.
 #[derive(Debug)]
 pub(super) enum Next {
     Park(Interest),
@@ -69,7 +69,7 @@ pub(super) struct Request {
     framing: Framing,
 }
 
-/// What the answer to a request needs to know of it.
+/// The facts about a request that its answer depends on.
 #[derive(Debug, Clone, Copy)]
 struct Framing {
     /// Its length, head and body.

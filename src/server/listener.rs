@@ -33,7 +33,7 @@ enum Socket {
     Tcp(TcpListener),
 }
 
-/// What came of waiting for a connection.
+/// The result of waiting for a connection.
 pub(super) enum Accepted {
     Client(OwnedFd, Peer),
     /// The client is gone already, or another process has accepted it.
@@ -129,7 +129,7 @@ impl Listener {
         poll(&mut watched, Some(&pause)).is_ok() && !watched[0].revents().is_empty()
     }
 
-    /// What makes [`accept`](Self::accept) return, now or later.
+    /// A handle that makes [`accept`](Self::accept) return, now or later.
     pub(super) fn stop(&self) -> io::Result<Stop> {
         self.stop.try_clone().map(Stop)
     }

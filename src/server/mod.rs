@@ -272,8 +272,8 @@ fn io_workers() -> usize {
     thread::available_parallelism().map_or(2, usize::from).max(2)
 }
 
-/// Raises this process's soft limit on descriptors, as far as the hard one allows, to
-/// what so many connections need.
+/// Raises this process's soft limit on descriptors to the number that so many connections need,
+/// as far as the hard limit allows.
 fn raise_descriptor_limit(connections: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const FOR_EVERYTHING_ELSE: u64 = 128;

@@ -14,7 +14,7 @@ use super::connection::{Connection, Next, Request};
 use super::parked::Parked;
 use super::poll::END;
 
-/// What all threads of the server share.
+/// The state that all threads of the server share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) router: Router,

@@ -77,7 +77,7 @@ fn service_of(namespace: &Namespace) -> String {
     format!("com.intentframe.vault.{namespace}")
 }
 
-/// What went wrong, in whichever call. Never contains a value.
+/// The failure of a call. Never contains a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Failure {
     /// The keyring is locked, and only a person can unlock it.

@@ -28,7 +28,7 @@ const STEADY: Duration = Duration::from_mins(1);
 /// How long the rest of the output may take after a signal to end.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
-/// What a supervisor reacts to.
+/// An event for the supervisor.
 pub enum Event {
     Signal(Received),
     /// The vault has new credentials for the command.
@@ -78,7 +78,7 @@ pub fn end_as(status: ExitStatus) -> Result<(), Failure> {
     Err(Failure::silent(u8::try_from(code).unwrap_or(u8::MAX)))
 }
 
-/// What follows the end of a command.
+/// The next step after a command has ended.
 enum Next {
     End,
     Restart,
@@ -249,7 +249,7 @@ impl Supervisor {
     }
 }
 
-/// What a command was sent. This decides what its end means.
+/// The signals that a command was sent. They decide what its end means.
 #[derive(Default)]
 struct Sent {
     /// A signal to end, from outside.

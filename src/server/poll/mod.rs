@@ -11,7 +11,7 @@ pub(super) use epoll::Poller;
 #[cfg(target_os = "macos")]
 pub(super) use kqueue::Poller;
 
-/// What a parked connection waits for.
+/// The event that a parked connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Interest {
     /// Input, or the end of it.

@@ -77,7 +77,7 @@ impl Kv {
             403 => drop(self.read_at(&self.path("data", "credential-vault.trial"))?),
             _ => return Err(Unavailable::new(lookup.explain()).into()),
         }
-        // What a token may know about the mounts that it may use; a policy may forbid this too.
+        // A token may ask about the mounts that it may use, unless a policy forbids this too.
         let mount = &self.tokens.settings().mount;
         let reply = self.ask(Request::new("GET", &format!("sys/internal/ui/mounts/{mount}")))?;
         let json = reply.json();
@@ -97,7 +97,7 @@ fn done(reply: &Reply, needs: &str, path: &str) -> Result<(), Error> {
     if reply.is_success() { Ok(()) } else { Err(refused(reply, needs, path)) }
 }
 
-/// What a refusal means, and what to do about it.
+/// The meaning of a refusal, and what to do about it.
 fn refused(reply: &Reply, needs: &str, path: &str) -> Error {
     let words = reply.explain();
     Error::Refused(match reply.status {

@@ -11,7 +11,7 @@ use crate::model::Namespace;
 use super::data::{Changes, Found, patch, whole};
 use super::{Kv, done, refused};
 
-/// What earlier changes showed about how a secret can be written.
+/// The way to write a secret, as earlier changes have shown it.
 #[derive(Debug, Default)]
 pub(in super::super) struct Habits {
     /// When an old server or the policy refused `PATCH`.

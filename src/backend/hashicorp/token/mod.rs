@@ -50,7 +50,7 @@ pub(super) struct Tokens {
     renewal: Mutex<Option<(JoinHandle<()>, Sender<()>)>>,
 }
 
-/// What the keeper and the requests share.
+/// The state that the keeper and the requests share.
 struct Shared {
     http: Arc<Http>,
     settings: Settings,

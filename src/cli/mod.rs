@@ -1,7 +1,6 @@
 //! The command line: from arguments to an exit code.
-
-// argh prints doc comments as help, where backticks would stay.
-#![allow(clippy::doc_markdown)]
+// argh prints doc comments as help: backticks would stay, and brackets mean "optional".
+#![allow(clippy::doc_markdown, rustdoc::broken_intra_doc_links)]
 
 mod args;
 mod commands;

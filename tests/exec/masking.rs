@@ -85,6 +85,9 @@ fn much_output_is_relayed_unchanged() {
 
 #[test]
 fn a_slow_reader_slows_the_command_down() {
+    // The capacity of a pipe: exec writes this much before it blocks.
+    const PIPE_BYTES: u64 = 64 * 1024;
+
     let vault = Vault::with_token();
     let mut command = vault.exec(&["--mask", "--", "yes"]);
     let mut running = Running::start(&mut command);
@@ -100,7 +103,7 @@ fn a_slow_reader_slows_the_command_down() {
     let mut same = 0;
     let read = eventually("it reads no more", || {
         let now = field(&io, "rchar:");
-        same = if now == before && now > 100_000 { same + 1 } else { 0 };
+        same = if now == before && now >= PIPE_BYTES { same + 1 } else { 0 };
         before = now;
         (same > 50).then_some(now)
     });

@@ -21,7 +21,7 @@ use serde_json::json;
 use hashicorp::bao::{self, Process, Server};
 use hashicorp::proxy::{Fault, When};
 use hashicorp::{POLICY, Target, fetch, health, store, stored};
-use support::{Place, Service, cannot_here, skip};
+use support::{Place, Service, cannot_here, skip, wait_until};
 
 /// Stores and reads once.
 #[track_caller]
@@ -73,6 +73,18 @@ fn an_agent_needs_no_token_of_ours() {
     fs::write(&config, text).expect("writes");
     let arguments = ["proxy", &format!("-config={}", config.display())];
     let _agent = Process::start(&program, &arguments, target.place.root());
+    // It listens before it has its token. Until then the server refuses what it passes on.
+    wait_until("the agent has its token", || {
+        let answer = Command::new("curl")
+            .args(["--silent", "--max-time", "5", "--output", "/dev/null"])
+            .args(["--write-out", "%{http_code}", "--header", "X-Vault-Request: true"])
+            .arg("--unix-socket")
+            .arg(&socket)
+            .arg(format!("http://localhost/v1/{}/data/intentframe/nothing", target.mount))
+            .output()
+            .expect("curl is installed");
+        answer.stdout == b"404"
+    });
     let setup = target
         .bare_setup(&target.place)
         .env("VAULT_ADDR", "http://127.0.0.1:1")

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::peer::{Peer, Process};
+use crate::peer::Peer;
 use crate::router::Answer;
 
 use super::buffer::Lent;
@@ -72,7 +72,7 @@ fn accept_until_stopped(listener: &Listener, server: &Shared) {
 /// answer before a byte of it is read.
 fn admit(server: &Shared, connection: Box<Connection>, peer: Peer, lent: &mut Lent) {
     let refusal = server.router.admit(peer).err();
-    let is_trusted = refusal.is_none() && matches!(peer, Peer::Process(Process { .. }));
+    let is_trusted = refusal.is_none() && matches!(peer, Peer::Process(_));
     match (server.parked.admit(connection, is_trusted), refusal) {
         (Ok(connection), None) => server.parked.park_new(connection),
         (Ok(mut connection), Some(answer)) => {

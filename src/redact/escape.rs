@@ -1,8 +1,9 @@
-//! Hex digits, and the escapes within JSON strings (RFC 8259).
+//! Hex digits, and the escapes in JSON strings (RFC 8259).
 
 use zeroize::Zeroizing;
 
-/// A buffer that is wiped, with room for `capacity` bytes: growing would leave a copy behind.
+/// Creates a buffer that is wiped when it is dropped. It must not grow beyond `capacity`, since
+/// that would leave a copy behind.
 pub(super) fn scratch(capacity: usize) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(Vec::with_capacity(capacity))
 }
@@ -15,95 +16,75 @@ pub(super) fn hex(byte: u8, digits: Digits) -> [u8; 2] {
     [digits[usize::from(byte >> 4)], digits[usize::from(byte & 0xf)]]
 }
 
-/// The characters that a writer of JSON strings escapes, besides those that it must.
+/// Which characters a JSON library escapes, beyond those it must.
 #[derive(Clone, Copy)]
 pub(super) struct JsonStyle {
     digits: Digits,
-    /// `\u` escapes for what is not ASCII.
+    /// Whether characters outside ASCII become `\u` escapes.
     ascii: bool,
-    /// A `\u` escape for DEL.
-    delete: bool,
-    /// `/` as `\/`.
-    slash: bool,
-    /// `\u` escapes for these, and for the line separators where there are any.
+    /// More ASCII characters to escape: `/` as `\/`, the others with `\u`.
     also: &'static [u8],
 }
 
-const PLAIN: JsonStyle =
-    JsonStyle { digits: LOWER, ascii: false, delete: false, slash: false, also: b"" };
-
 /// The default of Python's `json.dumps`.
-pub(super) const PYTHON: JsonStyle = JsonStyle { ascii: true, delete: true, ..PLAIN };
+pub(super) const PYTHON: JsonStyle = JsonStyle { digits: LOWER, ascii: true, also: b"\x7f" };
 
-pub(super) fn json_styles() -> Vec<JsonStyle> {
-    let mut styles = vec![
-        // jq; then PHP, which does not escape DEL.
-        JsonStyle { delete: true, ..PLAIN },
-        JsonStyle { ascii: true, slash: true, ..PLAIN },
-        // Gson, and .NET, which has no short form for a quotation mark.
-        JsonStyle { also: b"<>&='", ..PLAIN },
-        JsonStyle { digits: UPPER, also: b"<>&'\"+`", ..PYTHON },
-    ];
-    for digits in [LOWER, UPPER] {
-        for slash in [false, true] {
-            // The latter are unsafe within HTML: Go's default.
-            for also in [&b""[..], b"<>&"] {
-                styles.extend([PLAIN, PYTHON].map(|style| JsonStyle {
-                    digits,
-                    slash,
-                    also,
-                    ..style
-                }));
-            }
-        }
-    }
-    styles
+/// `ascii` and `also` of the styles. `<>&` are unsafe in HTML; Go escapes them by default.
+const STYLES: [(bool, &[u8]); 12] = [
+    (false, b""),
+    (false, b"/"),
+    (false, b"<>&"),
+    (false, b"/<>&"),
+    (false, b"<>&='"), // Gson
+    (false, b"\x7f"),  // jq
+    (true, b"\x7f"),
+    (true, b"\x7f/"),
+    (true, b"\x7f<>&"),
+    (true, b"\x7f/<>&"),
+    (true, b"/"),            // PHP
+    (true, b"\x7f<>&'\"+`"), // .NET
+];
+
+pub(super) fn json_styles() -> impl Iterator<Item = JsonStyle> {
+    let with = |digits| STYLES.map(|(ascii, also)| JsonStyle { digits, ascii, also });
+    [LOWER, UPPER].into_iter().flat_map(with)
 }
 
 impl JsonStyle {
-    /// Without the quotation marks around it.
+    /// Escapes `value`, without quotation marks around it.
     pub(super) fn escape(self, value: &str) -> Zeroizing<Vec<u8>> {
         let mut text = scratch(value.len() * 6);
         for character in value.chars() {
-            let short = match character {
-                character if is_among(self.also, character) => None,
-                '"' | '\\' => Some(character),
-                '/' if self.slash => Some('/'),
-                '\u{8}' => Some('b'),
-                '\u{c}' => Some('f'),
-                '\n' => Some('n'),
-                '\r' => Some('r'),
-                '\t' => Some('t'),
-                _ => None,
-            };
-            if let Some(short) = short {
-                text.push(b'\\');
-                text.extend_from_slice(short.encode_utf8(&mut [0; 4]).as_bytes());
-            } else if self.escapes(character) {
-                for unit in character.encode_utf16(&mut [0; 2]) {
-                    let [high, low] = unit.to_be_bytes();
-                    text.extend_from_slice(b"\\u");
-                    text.extend_from_slice(&hex(high, self.digits));
-                    text.extend_from_slice(&hex(low, self.digits));
+            match character {
+                '/' if self.also.contains(&b'/') => text.extend_from_slice(br"\/"),
+                '"' if !self.also.contains(&b'"') => text.extend_from_slice(b"\\\""),
+                '\\' => text.extend_from_slice(br"\\"),
+                '\u{8}' => text.extend_from_slice(br"\b"),
+                '\u{c}' => text.extend_from_slice(br"\f"),
+                '\n' => text.extend_from_slice(br"\n"),
+                '\r' => text.extend_from_slice(br"\r"),
+                '\t' => text.extend_from_slice(br"\t"),
+                _ if self.needs_unicode_escape(character) => {
+                    for unit in character.encode_utf16(&mut [0; 2]) {
+                        let [high, low] = unit.to_be_bytes();
+                        text.extend_from_slice(b"\\u");
+                        text.extend_from_slice(&hex(high, self.digits));
+                        text.extend_from_slice(&hex(low, self.digits));
+                    }
                 }
-            } else {
-                text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+                _ => text.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
             }
         }
         text
     }
 
-    fn escapes(self, character: char) -> bool {
+    fn needs_unicode_escape(self, character: char) -> bool {
         match character {
             '\0'..='\u{1f}' => true,
-            '\u{7f}' => self.delete,
-            '\u{2028}' | '\u{2029}' => self.ascii || !self.also.is_empty(),
-            character if character.is_ascii() => is_among(self.also, character),
+            ' '..='\u{7f}' => self.also.contains(&(character as u8)),
+            // Libraries that make JSON safe for HTML also escape JavaScript's line separators.
+            '\u{2028}' | '\u{2029}' => self.ascii || self.also.contains(&b'<'),
             _ => self.ascii,
         }
     }
-}
-
-fn is_among(set: &[u8], character: char) -> bool {
-    u8::try_from(character).is_ok_and(|byte| set.contains(&byte))
 }

@@ -1,6 +1,5 @@
 //! [`Finder`]: finds the forms of values in a text.
 
-use std::fmt;
 use std::iter;
 
 use zeroize::Zeroizing;
@@ -106,12 +105,6 @@ impl Finder {
             }
         }
         Outcome::Found(attempt.read)
-    }
-}
-
-impl fmt::Debug for Finder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Finder").field("forms", &self.forms.len()).finish_non_exhaustive()
     }
 }
 

@@ -1,28 +1,28 @@
-//! [`Form`]: the ways in which programs print a value, plain or encoded.
+//! [`Form`]: the ways programs print a value, plain or encoded.
 
 use zeroize::Zeroizing;
 
 use super::escape::{Digits, LOWER, UPPER, hex, json_styles, scratch};
 
-/// One way in which a value may be written.
+/// One way to write a value.
 pub(super) struct Form {
     pub(super) text: Zeroizing<Vec<u8>>,
-    /// Whether a line break may stand between any two of its characters: base64(1) and
-    /// `xxd -p` wrap their lines.
+    /// Whether there may be a line break between any two characters: base64(1) and `xxd -p`
+    /// wrap their lines.
     pub(super) wraps: bool,
 }
 
 /// A shorter base64 or hex form would match text that has nothing to do with the value.
 const SHORTEST_ENCODED: usize = 4;
 
-/// Every form of `value` that is not empty. Some may be equal.
+/// Returns every form of `value` that is not empty. Some may be equal.
 pub(super) fn of(value: &str) -> Vec<Form> {
     let mut forms = Forms(Vec::new());
-    forms.of_text(value);
+    forms.add_all(value);
     // The shell's `$(...)` drops the newlines at the end, and so do many programs.
     let trimmed = value.trim_end_matches(['\r', '\n']);
     if trimmed.len() < value.len() {
-        forms.of_text(trimmed);
+        forms.add_all(trimmed);
     }
     forms.0
 }
@@ -30,56 +30,48 @@ pub(super) fn of(value: &str) -> Vec<Form> {
 struct Forms(Vec<Form>);
 
 impl Forms {
-    fn of_text(&mut self, value: &str) {
+    fn add_all(&mut self, value: &str) {
         let bytes = value.as_bytes();
-        self.plain(bytes);
+        self.add(bytes, false);
         if bytes.contains(&b'\n') {
-            // As a terminal shows it.
+            // A terminal shows a newline as `\r\n`.
             let mut text = scratch(bytes.len() * 2);
-            for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-                match line.strip_suffix(b"\n") {
-                    Some(line) => text.extend(line.iter().chain(b"\r\n")),
-                    None => text.extend(line),
-                }
+            for &byte in bytes {
+                text.extend((byte == b'\n').then_some(b'\r'));
+                text.push(byte);
             }
-            self.plain(&text);
+            self.add(&text, false);
         }
         for alphabet in [STANDARD, URL_SAFE] {
             for before in 0..3 {
-                self.base64(bytes, before, alphabet);
+                self.add_base64(bytes, before, alphabet);
             }
         }
         for digits in [LOWER, UPPER] {
             let mut text = scratch(bytes.len() * 2);
-            for &byte in bytes {
-                text.extend_from_slice(&hex(byte, digits));
-            }
-            self.encoded(&text);
-            for url in URL_STYLES {
-                self.plain(&url.escape(bytes, digits));
+            text.extend(bytes.iter().flat_map(|&byte| hex(byte, digits)));
+            self.add(&text, true);
+            for (kept, space) in URL_STYLES {
+                self.add(&escape_url(bytes, kept, space, digits), false);
             }
         }
         for style in json_styles() {
-            self.plain(&style.escape(value));
+            self.add(&style.escape(value), false);
         }
     }
 
-    fn plain(&mut self, text: &[u8]) {
-        if !text.is_empty() {
-            self.0.push(Form { text: exactly(text), wraps: false });
+    fn add(&mut self, text: &[u8], wraps: bool) {
+        let shortest = if wraps { SHORTEST_ENCODED } else { 1 };
+        if text.len() >= shortest {
+            self.0.push(Form { text: Zeroizing::new(text.to_vec()), wraps });
         }
     }
 
-    fn encoded(&mut self, text: &[u8]) {
-        if text.len() >= SHORTEST_ENCODED {
-            self.0.push(Form { text: exactly(text), wraps: true });
-        }
-    }
-
-    /// The value within the base64 of a longer text, after `before` bytes (modulo three): the
-    /// characters that the value alone determines. The one that it shares with the next byte
-    /// is known at the end of the text, and before a newline, whose upper bits are zeros.
-    fn base64(&mut self, value: &[u8], before: usize, alphabet: &[u8; 64]) {
+    /// Adds the base64 of the value after `before` other bytes (modulo three): only the
+    /// characters that the value alone determines. The last one also depends on the byte that
+    /// follows. It is known at the end of the text, and before a newline, whose upper bits are
+    /// zeros.
+    fn add_base64(&mut self, value: &[u8], before: usize, alphabet: &[u8; 64]) {
         let mut all = scratch(before + value.len());
         all.resize(before, 0);
         all.extend_from_slice(value);
@@ -88,19 +80,15 @@ impl Forms {
         let from = (before * 8).div_ceil(6);
         let determined = all.len() * 8 / 6;
         if determined > from {
-            self.encoded(&text[from..determined]);
+            self.add(&text[from..determined], true);
         }
         if text.len() > determined {
-            self.encoded(&text[from..]);
+            self.add(&text[from..], true);
             let padded = text.len().next_multiple_of(4);
             text.resize(padded, b'=');
-            self.encoded(&text[from..]);
+            self.add(&text[from..], true);
         }
     }
-}
-
-fn exactly(text: &[u8]) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(text.to_vec())
 }
 
 // ---------------------------------------------------------------- base64 (RFC 4648)
@@ -108,7 +96,7 @@ fn exactly(text: &[u8]) -> Zeroizing<Vec<u8>> {
 const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// Without padding.
+/// Appends the base64 of `bytes`, without padding.
 fn base64(bytes: &[u8], alphabet: &[u8; 64], text: &mut Vec<u8>) {
     for group in bytes.chunks(3) {
         let at = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
@@ -121,43 +109,37 @@ fn base64(bytes: &[u8], alphabet: &[u8; 64], text: &mut Vec<u8>) {
 
 // ---------------------------------------------------------------- URL escapes (RFC 3986)
 
-/// One kind of percent-encoding: what it keeps besides letters, digits, `-`, `.` and `_`.
-struct UrlStyle {
-    kept: &'static [u8],
-    blank: &'static [u8],
-}
-
-const URL_STYLES: [UrlStyle; 7] = [
-    // RFC 3986's unreserved: curl, jq.
-    UrlStyle { kept: b"~", blank: b"%20" },
+/// The characters that a kind of percent-encoding keeps, besides letters, digits, `-`, `.` and
+/// `_`, and what it writes for a space.
+const URL_STYLES: [(&[u8], &[u8]); 7] = [
+    // The unreserved characters of RFC 3986: curl, jq.
+    (b"~", b"%20"),
     // Python's quote().
-    UrlStyle { kept: b"~/", blank: b"%20" },
+    (b"~/", b"%20"),
     // JavaScript's encodeURIComponent() and encodeURI().
-    UrlStyle { kept: b"~!*'()", blank: b"%20" },
-    UrlStyle { kept: b"~!*'();/?:@&=+$,#", blank: b"%20" },
+    (b"~!*'()", b"%20"),
+    (b"~!*'();/?:@&=+$,#", b"%20"),
     // Go's PathEscape().
-    UrlStyle { kept: b"~$&+=:@", blank: b"%20" },
-    // Forms: Python's quote_plus() and Go's QueryEscape(), and the URL standard's.
-    UrlStyle { kept: b"~", blank: b"+" },
-    UrlStyle { kept: b"*", blank: b"+" },
+    (b"~$&+=:@", b"%20"),
+    // Forms: Python's quote_plus() and Go's QueryEscape(), then the URL standard's.
+    (b"~", b"+"),
+    (b"*", b"+"),
 ];
 
-impl UrlStyle {
-    fn escape(&self, value: &[u8], digits: Digits) -> Zeroizing<Vec<u8>> {
-        let mut text = scratch(value.len() * 3);
-        for &byte in value {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => text.push(byte),
-                b' ' => text.extend_from_slice(self.blank),
-                byte if self.kept.contains(&byte) => text.push(byte),
-                byte => {
-                    text.push(b'%');
-                    text.extend_from_slice(&hex(byte, digits));
-                }
+fn escape_url(value: &[u8], kept: &[u8], space: &[u8], digits: Digits) -> Zeroizing<Vec<u8>> {
+    let mut text = scratch(value.len() * 3);
+    for &byte in value {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => text.push(byte),
+            b' ' => text.extend_from_slice(space),
+            _ if kept.contains(&byte) => text.push(byte),
+            _ => {
+                text.push(b'%');
+                text.extend_from_slice(&hex(byte, digits));
             }
         }
-        text
     }
+    text
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! [`redact_credentials`]: a layer around a logger that keeps secrets out of it.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,40 +52,31 @@ pub struct RegisteredSecrets(Arc<Mutex<Registry>>);
 
 #[derive(Default)]
 struct Registry {
-    secrets: HashMap<u64, Secret>,
-    next: u64,
-    /// Built when it is next needed after a change.
+    secrets: Vec<Arc<Secret>>,
+    /// Built when it is first needed after a change.
     finder: Option<Arc<Finder>>,
 }
 
 impl RegisteredSecrets {
     /// Looks for the secret until the registration that this returns is dropped.
     pub fn register(&self, secret: &Secret) -> Registration {
+        let secret = Arc::new(secret.duplicate());
         let mut registry = self.registry();
-        let number = registry.next;
-        registry.next += 1;
-        registry.secrets.insert(number, secret.duplicate());
+        registry.secrets.push(Arc::clone(&secret));
         registry.finder = None;
-        Registration { secrets: self.clone(), number }
+        Registration { secrets: self.clone(), secret }
     }
 
     /// Replaces registered secrets in `text`.
     #[must_use]
     pub fn redact(&self, text: String) -> String {
-        match self.finder() {
-            Some(finder) => redacted(&finder, &text).unwrap_or(text),
-            None => text,
-        }
+        redacted(&self.finder(), &text).unwrap_or(text)
     }
 
-    /// Returns `None` if no secret is registered.
-    fn finder(&self) -> Option<Arc<Finder>> {
-        let mut registry = self.registry();
-        if registry.secrets.is_empty() {
-            return None;
-        }
-        let Registry { secrets, finder, .. } = &mut *registry;
-        Some(Arc::clone(finder.get_or_insert_with(|| Arc::new(Finder::new(secrets.values())))))
+    fn finder(&self) -> Arc<Finder> {
+        let Registry { secrets, finder } = &mut *self.registry();
+        let build = || Arc::new(Finder::new(secrets.iter().map(AsRef::as_ref)));
+        Arc::clone(finder.get_or_insert_with(build))
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
@@ -105,7 +95,7 @@ impl fmt::Debug for RegisteredSecrets {
 #[must_use = "dropping it ends the registration"]
 pub struct Registration {
     secrets: RegisteredSecrets,
-    number: u64,
+    secret: Arc<Secret>,
 }
 
 impl Registration {
@@ -118,7 +108,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         let mut registry = self.secrets.registry();
-        registry.secrets.remove(&self.number);
+        registry.secrets.retain(|secret| !Arc::ptr_eq(secret, &self.secret));
         registry.finder = None;
     }
 }
@@ -149,24 +139,25 @@ impl<L: Log> Log for RedactingLogger<L> {
             return;
         }
         let finder = self.secrets.finder();
-        let redacted = |text: &str| finder.as_ref().and_then(|finder| redacted(finder, text));
         let message = Zeroizing::new(record.args().to_string());
-        let new_message = redacted(&message);
+        let new_message = redacted(&finder, &message);
         let mut pairs = Pairs(Vec::new());
-        // After an error of the source, the pairs before it are logged.
+        // If the source fails, the pairs before the failure are logged.
         let _ = record.key_values().visit(&mut pairs);
         let replacements = pairs.0.iter().map(|(key, value)| {
-            let is_sensitive = self.scrubber.is_sensitive(key.as_str());
-            let new_value = is_sensitive.then(|| REDACTED_VALUE.to_owned());
-            let search = || redacted(&Zeroizing::new(value.to_string()));
-            (redacted(key.as_str()), new_value.or_else(search))
+            let new_value = if self.scrubber.is_sensitive(key.as_str()) {
+                Some(REDACTED_VALUE.to_owned())
+            } else {
+                redacted(&finder, &Zeroizing::new(value.to_string()))
+            };
+            (redacted(&finder, key.as_str()), new_value)
         });
         let replacements: Vec<_> = replacements.collect();
-        let pairs =
-            pairs.0.into_iter().zip(&replacements).map(|((key, value), (new_key, new_value))| {
-                let key = new_key.as_deref().map_or(key, Key::from_str);
-                (key, new_value.as_deref().map_or(value, Value::from))
-            });
+        let pairs = pairs.0.into_iter().zip(&replacements);
+        let pairs = pairs.map(|((key, value), (new_key, new_value))| {
+            let key = new_key.as_deref().map_or(key, Key::from_str);
+            (key, new_value.as_deref().map_or(value, Value::from))
+        });
         let pairs: Vec<_> = pairs.collect();
         let args = format_args!("{}", new_message.as_deref().unwrap_or(&message));
         self.logger.log(&record.to_builder().args(args).key_values(&pairs.as_slice()).build());

@@ -86,7 +86,7 @@ impl Masker {
 
 impl fmt::Debug for Masker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Masker").field("finder", &self.finder).finish_non_exhaustive()
+        f.debug_struct("Masker").finish_non_exhaustive()
     }
 }
 

@@ -139,43 +139,21 @@ impl Formatter for Python {
     }
 }
 
-/// Python's `repr` of a float, from the shortest digits in another notation: with an exponent
-/// below -4 or above 15.
+/// Changes a float from the notation of `serde_json` to that of Python's `repr`. Python also has
+/// an exponent from 1e-5 up to 1e-4, and every exponent has a sign and at least two digits.
 ///
-/// The digits are those of `serde_json`. The standard library differs where two numbers of as
+/// The digits stay those of `serde_json`. The standard library differs where two numbers of as
 /// few digits are equally near: 874638715002178.25 ends in .3 there, in .2 here.
 fn python_float(text: &str) -> String {
-    let (sign, text) = text.strip_prefix('-').map_or(("", text), |rest| ("-", rest));
-    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    // 0.digits * 10^point
-    let all = format!("{whole}{fraction}");
-    let digits = all.trim_start_matches('0');
-    let leading = all.len() - digits.len();
-    let digits = digits.trim_end_matches('0');
-    if digits.is_empty() {
-        return format!("{sign}0.0");
+    if let Some((mantissa, exponent)) = text.split_once('e') {
+        let exponent: i32 = exponent.parse().expect("a float's exponent is a small number");
+        return format!("{mantissa}e{exponent:+03}");
     }
-    let places = |length: usize| i32::try_from(length).unwrap_or(i32::MAX);
-    let exponent: i32 = exponent.parse().unwrap_or_default();
-    let point = exponent + places(whole.len()) - places(leading);
-    match usize::try_from(point) {
-        Err(_) | Ok(0) if point > -4 => {
-            let zeros = "0".repeat(usize::try_from(-point).unwrap_or_default());
-            format!("{sign}0.{zeros}{digits}")
-        }
-        Ok(point @ 1..=16) => match digits.split_at_checked(point) {
-            Some((whole, "")) => format!("{sign}{whole}.0"),
-            Some((whole, fraction)) => format!("{sign}{whole}.{fraction}"),
-            None => format!("{sign}{digits}{}.0", "0".repeat(point - digits.len())),
-        },
-        _ => {
-            let (first, rest) = digits.split_at(1);
-            let dot = if rest.is_empty() { "" } else { "." };
-            // The exponent has at least two digits, after a sign.
-            format!("{sign}{first}{dot}{rest}e{:+03}", point - 1)
-        }
-    }
+    let (sign, unsigned) = text.strip_prefix('-').map_or(("", text), |rest| ("-", rest));
+    let Some(digits) = unsigned.strip_prefix("0.0000") else { return text.to_owned() };
+    let (first, rest) = digits.split_at(1);
+    let dot = if rest.is_empty() { "" } else { "." };
+    format!("{sign}{first}{dot}{rest}e-05")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The database as a file: created private, and made private if it was not.
+//! The database as a file: only its owner may read it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -9,13 +9,11 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 
 use super::schema::Reason;
 
-/// The write-ahead log and its index, which `SQLite` keeps beside the database.
+/// The suffix of the write-ahead log, which `SQLite` keeps beside the database.
 pub(super) const WAL: &str = "-wal";
-#[cfg(unix)]
-const WAL_INDEX: &str = "-shm";
 
-/// Creates an empty file (mode 0600) if there is none, with the directories that are missing
-/// (0700). Returns the path without symbolic links: `SQLite` puts its other files there.
+/// Creates an empty file (mode 0600) if there is none, and missing directories (mode 0700).
+/// Returns the path without symbolic links: `SQLite` puts its other files beside it.
 pub(super) fn prepare(path: &Path) -> Result<PathBuf, Reason> {
     let path = std::path::absolute(path)?;
     let file = open_or_create(&path).map_err(|error| {
@@ -37,11 +35,11 @@ pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Removes the permissions of group and others. `SQLite` gives the files beside a database
-/// the mode of the database, but an earlier process may have left some with another mode.
+/// Removes the permissions of group and others. `SQLite` gives the log and its index (`-shm`)
+/// the mode of the database, but an earlier process may have left them with another mode.
 #[cfg(unix)]
 pub(super) fn make_private(database: &Path) -> Result<(), Reason> {
-    for file in ["", WAL, WAL_INDEX].map(|suffix| beside(database, suffix)) {
+    for file in ["", WAL, "-shm"].map(|suffix| beside(database, suffix)) {
         let Ok(found) = fs::metadata(&file) else { continue };
         let mode = found.permissions().mode();
         if mode & 0o077 != 0 {
@@ -58,12 +56,6 @@ pub(super) fn make_private(database: &Path) -> Result<(), Reason> {
     Ok(())
 }
 
-#[cfg(not(unix))]
-#[allow(clippy::unnecessary_wraps, reason = "as on Unix, where it can fail")]
-pub(super) fn make_private(_database: &Path) -> Result<(), Reason> {
-    Ok(())
-}
-
 fn open_or_create(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         create_directory(directory)?;
@@ -75,13 +67,13 @@ fn open_or_create(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Creates the directory and its missing parents, and syncs each parent, so that a power cut
-/// does not take a new directory away. `SQLite` syncs the directory of the database itself.
+/// Creates the directory and its missing parents. Syncs each parent, so that a new directory
+/// survives a power cut. `SQLite` syncs the directory of the database itself.
 fn create_directory(directory: &Path) -> io::Result<()> {
     let Some(parent) = directory.parent().filter(|_| !directory.is_dir()) else { return Ok(()) };
     create_directory(parent)?;
     let mut builder = DirBuilder::new();
-    // Succeeds even if another process has created it meanwhile.
+    // With `recursive`, it is no error if another process has created it meanwhile.
     builder.recursive(true);
     #[cfg(unix)]
     builder.mode(0o700);

@@ -1,22 +1,24 @@
-//! The rows of `credential_metadata`: each statement on one of them.
+//! The rows of `credential_metadata`, and the statements that read or write a single row.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
 use crate::model::{CredentialRecord, CredentialRef, DeliveryMode, Namespace};
 use crate::time::Timestamp;
 
 use super::MetadataError;
 
-/// The table's columns in the table's order, which [`read`] and [`set`] rely on.
+type Result<T> = std::result::Result<T, MetadataError>;
+
+/// The columns in the table's order, which [`read`] and [`set`] rely on.
 pub(super) const COLUMNS: &str = "namespace, key, delivery_mode, allowed_consumers, env_name, \
      validator_id, masked_preview, created_at, updated_at, last_validated_at, last_used_at";
 
-/// The record of one credential. The outer error is about the database, the inner one about
-/// this row.
+/// Returns the record of one credential. The outer error is about the database, the inner one
+/// about this row.
 pub(super) fn find(
     connection: &Connection,
     at: &CredentialRef,
-) -> rusqlite::Result<Result<Option<CredentialRecord>, MetadataError>> {
+) -> rusqlite::Result<Result<Option<CredentialRecord>>> {
     let sql =
         format!("SELECT {COLUMNS} FROM credential_metadata WHERE namespace = ?1 AND key = ?2");
     let row = connection
@@ -25,7 +27,7 @@ pub(super) fn find(
     Ok(row.optional()?.transpose())
 }
 
-/// Writes the row of one credential, over an earlier one if there is one; `None` deletes it.
+/// Inserts or replaces the row of one credential; `None` deletes it.
 pub(super) fn set(
     connection: &Connection,
     at: &CredentialRef,
@@ -34,7 +36,7 @@ pub(super) fn set(
     let (namespace, key) = (at.namespace().as_str(), at.key());
     let Some(record) = record else {
         let sql = "DELETE FROM credential_metadata WHERE namespace = ?1 AND key = ?2";
-        return connection.prepare_cached(sql)?.execute([namespace, key]).map(drop);
+        return execute(connection, sql, [namespace, key]);
     };
     let consumers =
         serde_json::to_string(&record.allowed_consumers).expect("a list of strings is always JSON");
@@ -42,41 +44,40 @@ pub(super) fn set(
         "INSERT OR REPLACE INTO credential_metadata ({COLUMNS})
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
     );
-    connection
-        .prepare_cached(&sql)?
-        .execute(params![
-            namespace,
-            key,
-            record.delivery_mode.as_str(),
-            consumers,
-            record.env_name,
-            record.validator_id,
-            record.masked_preview,
-            record.created_at.to_database(),
-            record.updated_at.to_database(),
-            record.last_validated_at.map(Timestamp::to_database),
-            record.last_used_at.map(Timestamp::to_database),
-        ])
-        .map(drop)
+    let values = params![
+        namespace,
+        key,
+        record.delivery_mode.as_str(),
+        consumers,
+        record.env_name,
+        record.validator_id,
+        record.masked_preview,
+        record.created_at.to_database(),
+        record.updated_at.to_database(),
+        record.last_validated_at.map(Timestamp::to_database),
+        record.last_used_at.map(Timestamp::to_database),
+    ];
+    execute(connection, &sql, values)
 }
 
-/// Sets the time of the last use, unless a later one is there or the row is gone.
+/// Sets the time of the last use, unless the row has a later one or is gone.
 pub(super) fn set_last_used(
     connection: &Connection,
     at: &CredentialRef,
     when: Timestamp,
 ) -> rusqlite::Result<()> {
-    // Both services write UTC, so that times sort as text.
+    // Times compare as text, since both services write them in UTC.
     let sql = "UPDATE credential_metadata SET last_used_at = ?3
          WHERE namespace = ?1 AND key = ?2 AND (last_used_at IS NULL OR last_used_at < ?3)";
-    connection
-        .prepare_cached(sql)?
-        .execute([at.namespace().as_str(), at.key(), &when.to_database()])
-        .map(drop)
+    execute(connection, sql, [at.namespace().as_str(), at.key(), &when.to_database()])
 }
 
-/// Reads a row of [`COLUMNS`]. The error names the row and the column, but not the content.
-pub(super) fn read(row: &Row<'_>) -> Result<CredentialRecord, MetadataError> {
+fn execute(connection: &Connection, sql: &str, values: impl Params) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute(values).map(drop)
+}
+
+/// Reads a row of [`COLUMNS`]. An error names the row and the column, but not the content.
+pub(super) fn read(row: &Row<'_>) -> Result<CredentialRecord> {
     let text = |text: &str| Some(text.to_owned());
     let namespace = required(row, 0, |text| Namespace::new(text).ok())?;
     Ok(CredentialRecord {
@@ -93,11 +94,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<CredentialRecord, MetadataError> {
     })
 }
 
-fn required<T>(
-    row: &Row<'_>,
-    column: usize,
-    parse: impl FnOnce(&str) -> Option<T>,
-) -> Result<T, MetadataError> {
+fn required<T>(row: &Row<'_>, column: usize, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {
     optional(row, column, parse)?.ok_or_else(|| invalid(row, column))
 }
 
@@ -105,7 +102,7 @@ fn optional<T>(
     row: &Row<'_>,
     column: usize,
     parse: impl FnOnce(&str) -> Option<T>,
-) -> Result<Option<T>, MetadataError> {
+) -> Result<Option<T>> {
     let text = row.get_ref(column)?.as_str_or_null().map_err(|_| invalid(row, column))?;
     text.map(|text| parse(text).ok_or_else(|| invalid(row, column))).transpose()
 }

@@ -1,4 +1,4 @@
-//! Opening the database: whether the file is the vault's, its settings, its table.
+//! Opening the database: checks that the file is the vault's, and creates the table.
 
 use std::error::Error;
 use std::path::Path;
@@ -10,14 +10,14 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::file;
 use super::row::COLUMNS;
 
-/// The reason a file cannot be used: a sentence, or an error of `SQLite` or the system.
+/// Why a file cannot be used: a sentence, or an error of `SQLite` or the system.
 pub(super) type Reason = Box<dyn Error>;
 
-/// The `PRAGMA user_version` of a file that this version has written. The Python service
-/// leaves it at 0 and does not read it.
+/// The `PRAGMA user_version` that this version writes. The Python service leaves it at 0 and
+/// does not read it.
 const SCHEMA_VERSION: i64 = 1;
 
-/// The Python service's table. Whatever this service adds goes into further tables.
+/// The Python service's table. Anything this service adds must go into other tables.
 const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS credential_metadata (
     namespace TEXT NOT NULL,
     key TEXT NOT NULL,
@@ -33,30 +33,28 @@ const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS credential_metadata (
     PRIMARY KEY (namespace, key)
 )";
 
-/// How long a statement waits for another process (the Python service, a `sqlite3` shell)
-/// that has the file locked.
+/// How long a statement waits while another process (the Python service, a `sqlite3` shell)
+/// has the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Opens the database for the writer: checks it first, then creates the table if it is
-/// missing. A file that is rejected keeps its content, and so does its log.
+/// Opens the database for the writer: checks it, then creates the table if it is missing. A
+/// rejected file keeps its content, and so does its log.
 pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
-    // The log of a process that was killed stays as it is until the file is accepted. One that
-    // connecting creates is removed when the connection closes.
-    let has_log = file::beside(path, file::WAL).exists();
-    let connection = connect(path)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)?;
-    set_up_to_read(&connection)?;
+    // If a killed process left a log, that must not change until the file is accepted. A log
+    // that connecting creates is removed when the connection closes.
+    let connection = connect(path, file::beside(path, file::WAL).exists())?;
     let version = check(&connection)?;
     connection.execute_batch("PRAGMA query_only = OFF")?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+    #[cfg(unix)]
     file::make_private(path)?;
 
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {
         log::warn!("{}: no write-ahead log ({mode} instead): stores are slow", path.display());
     }
-    // A power cut must not lose an acknowledged store; on macOS that takes more than fsync.
-    // The size limit shrinks a log that grew while a long listing ran.
+    // A power cut must not lose an acknowledged store; macOS needs more than fsync for that.
+    // The size limit shrinks a log that grew during a long listing.
     connection.execute_batch(
         "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;
          PRAGMA journal_size_limit = 8388608",
@@ -69,15 +67,12 @@ pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
     Ok(connection)
 }
 
-/// Opens a connection that only reads. It may write to the file, so that it can remove the
-/// log if it is the last to close.
+/// Opens a connection that only reads.
 pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = connect(path)?;
-    set_up_to_read(&connection)?;
-    Ok(connection)
+    connect(path, false)
 }
 
-/// The error, with advice on what to do.
+/// Describes the error, with advice on what to do.
 pub(super) fn explain(error: &rusqlite::Error) -> String {
     let advice = match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
@@ -91,7 +86,7 @@ pub(super) fn explain(error: &rusqlite::Error) -> String {
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
             "make sure that this user may write the file and its directory"
         }
-        // An exhausted quota or file size limit is reported so, and some full disks are.
+        // SQLite reports an exhausted quota or file size limit like this, and some full disks.
         Some(ErrorCode::SystemIoFailure) => {
             "if its disk is full, or a quota or limit is used up, free some space and try again; \
              otherwise check the disk"
@@ -104,27 +99,26 @@ pub(super) fn explain(error: &rusqlite::Error) -> String {
 const DAMAGED: &str =
     "it is damaged; restore it from a backup, or move it away to start with an empty one";
 
-/// Connects to a file that exists: `SQLite` would create it with another mode. A connection
-/// is used by one thread at a time and needs no mutex.
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+/// Connects to a file that exists, to read only. The connection still opens the file for
+/// writing: the last one to close removes the log, unless `keep_log` is set.
+fn connect(path: &Path, keep_log: bool) -> rusqlite::Result<Connection> {
+    // Without SQLITE_OPEN_CREATE, which would create the file with another mode. Only one
+    // thread at a time uses a connection, so it needs no mutex.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(8);
-    Ok(connection)
-}
-
-/// Small caches, since the file is small and the system caches it too; no temporary files;
-/// no functions from a schema that others may have written; no writes.
-fn set_up_to_read(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep_log)?;
+    // A small cache, since the file is small and the system caches it too; no temporary files;
+    // no functions in a schema that others may have written; no writes.
     connection.execute_batch(
         "PRAGMA cache_size = -256; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;
          PRAGMA query_only = ON",
-    )
+    )?;
+    Ok(connection)
 }
 
-/// Rejects a file that is not the vault's, is newer, or is damaged. Returns the version of
-/// its schema. Only reads.
+/// Rejects a file that is not the vault's, is newer, or is damaged. Returns the version of its
+/// schema. Only reads.
 fn check(connection: &Connection) -> Result<i64, Reason> {
     let sql = "SELECT (SELECT user_version FROM pragma_user_version),
             NOT EXISTS (SELECT 1 FROM sqlite_schema),

@@ -1,4 +1,4 @@
-//! The one thread that writes. Changes that wait together share a commit.
+//! The writer thread. Changes that wait at the same time share a commit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,22 +12,19 @@ use crate::model::{CredentialRecord, CredentialRef};
 
 use super::{MetadataError, TouchMap, Touches, lock, row};
 
-/// How many changes may share one commit. It bounds how long the first of them waits.
-const MAX_BATCH: usize = 256;
-
-/// How long touches may wait, so that many of them share one commit.
+/// How long touches wait, so that many of them share one commit.
 const TOUCH_DELAY: Duration = Duration::from_millis(500);
 
-/// The longest pause before failed writes are tried again.
+/// The longest pause before a failed write is retried.
 const MAX_PAUSE: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
 pub(super) enum Message {
-    /// Make a change, and reply after its commit.
+    /// Commit this change, then reply.
     Change(Box<Change>),
     /// There are touches to write soon.
     Touched,
-    /// Write everything, then end.
+    /// Write everything, then end the thread.
     Close,
 }
 
@@ -37,8 +34,8 @@ pub(super) struct Change {
     pub(super) at: CredentialRef,
     /// The new row; `None` deletes it.
     pub(super) row: Option<CredentialRecord>,
-    /// Whether the row is exactly as it was before an earlier change. Such an undo is tried
-    /// again until it succeeds, since the caller has promised that nothing changed.
+    /// Whether this restores the row exactly as it was. A failed undo is retried until it
+    /// succeeds, since the caller has promised that nothing changed.
     pub(super) is_undo: bool,
     pub(super) reply: SyncSender<Outcome>,
 }
@@ -46,7 +43,7 @@ pub(super) struct Change {
 /// The row as it was before the change.
 pub(super) type Outcome = Result<Option<CredentialRecord>, MetadataError>;
 
-/// Writes until it is told to close. The error says that touches or undo changes are lost.
+/// Writes until told to close. An error means that touches or undo changes are lost.
 pub(super) fn run(
     connection: Connection,
     touches: Arc<Touches>,
@@ -58,7 +55,7 @@ pub(super) fn run(
     loop {
         let (batch, is_closing) = writer.next_batch();
         let is_due = writer.due.is_some_and(|due| due <= Instant::now());
-        // After a failure, every commit is a chance to write the rest too.
+        // After a failure, every commit also tries to write the rest.
         let all = is_due || is_closing || !writer.backoff.is_fresh();
         let committed = writer.commit(batch, all);
         if is_closing {
@@ -91,30 +88,27 @@ struct Writer {
 }
 
 impl Writer {
-    /// Waits for the next change, and takes those that wait behind it. Returns early when
+    /// Waits for the next change, and takes those that wait behind it. Returns without any when
     /// something is due. The flag says whether to close.
+    ///
+    /// Each caller waits for its reply, so a batch has at most one change from each thread.
     fn next_batch(&mut self) -> (Vec<Change>, bool) {
         let mut batch = Vec::new();
-        let mut next = match self.due {
-            Some(due) => self.inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
-            None => self.inbox.recv().map_err(RecvTimeoutError::from),
-        };
+        let until = |due: Instant| due.saturating_duration_since(Instant::now());
+        let mut wait = self.due.map_or(Duration::MAX, until);
         loop {
-            match next {
+            match self.inbox.recv_timeout(wait) {
                 Ok(Message::Change(change)) => batch.push(*change),
                 Ok(Message::Touched) => self.wake_soon(),
                 Ok(Message::Close) | Err(RecvTimeoutError::Disconnected) => return (batch, true),
                 Err(RecvTimeoutError::Timeout) => return (batch, false),
             }
-            if batch.len() == MAX_BATCH {
-                return (batch, false);
-            }
-            next = self.inbox.recv_timeout(Duration::ZERO);
+            wait = Duration::ZERO;
         }
     }
 
-    /// Writes what is owed and the changes in one transaction, with the touches if `all` is
-    /// set. Then replies to the changes.
+    /// Writes what is owed and the changes in one transaction, and the touches if `all` is set.
+    /// Then replies to the changes.
     fn commit(&mut self, mut batch: Vec<Change>, all: bool) -> Result<(), MetadataError> {
         let pending = if all { Arc::clone(&lock(&self.touches)) } else { Arc::default() };
         let written = self.write(&mut batch, &pending).map_err(MetadataError::from);
@@ -133,7 +127,8 @@ impl Writer {
         if batch.is_empty() && self.owed.is_empty() && pending.is_empty() {
             return Ok(Vec::new());
         }
-        // A transaction that begins with reading cannot wait for another process's lock later.
+        // Takes the write lock now: a transaction that has begun with a read fails at once if
+        // another process is writing.
         let transaction =
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         for (at, row) in &self.owed {
@@ -148,8 +143,8 @@ impl Writer {
         Ok(outcomes)
     }
 
-    /// Makes one change. The outer error is about the database and ends the transaction; the
-    /// inner one is about this row, which stays as it is.
+    /// Makes one change. The outer error is about the database and ends the transaction. The
+    /// inner one is about this row, which then stays as it is.
     fn apply(&self, change: &mut Change) -> rusqlite::Result<Outcome> {
         let Change { at, row, is_undo, .. } = change;
         let found = if *is_undo { Ok(None) } else { row::find(&self.connection, at)? };
@@ -158,7 +153,7 @@ impl Writer {
             Err(unreadable) => return Ok(Err(unreadable)),
         };
         if let Some(previous) = &mut previous {
-            // As a listing shows it.
+            // The time that a listing shows.
             previous.last_used_at = previous.last_used_at.max(lock(&self.touches).get(at).copied());
             if let Some(row) = row {
                 row.created_at = previous.created_at;
@@ -170,7 +165,7 @@ impl Writer {
         Ok(Ok(previous))
     }
 
-    /// Forgets what a commit has written.
+    /// Drops what a commit has written.
     fn settle(&mut self, pending: &Arc<TouchMap>, all: bool) {
         self.backoff.reset();
         let mut touches = lock(&self.touches);
@@ -181,11 +176,9 @@ impl Writer {
             log::info!("the metadata of {at} is restored now");
         }
         if all {
-            if Arc::ptr_eq(&touches, pending) {
-                *touches = Arc::default();
-            } else {
-                Arc::make_mut(&mut touches).retain(|at, when| pending.get(at) != Some(when));
-            }
+            let is_newer = |(at, when): &(&_, &_)| pending.get(at) != Some(when);
+            let newer = touches.iter().filter(is_newer).map(|(at, when)| (at.clone(), *when));
+            *touches = Arc::new(newer.collect());
             self.due = (!touches.is_empty()).then(|| Instant::now() + TOUCH_DELAY);
         }
     }
@@ -203,7 +196,7 @@ impl Writer {
             }
             _ => {}
         }
-        // The caller waits for it.
+        // The caller waits for the reply.
         let _ = reply.send(outcome);
     }
 
@@ -212,7 +205,7 @@ impl Writer {
     }
 
     /// Moves the log into the database, so that the file is alone in its directory. If that
-    /// fails nothing is lost: the next start reads the log.
+    /// fails, nothing is lost: the next start reads the log.
     fn move_log(&self) {
         let moved = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         if let Err(error) = moved {

@@ -63,11 +63,9 @@ pub fn full_jitter(pause: Duration) -> Duration {
     pause.mul_f64(fraction())
 }
 
-/// A random number between 0 and 1.
+/// A random number from 0 to 1.
 fn fraction() -> f64 {
     // Each `RandomState` has keys of its own.
-    let random = RandomState::new().build_hasher().finish();
-    #[allow(clippy::cast_possible_truncation, reason = "the upper half is as random")]
-    let upper = (random >> 32) as u32;
-    f64::from(upper) / f64::from(u32::MAX)
+    let [.., high, low] = RandomState::new().build_hasher().finish().to_ne_bytes();
+    f64::from(u16::from_ne_bytes([high, low])) / f64::from(u16::MAX)
 }

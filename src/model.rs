@@ -1,7 +1,6 @@
 //! The vocabulary of the vault: names, records, summaries and store requests.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -51,14 +50,6 @@ impl Namespace {
 impl fmt::Display for Namespace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-impl FromStr for Namespace {
-    type Err = VaultError;
-
-    fn from_str(name: &str) -> Result<Self, VaultError> {
-        Self::new(name)
     }
 }
 
@@ -272,8 +263,8 @@ pub struct StoreRequest {
     pub value: Secret,
     /// How the credential is delivered.
     pub delivery_mode: DeliveryMode,
-    /// The consumers that may have it; empty means everyone. At most [`MAX_CONSUMERS`] names of at most
-    /// [`MAX_CONSUMER_BYTES`] each.
+    /// The consumers that may have it; empty means everyone. At most [`MAX_CONSUMERS`] names of
+    /// at most [`MAX_CONSUMER_BYTES`] each.
     pub allowed_consumers: Vec<String>,
     /// The name of the environment variable it is delivered in.
     pub env_name: Option<String>,
@@ -300,19 +291,19 @@ impl StoreRequest {
     ///
     /// [`VaultError::ValidationFailed`].
     pub fn check_consumers(&self) -> Result<(), VaultError> {
-        let is_too_long = |name: &String| name.len() > MAX_CONSUMER_BYTES;
-        let consumers = &self.allowed_consumers;
-        if consumers.len() > MAX_CONSUMERS || consumers.iter().any(is_too_long) {
-            let reason =
-                format!("at most {MAX_CONSUMERS} names of at most {MAX_CONSUMER_BYTES} bytes each");
-            return Err(invalid(Field::AllowedConsumers, &reason));
+        let names = &self.allowed_consumers;
+        if names.len() <= MAX_CONSUMERS && names.iter().all(|name| name.len() <= MAX_CONSUMER_BYTES)
+        {
+            return Ok(());
         }
-        Ok(())
+        let limits =
+            format!("at most {MAX_CONSUMERS} names of at most {MAX_CONSUMER_BYTES} bytes each");
+        Err(invalid(Field::AllowedConsumers, limits))
     }
 }
 
-fn invalid(field: Field, reason: &str) -> VaultError {
-    VaultError::ValidationFailed { field, reason: reason.to_owned() }
+fn invalid(field: Field, reason: impl Into<String>) -> VaultError {
+    VaultError::ValidationFailed { field, reason: reason.into() }
 }
 
 /// The part of `value` that may be shown: `****` if it has fewer than 12 characters, else

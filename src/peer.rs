@@ -61,10 +61,10 @@ impl Process {
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Process(Process { uid, gid, pid: Some(pid) }) => {
-                write!(f, "uid {uid} gid {gid} pid {pid}")
+            Self::Process(Process { uid, gid, pid }) => {
+                write!(f, "uid {uid} gid {gid}")?;
+                pid.map_or(Ok(()), |pid| write!(f, " pid {pid}"))
             }
-            Self::Process(Process { uid, gid, pid: None }) => write!(f, "uid {uid} gid {gid}"),
             Self::Tcp(address) => write!(f, "{address}"),
         }
     }

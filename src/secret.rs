@@ -64,21 +64,16 @@ impl fmt::Debug for Secret {
     }
 }
 
-impl From<String> for Secret {
-    fn from(value: String) -> Self {
-        Self::new(value)
-    }
-}
-
 /// A callback for each secret that a backend holds for longer than a request, such as a
-/// token. A log filter registers them through it, so that it can remove them from the log.
+/// token. A log filter registers those secrets, so that it can keep them out of the log.
 #[derive(Clone)]
-pub struct SecretWatch(Arc<Callback>);
+pub struct SecretWatch(Arc<dyn Fn(&Secret) -> WatchedSecret + Send + Sync>);
 
-type Callback = dyn Fn(&Secret) -> Box<dyn Any + Send + Sync> + Send + Sync;
+/// Keeps a secret registered until it is dropped; see [`SecretWatch::tell`].
+pub type WatchedSecret = Box<dyn Any + Send + Sync>;
 
 impl SecretWatch {
-    /// Calls `watch` for each secret. What it returns is dropped together with the secret.
+    /// Calls `watch` for each secret. Its result is dropped together with the secret.
     pub fn new<T: Send + Sync + 'static>(
         watch: impl Fn(&Secret) -> T + Send + Sync + 'static,
     ) -> Self {
@@ -88,7 +83,7 @@ impl SecretWatch {
     /// Announces a secret. The holder drops the result when it drops the secret.
     #[must_use]
     pub fn tell(&self, secret: &Secret) -> WatchedSecret {
-        WatchedSecret(self.0(secret))
+        self.0(secret)
     }
 }
 
@@ -97,11 +92,6 @@ impl fmt::Debug for SecretWatch {
         f.write_str("SecretWatch")
     }
 }
-
-/// Keeps a secret registered until it is dropped; see [`SecretWatch::tell`].
-pub struct WatchedSecret(
-    #[expect(dead_code, reason = "only its drop matters")] Box<dyn Any + Send + Sync>,
-);
 
 /// The bytes of a value are not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! The environment the process was started with, and the paths that follow from it.
+//! The environment of the process, and the paths that depend on it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,13 +19,13 @@ const DEFAULT_DEV_DATA_DIR: &str = "~/.intentframe/dev-data";
 
 /// A snapshot of environment variables, read once and passed down.
 ///
-/// Cloning is cheap. `Debug` shows no values, since any of them may be a secret. Variables
-/// that are not UTF-8 are left out.
+/// Cloning is cheap. `Debug` shows no values, since any of them may be a secret. It has no
+/// variables that are not UTF-8.
 #[derive(Clone, Default)]
 pub struct Environment(Arc<HashMap<String, Secret>>);
 
 impl Environment {
-    /// The environment of this process, now.
+    /// Reads the environment of this process.
     #[must_use]
     pub fn of_process() -> Self {
         std::env::vars_os()
@@ -33,19 +33,19 @@ impl Environment {
             .collect()
     }
 
-    /// The variable's value; the empty string is a value.
+    /// Returns the variable's value. The empty string is a value.
     #[must_use]
     pub fn var(&self, name: &str) -> Option<&Secret> {
         self.0.get(name)
     }
 
-    /// The value of a setting; an empty variable counts as unset.
+    /// Returns the value of a setting. An empty variable counts as unset.
     #[must_use]
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.var(name).map(Secret::expose).filter(|value| !value.is_empty())
     }
 
-    /// Every variable with its value, in no particular order.
+    /// Iterates over the variables and their values, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
@@ -63,75 +63,62 @@ impl fmt::Debug for Environment {
     }
 }
 
-/// A path whose `~` cannot be expanded.
+/// A `~` that cannot be expanded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PathError {
-    /// `~` stands for `HOME`, which is not set.
-    #[error("HOME is not set, so {path:?} cannot be expanded; set HOME or write the path in full")]
-    NoHome {
-        /// The path as it was written.
-        path: PathBuf,
-    },
-    /// `~name` would need the user database, which the vault does not read.
-    #[error("{path:?} begins with another user's home directory; write the path in full")]
-    OtherHome {
-        /// The path as it was written.
-        path: PathBuf,
-    },
+#[error("{path:?} cannot be expanded, since {reason}; write the path in full")]
+pub struct PathError {
+    /// The path as it was written.
+    pub path: PathBuf,
+    reason: &'static str,
 }
 
-/// The socket's path: the one given, else [`SOCKET_VARIABLE`], else
+/// Returns the socket's path: the one given, else [`SOCKET_VARIABLE`], else
 /// `~/.intentframe/run/credential-vault.sock`.
 ///
 /// # Errors
 ///
 /// [`PathError`].
 pub fn socket(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
-    resolve(given, environment.setting(SOCKET_VARIABLE), DEFAULT_SOCKET, environment)
+    let path = given.or_else(|| environment.setting(SOCKET_VARIABLE).map(Path::new));
+    expand_tilde(path.unwrap_or(Path::new(DEFAULT_SOCKET)), environment)
 }
 
-/// The data directory: the one given, else [`DATA_DIR_VARIABLE`], else `~/.intentframe/data`.
+/// Returns the data directory: the one given, else [`DATA_DIR_VARIABLE`], else
+/// `~/.intentframe/data`.
 ///
 /// # Errors
 ///
 /// [`PathError`].
 pub fn data_dir(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
-    resolve(given, environment.setting(DATA_DIR_VARIABLE), DEFAULT_DATA_DIR, environment)
+    let path = given.or_else(|| environment.setting(DATA_DIR_VARIABLE).map(Path::new));
+    expand_tilde(path.unwrap_or(Path::new(DEFAULT_DATA_DIR)), environment)
 }
 
-/// The data directory for development: the one given, else `~/.intentframe/dev-data`. It
-/// ignores [`DATA_DIR_VARIABLE`], so it is never the real service's by accident.
+/// Returns the data directory for development: the one given, else `~/.intentframe/dev-data`.
+/// Ignores [`DATA_DIR_VARIABLE`], so that it is never the real service's by accident.
 ///
 /// # Errors
 ///
 /// [`PathError`].
 pub fn dev_data_dir(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
-    resolve(given, None, DEFAULT_DEV_DATA_DIR, environment)
-}
-
-fn resolve(
-    given: Option<&Path>,
-    variable: Option<&str>,
-    default: &str,
-    environment: &Environment,
-) -> Result<PathBuf, PathError> {
-    let path = given.or(variable.map(Path::new)).unwrap_or(Path::new(default));
-    expand_tilde(path, environment)
+    expand_tilde(given.unwrap_or(Path::new(DEFAULT_DEV_DATA_DIR)), environment)
 }
 
 /// Replaces a leading `~` with `HOME`, as a shell does.
 ///
 /// # Errors
 ///
-/// [`PathError`], when `HOME` is not set, or for `~name`.
+/// [`PathError`] if `HOME` is not set, and for `~name`, which only the user database could
+/// resolve.
 pub fn expand_tilde(path: &Path, environment: &Environment) -> Result<PathBuf, PathError> {
+    let fail = |reason| Err(PathError { path: path.to_owned(), reason });
     let mut parts = path.components();
     match parts.next().map(|part| part.as_os_str().as_encoded_bytes()) {
         Some(b"~") => match environment.setting("HOME") {
             Some(home) => Ok(Path::new(home).join(parts)),
-            None => Err(PathError::NoHome { path: path.to_owned() }),
+            None => fail("HOME is not set"),
         },
-        Some([b'~', ..]) => Err(PathError::OtherHome { path: path.to_owned() }),
+        Some([b'~', ..]) => fail("it begins with another user's home directory"),
         _ => Ok(path.to_owned()),
     }
 }
@@ -153,7 +140,8 @@ mod tests {
         assert_eq!(expand("/a/~"), Ok("/a/~".into()));
         assert_eq!(expand("a~b"), Ok("a~b".into()));
         assert_eq!(expand("./~"), Ok("./~".into()));
-        assert_eq!(expand("~bob/a"), Err(PathError::OtherHome { path: "~bob/a".into() }));
+        let error = expand("~bob/a").expect_err("another user's");
+        assert!(error.to_string().contains("another user's home"), "{error}");
     }
 
     #[test]
@@ -164,7 +152,8 @@ mod tests {
         assert_eq!(data_dir(None, &set), Ok("/h/.intentframe/data".into()), "empty is unset");
 
         let bare = environment(&[]);
-        assert!(matches!(socket(None, &bare), Err(PathError::NoHome { .. })));
+        let error = socket(None, &bare).expect_err("no home");
+        assert!(error.to_string().contains("HOME is not set"), "{error}");
         assert_eq!(socket(Some(Path::new("/s")), &bare), Ok("/s".into()));
     }
 }

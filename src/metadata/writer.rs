@@ -65,12 +65,10 @@ pub(super) fn run(
         if is_due && let Err(error) = committed {
             let pause = writer.backoff.next_pause();
             writer.due = Some(Instant::now() + pause);
+            let (uses, undos) = (lock(&writer.touches).len(), writer.owed.len());
             log::warn!(
-                "{} times of last use and {} undo changes wait to be written; next attempt in \
-                 {} ms: {error}",
-                lock(&writer.touches).len(),
-                writer.owed.len(),
-                pause.as_millis()
+                "{uses} times of last use and {undos} undo changes are not written yet; next \
+                 attempt in {pause:?}: {error}"
             );
         }
     }
@@ -147,12 +145,9 @@ impl Writer {
     /// inner one is about this row, which then stays as it is.
     fn apply(&self, change: &mut Change) -> rusqlite::Result<Outcome> {
         let Change { at, row, is_undo, .. } = change;
-        let found = if *is_undo { Ok(None) } else { row::find(&self.connection, at)? };
-        let mut previous = match found {
-            Ok(previous) => previous,
-            Err(unreadable) => return Ok(Err(unreadable)),
-        };
-        if let Some(previous) = &mut previous {
+        let mut found = if *is_undo { Ok(None) } else { row::find(&self.connection, at)? };
+        let Ok(previous) = &mut found else { return Ok(found) };
+        if let Some(previous) = previous {
             // The time that a listing shows.
             previous.last_used_at = previous.last_used_at.max(lock(&self.touches).get(at).copied());
             if let Some(row) = row {
@@ -162,7 +157,7 @@ impl Writer {
             }
         }
         row::set(&self.connection, at, row.as_ref())?;
-        Ok(Ok(previous))
+        Ok(found)
     }
 
     /// Drops what a commit has written.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::model::CredentialRef;
 
 /// An error on the way between a request and the store that keeps the value.
@@ -85,7 +87,8 @@ pub enum MetadataError {
 }
 
 /// The input that a [`VaultError::ValidationFailed`] is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Field {
     /// The namespace.
     Namespace,
@@ -101,12 +104,6 @@ pub enum Field {
 
 impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Namespace => "namespace",
-            Self::Key => "key",
-            Self::Value => "value",
-            Self::AllowedConsumers => "allowed_consumers",
-            Self::Backend => "backend",
-        })
+        self.serialize(f)
     }
 }

@@ -139,12 +139,6 @@ impl DeliveryMode {
     }
 }
 
-impl fmt::Display for DeliveryMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// Everything known about a credential except its value: one row of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialRecord {
@@ -316,8 +310,7 @@ fn invalid(field: Field, reason: impl Into<String>) -> VaultError {
 /// ```
 #[must_use]
 pub fn mask_value(value: &str) -> String {
-    const SHOWN_FROM: usize = 12;
-    if value.chars().count() < SHOWN_FROM {
+    if value.chars().count() < 12 {
         return "****".to_owned();
     }
     let head_end = value.char_indices().nth(6).map_or(value.len(), |(at, _)| at);

@@ -1,11 +1,7 @@
 //! [`Peer`]: the other end of a connection, as the kernel reports it.
 
 use std::fmt;
-#[cfg(unix)]
-use std::io;
 use std::net::SocketAddr;
-#[cfg(unix)]
-use std::os::unix::net::UnixStream;
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,14 +25,14 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process at the other end, as it was when the connection was made: the client, or
-    /// the listener if the client asks (`SO_PEERCRED`, unix(7)).
+    /// Returns the process at the other end, as it was when the connection was made: the client,
+    /// or the listener if the client asks (`SO_PEERCRED`, unix(7)).
     ///
     /// # Errors
     ///
     /// The error of getsockopt(2).
     #[cfg(target_os = "linux")]
-    pub fn across(stream: &UnixStream) -> io::Result<Self> {
+    pub fn across(stream: &std::os::unix::net::UnixStream) -> std::io::Result<Self> {
         use nix::sys::socket::{getsockopt, sockopt};
         let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
         // A process in another PID namespace has no number here; the kernel reports 0.
@@ -44,13 +40,13 @@ impl Process {
         Ok(Self { uid: credentials.uid(), gid: credentials.gid(), pid })
     }
 
-    /// The process at the other end (`LOCAL_PEERCRED` and `LOCAL_PEERPID`, unix(4)).
+    /// Returns the process at the other end (`LOCAL_PEERCRED` and `LOCAL_PEERPID`, unix(4)).
     ///
     /// # Errors
     ///
     /// The error of getpeereid(3).
     #[cfg(target_os = "macos")]
-    pub fn across(stream: &UnixStream) -> io::Result<Self> {
+    pub fn across(stream: &std::os::unix::net::UnixStream) -> std::io::Result<Self> {
         use nix::sys::socket::{getsockopt, sockopt};
         let (uid, gid) = nix::unistd::getpeereid(stream)?;
         let pid = getsockopt(stream, sockopt::LocalPeerPid).ok();

@@ -13,10 +13,6 @@ pub const SOCKET_VARIABLE: &str = "INTENTFRAME_VAULT_SOCKET";
 /// The variable that holds the directory of the metadata database.
 pub const DATA_DIR_VARIABLE: &str = "INTENTFRAME_DATA_DIR";
 
-const DEFAULT_SOCKET: &str = "~/.intentframe/run/credential-vault.sock";
-const DEFAULT_DATA_DIR: &str = "~/.intentframe/data";
-const DEFAULT_DEV_DATA_DIR: &str = "~/.intentframe/dev-data";
-
 /// A snapshot of environment variables, read once and passed down.
 ///
 /// Cloning is cheap. `Debug` shows no values, since any of them may be a secret. It has no
@@ -80,7 +76,8 @@ pub struct PathError {
 /// [`PathError`].
 pub fn socket(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
     let path = given.or_else(|| environment.setting(SOCKET_VARIABLE).map(Path::new));
-    expand_tilde(path.unwrap_or(Path::new(DEFAULT_SOCKET)), environment)
+    let default = Path::new("~/.intentframe/run/credential-vault.sock");
+    expand_tilde(path.unwrap_or(default), environment)
 }
 
 /// Returns the data directory: the one given, else [`DATA_DIR_VARIABLE`], else
@@ -91,7 +88,7 @@ pub fn socket(given: Option<&Path>, environment: &Environment) -> Result<PathBuf
 /// [`PathError`].
 pub fn data_dir(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
     let path = given.or_else(|| environment.setting(DATA_DIR_VARIABLE).map(Path::new));
-    expand_tilde(path.unwrap_or(Path::new(DEFAULT_DATA_DIR)), environment)
+    expand_tilde(path.unwrap_or(Path::new("~/.intentframe/data")), environment)
 }
 
 /// Returns the data directory for development: the one given, else `~/.intentframe/dev-data`.
@@ -101,7 +98,7 @@ pub fn data_dir(given: Option<&Path>, environment: &Environment) -> Result<PathB
 ///
 /// [`PathError`].
 pub fn dev_data_dir(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
-    expand_tilde(given.unwrap_or(Path::new(DEFAULT_DEV_DATA_DIR)), environment)
+    expand_tilde(given.unwrap_or(Path::new("~/.intentframe/dev-data")), environment)
 }
 
 /// Replaces a leading `~` with `HOME`, as a shell does.

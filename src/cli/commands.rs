@@ -88,7 +88,7 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
             [
                 summary.namespace,
                 summary.key,
-                summary.delivery_mode.to_string(),
+                summary.delivery_mode.as_str().to_owned(),
                 summary.masked_preview,
                 time(summary.updated_at),
                 summary.last_used_at.map(time).unwrap_or_default(),

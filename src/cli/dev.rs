@@ -120,7 +120,7 @@ fn report(dotenv: &Dotenv, plan: &Plan) -> String {
             [
                 at.namespace().to_string(),
                 at.key().to_owned(),
-                request.delivery_mode.to_string(),
+                request.delivery_mode.as_str().to_owned(),
                 request.env_name.clone().unwrap_or_default(),
                 request.allowed_consumers.join(","),
                 mask_value(request.value.expose()),

@@ -17,10 +17,7 @@ pub(super) const WAL: &str = "-wal";
 pub(super) fn prepare(path: &Path) -> Result<PathBuf, Reason> {
     let path = std::path::absolute(path)?;
     let file = open_or_create(&path).map_err(|error| {
-        format!(
-            "it cannot be created or opened to write: {error}; correct that or choose another \
-             data directory"
-        )
+        format!("it cannot be opened for writing: {error}; fix that or use another directory")
     })?;
     if !file.metadata()?.is_file() {
         return Err("it is not a regular file; choose another data directory".into());

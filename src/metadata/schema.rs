@@ -126,8 +126,11 @@ fn check(connection: &Connection) -> Result<i64, Reason> {
          FROM pragma_table_info('credential_metadata')";
     let (version, is_empty, columns, key): (i64, bool, Option<String>, Option<String>) =
         connection.query_row(sql, [], |row| row.try_into())?;
-    if columns.is_none() && !is_empty {
-        return Err("it is another program's database; choose another data directory".into());
+    if !is_empty && (columns.as_deref(), key.as_deref()) != (Some(COLUMNS), Some("namespace, key"))
+    {
+        return Err("it is another program's database: it has no table credential_metadata with \
+             the vault's columns; choose another data directory"
+            .into());
     }
     if version > SCHEMA_VERSION {
         return Err(format!(
@@ -135,12 +138,6 @@ fn check(connection: &Connection) -> Result<i64, Reason> {
              {SCHEMA_VERSION}); use that version, or choose another data directory"
         )
         .into());
-    }
-    if !is_empty && (columns.as_deref(), key.as_deref()) != (Some(COLUMNS), Some("namespace, key"))
-    {
-        return Err("its table credential_metadata has other columns than the vault's; choose \
-             another data directory"
-            .into());
     }
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {

@@ -15,9 +15,6 @@ use super::{MetadataError, TouchMap, Touches, lock, row};
 /// How long touches wait, so that many of them share one commit.
 const TOUCH_DELAY: Duration = Duration::from_millis(500);
 
-/// The longest pause before a failed write is retried.
-const MAX_PAUSE: Duration = Duration::from_mins(1);
-
 #[derive(Debug)]
 pub(super) enum Message {
     /// Commit this change, then reply.
@@ -49,7 +46,7 @@ pub(super) fn run(
     touches: Arc<Touches>,
     inbox: Receiver<Message>,
 ) -> Result<(), MetadataError> {
-    let backoff = Backoff::new(TOUCH_DELAY, MAX_PAUSE);
+    let backoff = Backoff::new(TOUCH_DELAY, Duration::from_mins(1));
     let mut writer =
         Writer { connection, touches, inbox, owed: HashMap::new(), due: None, backoff };
     loop {

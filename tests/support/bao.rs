@@ -1,5 +1,5 @@
-//! The Vault servers that tests run on: `OpenBao` or Vault, found or started here, and an
-//! operator's requests to one.
+//! Finds or starts the server that tests run on, `OpenBao` or Vault, and sends an operator's
+//! requests to it.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -13,12 +13,12 @@ use tempfile::TempDir;
 
 use super::super::support::{DEADLINE, cannot_here, eventually, skip, wait_until};
 
-/// Starts the program named by its arguments, and kills it when standard input ends. The
-/// other end of that is in the test program, so nothing outlives a test that is killed.
+/// Starts the program named by its arguments, and kills it when standard input ends. The test
+/// program holds the other end, so nothing outlives a test that is killed.
 const GUARDED: &str =
     r#"exec 3<&0; (cat <&3 >/dev/null; kill -KILL $$) & exec "$@" 3<&- </dev/null"#;
 
-/// `bao` or `vault` on the PATH, else the one that scripts/install-test-deps provides.
+/// Returns `bao` or `vault` on the PATH, else the one that scripts/install-test-deps provides.
 pub fn program() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -28,8 +28,9 @@ pub fn program() -> Option<PathBuf> {
     on_path.chain([provided]).find(|file| file.is_file())
 }
 
-/// The same for a test that starts a server of its own, which is said where it cannot be. Under
-/// CI that fails the test, unless `VAULT_ADDR` names a server for the other tests.
+/// Like [`program`], for a test that starts its own server. Without a program, reports that the
+/// test is skipped. Under CI that fails the test, unless `VAULT_ADDR` names a server for the
+/// others.
 pub fn own_program() -> Option<PathBuf> {
     let program = program();
     if program.is_none() {
@@ -39,7 +40,7 @@ pub fn own_program() -> Option<PathBuf> {
     program
 }
 
-/// A program that ends with the test program at the latest.
+/// A program that ends when the test program ends, or earlier.
 pub struct Process(Child);
 
 impl Process {
@@ -59,7 +60,7 @@ impl Process {
         Self(child.expect("sh starts"))
     }
 
-    /// Kills it, and waits until it is gone.
+    /// Kills the program, and waits until it has ended.
     pub fn kill(&mut self) {
         drop(self.0.stdin.take());
         let _ = self.0.wait();
@@ -77,19 +78,19 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("it listens").port()
 }
 
-/// A server, and the token of its root.
+/// A server, and its root token.
 pub struct Server {
     /// `http://host:port`.
     pub address: String,
     pub token: String,
-    /// Whether it was started here, and so holds nothing of anybody else's.
+    /// Whether this program started it, so that nobody else's data is on it.
     pub own: bool,
     process: Option<(Process, TempDir)>,
 }
 
 impl Server {
-    /// The one that all tests of a program share: the one that `VAULT_ADDR` and
-    /// `VAULT_TOKEN` name, else a development server. `None` where there is neither.
+    /// Returns the server that all tests of a program share: the one that `VAULT_ADDR` and
+    /// `VAULT_TOKEN` name, else a development server. `None` if there is neither.
     pub fn shared() -> Option<&'static Self> {
         static SHARED: OnceLock<Option<Server>> = OnceLock::new();
         let server = SHARED.get_or_init(|| {
@@ -108,7 +109,7 @@ impl Server {
         server.as_ref()
     }
 
-    /// A development server, in memory, with this configuration as well.
+    /// Starts a development server, in memory, with this additional configuration.
     pub fn dev(program: &Path, configuration: &str) -> Self {
         eventually("a development server", || {
             let directory = TempDir::new().expect("a temporary directory");
@@ -141,8 +142,8 @@ impl Server {
         self.try_operate("GET", "auth/token/lookup-self", &[], None).is_ok_and(|got| got.0 == 200)
     }
 
-    /// Mounts a KV engine in a namespace of the server ("" for the root), and waits until it
-    /// has set itself up.
+    /// Mounts a KV engine in a namespace of the server ("" for the root), and waits until it is
+    /// ready.
     #[track_caller]
     pub fn mount_kv(&self, namespace: &str, path: &str, version: u8) {
         let options = json!({ "type": "kv", "options": { "version": version.to_string() } });
@@ -157,13 +158,13 @@ impl Server {
         self.try_operate(method, path, &[], body).expect("the server answers")
     }
 
-    /// The same; the test fails unless it succeeds.
+    /// Like [`operate`](Self::operate), but fails the test unless the request succeeds.
     #[track_caller]
     pub fn done(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
         self.done_with(method, path, &[], body)
     }
 
-    /// The same with these header lines.
+    /// Like [`done`](Self::done), with these header lines.
     #[track_caller]
     pub fn done_with(
         &self,
@@ -192,7 +193,7 @@ impl Server {
         let body = body.map(Value::to_string).unwrap_or_default();
         let kind = if method == "PATCH" { "merge-patch+json" } else { "json" };
         let more = headers.concat();
-        // By HTTP/1.0, to which a server answers without chunks.
+        // HTTP/1.0, since a server answers that without chunks.
         write!(
             stream,
             "{method} /v1/{path} HTTP/1.0\r\nHost: {host}\r\nX-Vault-Token: {}\r\n\
@@ -208,7 +209,7 @@ impl Server {
     }
 }
 
-/// A server with raft storage on disk, which survives being killed.
+/// A server with raft storage on disk, which survives a kill.
 pub struct DiskServer {
     pub server: Server,
     program: PathBuf,
@@ -220,7 +221,7 @@ impl DiskServer {
         let directory = TempDir::new().expect("a temporary directory");
         let (port, cluster) = (free_port(), free_port());
         let address = format!("http://127.0.0.1:{port}");
-        // OpenBao knows no mlock; Vault wants to be told to do without.
+        // OpenBao does not use mlock; Vault must be told not to.
         let mlock = if program.ends_with("vault") { "disable_mlock = true" } else { "" };
         let configuration = format!(
             r#"storage "raft" {{
@@ -251,7 +252,7 @@ impl DiskServer {
         disk
     }
 
-    /// By SIGKILL.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.server.process.as_mut().expect("it was started here").0.kill();
     }

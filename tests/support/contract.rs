@@ -2,8 +2,8 @@
 
 use intentframe_credentials::{CredentialRef, CredentialVault, Namespace, Secret};
 
-/// Checks the contract on `vault`, in namespaces that start with `prefix` and that nothing
-/// else uses. Leaves nothing behind.
+/// Checks the contract on `vault`, in namespaces that start with `prefix` and that nothing else
+/// uses. Deletes everything it stores.
 ///
 /// # Panics
 ///

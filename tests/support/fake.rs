@@ -1,5 +1,4 @@
-//! A server on a Unix socket that answers as a test tells it to, and remembers what it
-//! was asked.
+//! A scripted server on a Unix socket. It records the requests.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,7 +9,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-/// One request, as it came.
+/// One request, as it arrived.
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// `GET /health`.
@@ -21,9 +20,9 @@ pub struct Asked {
     pub body: String,
 }
 
-/// What the server does with a request.
+/// The server's reaction to a request.
 pub enum Reply {
-    /// Writes these bytes and reads on.
+    /// Writes these bytes and waits for the next request.
     Bytes(Vec<u8>),
     /// Writes these bytes and closes the connection.
     Last(Vec<u8>),
@@ -33,7 +32,7 @@ pub enum Reply {
 
 type Answer = dyn Fn(&Asked) -> Reply + Send + Sync;
 
-/// The server; its threads end with the test's process.
+/// The server. Its threads end with the test's process.
 pub struct Fake {
     pub socket: PathBuf,
     _dir: TempDir,
@@ -80,7 +79,7 @@ impl Fake {
         self.asked.lock().expect("no test panics here").clone()
     }
 
-    /// How many connections there have been.
+    /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
@@ -91,7 +90,7 @@ fn serve(stream: &UnixStream, asked: &Mutex<Vec<Asked>>, answer: &Answer) {
     while let Some(request) = read(&mut reader) {
         asked.lock().expect("no test panics here").push(request.clone());
         let mut stream = stream;
-        // A client that has gone is the business of its test.
+        // An error means that the client has gone, which its test checks.
         match answer(&request) {
             Reply::Bytes(bytes) => drop(stream.write_all(&bytes)),
             Reply::Last(bytes) => return drop(stream.write_all(&bytes)),

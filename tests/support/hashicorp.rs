@@ -1,4 +1,4 @@
-//! Shared by the tests of the hashicorp backend: a real server, an operator's work on it, and
+//! Shared by the tests of the hashicorp backend: a real server, an operator's requests to it, and
 //! the service in front of it.
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
@@ -23,37 +23,37 @@ use super::support::{Connection, Place, Response, Service, Setup, delete, get, p
 use bao::Server;
 use proxy::Proxy;
 
-/// What the README's policy grants.
+/// The policy in docs/vault.md.
 pub const POLICY: &str = r#"
     path "MOUNT/data/intentframe/*" { capabilities = ["create", "update", "patch", "read", "delete"] }
     path "MOUNT/metadata/intentframe/*" { capabilities = ["read", "list", "delete"] }"#;
 
-/// The same for a service that may not `PATCH`.
+/// The same policy, without `PATCH`.
 pub const POLICY_WITHOUT_PATCH: &str = r#"
     path "MOUNT/data/intentframe/*" { capabilities = ["create", "update", "read", "delete"] }
     path "MOUNT/metadata/intentframe/*" { capabilities = ["read", "list", "delete"] }"#;
 
-/// One that lets old versions be destroyed, and no metadata be deleted.
+/// A policy that allows destroying old versions, but not deleting metadata.
 pub const POLICY_WITH_DESTROY: &str = r#"
     path "MOUNT/data/intentframe/*" { capabilities = ["create", "update", "patch", "read", "delete"] }
     path "MOUNT/metadata/intentframe/*" { capabilities = ["read", "list"] }
     path "MOUNT/destroy/intentframe/*" { capabilities = ["update"] }"#;
 
-/// How a secret may be written.
+/// How the service may write a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// By `PATCH`.
+    /// With `PATCH`.
     Patch,
-    /// By `PATCH` with check-and-set, which the mount wants.
+    /// With `PATCH` and check-and-set, which the mount requires.
     CasRequired,
-    /// As a whole, for want of the capability `patch`.
+    /// As a whole, since the capability `patch` is missing.
     NoPatch,
 }
 
 pub const MODES: [Mode; 3] = [Mode::Patch, Mode::CasRequired, Mode::NoPatch];
 
-/// What a test runs on: the shared server behind a proxy of the test's own, with a KV v2
-/// mount, policies and roles that no other test uses.
+/// A test's view of the shared server: through the test's own proxy, with a KV v2 mount, policies
+/// and roles that no other test uses.
 pub struct Target {
     pub server: &'static Server,
     pub proxy: Proxy,
@@ -61,18 +61,18 @@ pub struct Target {
     pub place: Place,
     pub mount: String,
     tag: String,
-    /// The paths of what the operator has made.
+    /// The paths that the operator has created.
     made: Mutex<Vec<String>>,
 }
 
-/// An `AppRole` to log in with.
+/// An `AppRole` login.
 pub struct AppRole {
     pub role_id: String,
     pub secret_id: String,
 }
 
 impl Target {
-    /// `None` where there is no server, which is said; under CI the test fails.
+    /// Returns `None` if there is no server, and reports it. Under CI that fails the test.
     #[track_caller]
     pub fn new() -> Option<Self> {
         let Some(server) = Server::shared() else {
@@ -91,13 +91,13 @@ impl Target {
         self.server.operate(method, path, body)
     }
 
-    /// The same; the test fails unless it succeeds.
+    /// Like [`operate`](Self::operate), but fails the test unless the request succeeds.
     #[track_caller]
     pub fn done(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
         self.server.done(method, path, body)
     }
 
-    /// A name that is nobody else's on the server.
+    /// Returns a name that nobody else uses on the server.
     pub fn name(&self, name: &str) -> String {
         format!("{}{name}", self.tag)
     }
@@ -113,7 +113,7 @@ impl Target {
         self.made(format!("sys/mounts/{path}"));
     }
 
-    /// Writes a policy, in which `MOUNT` is the mount, and says how it is called.
+    /// Writes a policy, in which `MOUNT` stands for the mount, and returns its name.
     #[track_caller]
     pub fn policy(&self, name: &str, hcl: &str) -> String {
         let name = self.name(name);
@@ -123,21 +123,21 @@ impl Target {
         name
     }
 
-    /// A new token, with the fields of `auth/token/create-orphan`.
+    /// Creates a token, with the fields of `auth/token/create-orphan`.
     #[track_caller]
     pub fn token(&self, fields: &Value) -> String {
         let answer = self.done("POST", "auth/token/create-orphan", Some(fields));
         answer["auth"]["client_token"].as_str().expect("a token").to_owned()
     }
 
-    /// A token that may do what the policy grants.
+    /// Creates a token with this policy.
     #[track_caller]
     pub fn token_for(&self, policy: &str) -> String {
         let name = self.policy(&format!("p{:016x}", RandomState::new().hash_one(0)), policy);
         self.token(&json!({ "policies": [name], "ttl": "1h" }))
     }
 
-    /// A token with which secrets are written in that way; sets the mount up for it.
+    /// Creates a token that makes the service write in this way, and sets up the mount for it.
     #[track_caller]
     pub fn token_of_mode(&self, mode: Mode) -> String {
         if mode == Mode::CasRequired {
@@ -147,7 +147,7 @@ impl Target {
         self.token_for(if mode == Mode::NoPatch { POLICY_WITHOUT_PATCH } else { POLICY })
     }
 
-    /// A role of `AppRole`, with these fields beside the usual policy, and a secret ID.
+    /// Creates a role with these fields and the usual policy, and a secret ID.
     #[track_caller]
     pub fn approle(&self, name: &str, mut fields: Value) -> AppRole {
         if fields.get("token_policies").is_none() {
@@ -170,13 +170,13 @@ impl Target {
         answer["data"]["secret_id"].as_str().expect("a secret id").to_owned()
     }
 
-    /// A wrapping token around a new secret ID.
+    /// Creates a secret ID and returns a wrapping token for it.
     #[track_caller]
     pub fn wrapped_secret_id(&self, role: &str) -> String {
         self.wrapped(&format!("auth/approle/role/{}/secret-id", self.name(role)), &json!({}))
     }
 
-    /// A wrapping token around `content`, such as anybody may make.
+    /// Returns a wrapping token for `content`, which any client can create.
     #[track_caller]
     pub fn forged_wrapping(&self, content: &Value) -> String {
         self.wrapped("sys/wrapping/wrap", content)
@@ -188,14 +188,14 @@ impl Target {
         answer["wrap_info"]["token"].as_str().expect("a wrapping token").to_owned()
     }
 
-    /// The accessors of the role's living tokens.
+    /// Returns the accessors of the role's live tokens.
     #[track_caller]
     pub fn accessors(&self, role: &str) -> Vec<String> {
         let role = json!(self.name(role));
         let all = self.done("LIST", "auth/token/accessors", None);
         let all = all["data"]["keys"].as_array().cloned().unwrap_or_default();
         let is_of_role = |accessor: &Value| {
-            // One may have died meanwhile.
+            // The token may have expired in the meantime.
             let body = json!({ "accessor": accessor });
             let (_, token) = self.operate("POST", "auth/token/lookup-accessor", Some(&body));
             token["data"]["meta"]["role_name"] == role
@@ -218,12 +218,12 @@ impl Target {
         self.done("POST", "auth/token/revoke", Some(&json!({ "token": token })));
     }
 
-    /// The path of the namespace's secret: `what` is `data`, `metadata` and the like.
+    /// Returns the path of the namespace's secret; `what` is `data`, `metadata` and so on.
     pub fn path(&self, what: &str, namespace: &str) -> String {
         format!("{}/{what}/intentframe/{namespace}", self.mount)
     }
 
-    /// The fields of the namespace's secret; `None` when there is none to read.
+    /// Returns the fields of the namespace's secret, or `None` if there is nothing to read.
     #[track_caller]
     pub fn read(&self, namespace: &str) -> Option<Value> {
         let (status, answer) = self.operate("GET", &self.path("data", namespace), None);
@@ -231,7 +231,7 @@ impl Target {
         (status == 200).then(|| answer["data"]["data"].clone())
     }
 
-    /// Replaces the namespace's secret, as somebody else would.
+    /// Replaces the namespace's secret, as another client would.
     #[track_caller]
     pub fn write(&self, namespace: &str, fields: &Value) {
         let path = self.path("data", namespace);
@@ -246,7 +246,7 @@ impl Target {
         self.done("PATCH", &self.path("data", namespace), Some(&json!({ "data": fields })));
     }
 
-    /// The metadata of the namespace's secret, if it has any.
+    /// Returns the metadata of the namespace's secret, if there is any.
     #[track_caller]
     pub fn metadata(&self, namespace: &str) -> Option<Value> {
         let (status, answer) = self.operate("GET", &self.path("metadata", namespace), None);
@@ -254,16 +254,16 @@ impl Target {
         (status == 200).then(|| answer["data"].clone())
     }
 
-    /// The namespaces that have a secret, deleted or not.
+    /// Returns the namespaces that have a secret, deleted or not.
     #[track_caller]
     pub fn namespaces(&self) -> Vec<Value> {
         let answer = self.operate("LIST", &format!("{}/metadata/intentframe", self.mount), None).1;
         answer["data"]["keys"].as_array().cloned().unwrap_or_default()
     }
 
-    // The service over it.
+    // The service in front of the server.
 
-    /// The service, as it is started without anything to log in with.
+    /// Prepares a service without a token or an AppRole.
     pub fn bare_setup(&self, place: &Place) -> Setup {
         place
             .setup_with("hashicorp")
@@ -281,7 +281,7 @@ impl Target {
             .env("VAULT_SECRET_ID", &role.secret_id)
     }
 
-    /// A service whose token is good for this policy.
+    /// Starts a service whose token has this policy.
     #[track_caller]
     pub fn service(&self, policy: &str) -> Service {
         self.setup(&self.place, &self.token_for(policy)).start()
@@ -292,14 +292,15 @@ impl Target {
         self.setup(&self.place, &self.token_of_mode(mode)).start()
     }
 
-    /// A service that logs in by the role `r`, which has these fields.
+    /// Starts a service that logs in with the role `r`, which has these fields.
     #[track_caller]
     pub fn role_service(&self, fields: Value) -> Service {
         let role = self.approle("r", fields);
         self.setup_with_role(&self.place, &role).start()
     }
 
-    /// The backend by itself, with these variables beside the address and the mount.
+    /// Creates the backend without a service, with these variables in addition to address and
+    /// mount.
     pub fn vault(&self, variables: &[(&str, &str)]) -> HashiCorpVault {
         let own = [("VAULT_KV_MOUNT", &*self.mount), ("VAULT_ADDR", &*self.proxy.address)];
         let environment = own.into_iter().chain(variables.iter().copied());
@@ -325,7 +326,7 @@ impl Drop for Target {
 
 // Requests to the service.
 
-/// The credential's path.
+/// Returns the credential's path.
 pub fn at(namespace: &str, key: &str) -> String {
     format!("/v1/credentials/{namespace}/{key}")
 }
@@ -334,7 +335,7 @@ pub fn store(service: &Service, namespace: &str, key: &str, value: &str) -> Resp
     service.put(&at(namespace, key), &json!({ "value": value }))
 }
 
-/// Stores a value, which has to work.
+/// Stores a value, and fails the test if that fails.
 #[track_caller]
 pub fn stored(service: &Service, namespace: &str, key: &str, value: &str) {
     let answer = store(service, namespace, key, value);
@@ -349,14 +350,14 @@ pub fn remove(service: &Service, namespace: &str, key: &str) -> Response {
     service.connect().exchange(&delete(&at(namespace, key)))
 }
 
-/// Deletes a value, which has to work.
+/// Deletes a value, and fails the test if that fails.
 #[track_caller]
 pub fn removed(service: &Service, namespace: &str, key: &str) {
     let answer = remove(service, namespace, key);
     assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
-/// Sends a request whose answer is read later.
+/// Sends a request. The test reads the answer later.
 #[must_use]
 pub fn begin(service: &Service, request: &[u8]) -> Connection {
     let mut connection = service.connect();
@@ -379,7 +380,7 @@ pub fn begin_remove(service: &Service, namespace: &str, key: &str) -> Connection
     begin(service, &delete(&at(namespace, key)))
 }
 
-/// `/health`, which has to be 200.
+/// Returns `/health`, and fails the test unless it answers 200.
 #[track_caller]
 pub fn health(service: &Service) -> Value {
     let answer = service.get("/health");
@@ -387,8 +388,8 @@ pub fn health(service: &Service) -> Value {
     answer.json()
 }
 
-/// Waits until every thread of the service sleeps and none has run for a while: all that
-/// it was sent is as far as it gets.
+/// Waits until every thread of the service sleeps and none has run for a while. All requests have
+/// then come as far as they can.
 #[cfg(target_os = "linux")]
 #[track_caller]
 pub fn wait_until_quiet(service: &Service) {
@@ -402,12 +403,12 @@ pub fn wait_until_quiet(service: &Service) {
     });
 }
 
-/// How often the threads have been switched to, each with its id, if all of them sleep.
+/// Returns each thread's ID and its number of context switches, if all of them sleep.
 #[cfg(target_os = "linux")]
 fn all_asleep(directory: &Path) -> Option<Vec<(String, String)>> {
     let mut threads = Vec::new();
     for thread in fs::read_dir(directory).expect("the process is there") {
-        // A thread may end meanwhile.
+        // A thread may end in the meantime.
         let thread = thread.ok()?;
         let status = fs::read_to_string(thread.path().join("status")).ok()?;
         let line = |name| status.lines().find_map(|line: &str| line.strip_prefix(name));
@@ -420,7 +421,7 @@ fn all_asleep(directory: &Path) -> Option<Vec<(String, String)>> {
     Some(threads)
 }
 
-// Calls of the backend by itself.
+// Calls to the backend without a service.
 
 pub fn credential(namespace: &str, key: &str) -> CredentialRef {
     CredentialRef::parse(namespace, key).expect("valid names")

@@ -1,5 +1,5 @@
-//! What the integration tests share: the real service in a directory of its own, and raw
-//! HTTP over its socket, with a deadline on every wait.
+//! Shared by the integration tests: the real service in a directory of its own, and raw HTTP over
+//! its socket. Every wait has a deadline.
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
@@ -15,11 +15,11 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long a test waits for what has to happen at once: long enough for a machine
-/// that is busy with other things, so that only a service that hangs exceeds it.
+/// How long a test waits for something that should happen at once. Long enough for a busy machine,
+/// so that only a service that hangs exceeds it.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Polls until there is an answer; fails the test when `DEADLINE` passes first.
+/// Polls until there is an answer. Fails the test if `DEADLINE` passes first.
 #[track_caller]
 pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
@@ -38,23 +38,22 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     eventually(what, || condition().then_some(()));
 }
 
-/// Says on the terminal that a test could not run here (a test's own output is hidden
-/// when it passes). Where `CI` is set, nothing may be skipped: the test fails.
+/// Reports on the terminal that a test could not run here (cargo hides the output of a test that
+/// passes). If `CI` is set, no test may be skipped, and this fails.
 #[track_caller]
 pub fn skip(reason: &str) {
     assert!(std::env::var_os("CI").is_none(), "under CI nothing is skipped: {reason}");
-    // A closed terminal is no reason to fail.
+    // A closed terminal must not fail the test.
     let _ = writeln!(io::stderr(), "skipped: {reason}");
 }
 
-/// The same for a part of a test that hangs on what no set-up of a machine can promise, such
-/// as the kernel's leave to mount. Never fails: what the part is about has to be tested some
-/// other way as well.
+/// Like [`skip`], for a part of a test that depends on something no setup can guarantee, such as
+/// the permission to mount. Never fails, so another test must cover the same behaviour.
 pub fn cannot_here(reason: &str) {
     let _ = writeln!(io::stderr(), "not tested here: {reason}");
 }
 
-/// Lets this process hold as many descriptors as it may at all.
+/// Raises this process's descriptor limit as far as possible.
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -62,15 +61,15 @@ pub fn raise_descriptor_limit() {
         .expect("a soft limit may be raised to the hard one");
 }
 
-/// Copies a program, by another process: one that is being written here is busy for every
-/// child that another test starts meanwhile, and cannot be run then.
+/// Copies a program, in another process. If this process had it open for writing, a child that
+/// another test starts at that moment would inherit the descriptor, and running the copy would fail
+/// with ETXTBSY.
 pub fn copy_program(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg(from).arg(to).status();
     assert!(copied.expect("cp runs").success());
 }
 
-/// Runs every row of the wire contract that can be seen from outside on the service at
-/// `socket`, by the script that operators can run as well.
+/// Checks the wire contract on the service at `socket`, with the script that operators use.
 #[track_caller]
 pub fn assert_wire_contract(socket: &Path) {
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/wire-contract"))
@@ -83,8 +82,8 @@ pub fn assert_wire_contract(socket: &Path) {
     assert!(output.status.success(), "{failed:#?} {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A directory for one service: its socket, its data, its log. Outlives the service, so
-/// that a second one can be started on what the first left.
+/// A directory for one service: its socket, its data, its log. It outlives the service, so that a
+/// test can start a second one on the same data.
 pub struct Place {
     root: TempDir,
 }
@@ -110,12 +109,12 @@ impl Place {
         self.data_dir().join("credentials.db")
     }
 
-    /// The service as most tests want it: the env backend, socket and data in here.
+    /// Prepares the usual service: the env backend, with socket and data in this directory.
     pub fn setup(&self) -> Setup {
         self.setup_with("env")
     }
 
-    /// The same on another backend.
+    /// Like [`setup`](Self::setup), with another backend.
     pub fn setup_with(&self, backend: &str) -> Setup {
         let mut setup = self.bare_setup();
         for (option, path) in [("--socket", self.socket()), ("--data-dir", self.data_dir())] {
@@ -124,8 +123,8 @@ impl Place {
         setup.argument("--backend").argument(backend)
     }
 
-    /// `serve` without an option, in an environment that holds no setting and whose home
-    /// is in here.
+    /// Prepares `serve` without options, in an environment without settings, with its home in this
+    /// directory.
     pub fn bare_setup(&self) -> Setup {
         Setup {
             program: PathBuf::from(env!("CARGO_BIN_EXE_credential-vault")),
@@ -147,8 +146,8 @@ impl Place {
         self.setup().start()
     }
 
-    /// Writes a database as the Python service leaves it, with `rows` credentials in the
-    /// namespace `seeded`.
+    /// Writes a database like one of the Python service, with `rows` credentials in the namespace
+    /// `seeded`.
     pub fn seed_database(&self, rows: u32) {
         std::fs::create_dir_all(self.data_dir()).expect("creates the data directory");
         let mut database = rusqlite::Connection::open(self.database()).expect("opens");
@@ -180,7 +179,7 @@ impl Place {
         transaction.commit().expect("commits");
     }
 
-    /// A text column of one credential's row, read from the file.
+    /// Reads a text column of one credential's row from the file.
     pub fn column(&self, column: &str, namespace: &str, key: &str) -> Option<String> {
         let database = rusqlite::Connection::open(self.database()).expect("opens");
         database.busy_timeout(DEADLINE).expect("sets a timeout");
@@ -196,7 +195,7 @@ impl Place {
     }
 }
 
-/// How a service is to be started.
+/// The command line and environment of a service to start.
 #[derive(Clone)]
 pub struct Setup {
     pub program: PathBuf,
@@ -219,20 +218,20 @@ impl Setup {
         self
     }
 
-    /// Shell commands to run in the process before it becomes the service, such as
-    /// `ulimit -n 64`.
+    /// Adds shell commands that run in the process before it becomes the service, such as `ulimit
+    /// -n 64`.
     pub fn after(mut self, commands: &str) -> Self {
         self.shell = Some(commands.to_owned());
         self
     }
 
-    /// Runs the service as another user and group; for root only.
+    /// Runs the service as another user and group. Needs root.
     pub fn identity(mut self, id: u32) -> Self {
         self.identity = Some(id);
         self
     }
 
-    /// Where the service will listen, when its options were not the usual ones.
+    /// Sets where the service listens, if its options are not the usual ones.
     pub fn listening_at(mut self, socket: PathBuf) -> Self {
         self.socket = socket;
         self
@@ -300,19 +299,19 @@ impl Service {
         Connection::open(&self.socket)
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a new connection.
     #[track_caller]
     pub fn get(&self, path: &str) -> Response {
         self.connect().exchange(&get(path))
     }
 
-    /// Stores a value on a connection of its own.
+    /// Stores a value on a new connection.
     #[track_caller]
     pub fn put(&self, path: &str, body: &Value) -> Response {
         self.connect().exchange(&put(path, body))
     }
 
-    /// Whether it answers `/health` on a new connection, which it has to.
+    /// Checks that the service answers `/health` on a new connection.
     #[track_caller]
     pub fn assert_healthy(&self) {
         assert_eq!(self.get("/health").status, 200, "{}", self.log());
@@ -330,24 +329,24 @@ impl Service {
         rustix::process::kill_process(self.pid(), signal).expect("it is running");
     }
 
-    /// The status it ended with, if it has.
+    /// Returns the exit status, if the service has ended.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child can be waited for")
     }
 
-    /// Waits until it has ended.
+    /// Waits until the service has ended.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         eventually("the service ends", || self.exit_status())
     }
 
-    /// As a power cut would end it, but for what the kernel holds.
+    /// Kills the service, as a power cut would, except that the kernel's buffers survive.
     pub fn kill(&mut self) {
         self.child.kill().expect("it is running");
         self.child.wait().expect("a child can be waited for");
     }
 
-    /// What it has written to standard output and standard error.
+    /// Returns the output on standard output and standard error.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -355,7 +354,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Fails when the test has ended it already.
+        // Fails if the test has already ended it.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
@@ -364,7 +363,7 @@ impl Drop for Service {
     }
 }
 
-/// Whether something at the socket answers `/health`.
+/// Returns whether a service at the socket answers `/health`.
 fn answers(socket: &Path) -> bool {
     let Ok(stream) = UnixStream::connect(socket) else { return false };
     let mut connection = Connection::over(stream);
@@ -372,7 +371,7 @@ fn answers(socket: &Path) -> bool {
         && matches!(connection.try_response(false), Ok(Some(answer)) if answer.status == 200)
 }
 
-/// The bytes of a request; `headers` are whole lines, each with its CRLF.
+/// Returns the bytes of a request. `headers` are whole lines, each with its CRLF.
 pub fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let length = if body.is_empty() { String::new() } else { content_length(body.len()) };
     let head = format!("{method} {path} HTTP/1.1\r\nHost: credential-vault\r\n{headers}{length}");
@@ -406,7 +405,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, waiting for room in the listener's queue if need be.
+    /// Connects. Waits for room in the listener's queue if necessary.
     #[track_caller]
     pub fn open(socket: &Path) -> Self {
         eventually("a connection", || match try_connect(socket) {
@@ -422,7 +421,7 @@ impl Connection {
         Self { stream, received: Vec::new() }
     }
 
-    /// The same connection, for another thread to send on.
+    /// Returns a second handle, so that another thread can send.
     pub fn another_handle(&self) -> UnixStream {
         self.stream.try_clone().expect("a descriptor is free")
     }
@@ -448,19 +447,19 @@ impl Connection {
         self.response()
     }
 
-    /// The next answer, to a request of any method but HEAD.
+    /// Reads the next answer, to a request of any method but HEAD.
     #[track_caller]
     pub fn response(&mut self) -> Response {
         self.try_response(false).expect("readable").expect("an answer, not the end")
     }
 
-    /// The next answer, to a HEAD: its length speaks of a body that does not come.
+    /// Reads the next answer, to a HEAD: no body follows, whatever its length says.
     #[track_caller]
     pub fn response_to_head(&mut self) -> Response {
         self.try_response(true).expect("readable").expect("an answer, not the end")
     }
 
-    /// The next answer, or `None` at the end of the stream.
+    /// Reads the next answer, or returns `None` at the end of the stream.
     pub fn try_response(&mut self, to_head: bool) -> io::Result<Option<Response>> {
         let head_length = loop {
             if let Some(at) = find(&self.received, b"\r\n\r\n") {
@@ -494,13 +493,13 @@ impl Connection {
         Ok(Some(answer))
     }
 
-    /// Every answer up to the end of the stream, which the service has to bring about.
+    /// Reads every answer until the service closes the connection.
     #[track_caller]
     pub fn responses_to_end(&mut self) -> Vec<Response> {
         std::iter::from_fn(|| self.try_response(false).expect("answers, then the end")).collect()
     }
 
-    /// Waits until the service closes; nothing more may arrive before.
+    /// Waits until the service closes the connection. No bytes may arrive before that.
     #[track_caller]
     pub fn assert_closed(&mut self) {
         let end = self.receive().expect("the service closes");
@@ -508,7 +507,7 @@ impl Connection {
         assert!(end == 0 && rest.is_empty(), "more came instead of the end: {rest}");
     }
 
-    /// Whether nothing has arrived that was not read yet, without waiting.
+    /// Returns whether everything that has arrived was read. Does not wait.
     pub fn is_silent(&mut self) -> bool {
         self.stream.set_nonblocking(true).expect("a socket can be");
         let result = self.receive();
@@ -549,8 +548,8 @@ impl Connection {
         }
     }
 
-    /// Reads once; 0 at the end. A reset is an end as well: it is what a peer that closes
-    /// with unread input leaves behind.
+    /// Reads once; 0 at the end. A reset also counts as the end: a peer that closes with unread
+    /// input causes one.
     fn receive(&mut self) -> io::Result<usize> {
         let mut buffer = [0; 16 * 1024];
         loop {
@@ -559,8 +558,8 @@ impl Connection {
                     self.received.extend_from_slice(&buffer[..count]);
                     return Ok(count);
                 }
-                // A socket with a timeout is interrupted when the process is stopped and
-                // goes on (signal(7)).
+                // A read with a timeout is interrupted when the process is stopped and continued
+                // (signal(7)).
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(0),
                 Err(error) => return Err(error),
@@ -569,8 +568,8 @@ impl Connection {
     }
 }
 
-/// Connects without waiting: `WouldBlock` when the listener's queue is full, for which a
-/// plain connect would wait without an end.
+/// Connects without waiting: `WouldBlock` if the listener's queue is full, where a plain connect
+/// would wait forever.
 #[cfg(target_os = "linux")]
 pub fn try_connect(socket: &Path) -> io::Result<UnixStream> {
     use rustix::net::{
@@ -593,7 +592,7 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-/// An answer of the service.
+/// An answer from the service.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -611,7 +610,7 @@ impl Response {
             .or_else(|| status_line.strip_prefix("HTTP/1.0 "))
             .and_then(|rest| rest.get(..3)?.parse().ok())
             .unwrap_or_else(|| {
-                // The end of it, should something else come before it.
+                // Shows only the end: other bytes may precede the status line.
                 let end = status_line.len().saturating_sub(200);
                 panic!("not a status line: {:?}", status_line.get(end..))
             });
@@ -624,7 +623,7 @@ impl Response {
         Self { status, headers, body: Vec::new() }
     }
 
-    /// The header's value; it may occur only once.
+    /// Returns the header's value. Fails if it occurs more than once.
     #[track_caller]
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
@@ -643,14 +642,14 @@ impl Response {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The value that a GET of a credential answers with.
+    /// Returns the value in the answer to a GET of a credential.
     #[track_caller]
     pub fn value(&self) -> String {
         assert_eq!(self.status, 200, "{}", self.text());
         self.json()["value"].as_str().expect("a string").to_owned()
     }
 
-    /// Whether the answer says that the connection ends with it.
+    /// Returns whether the answer announces the end of the connection.
     pub fn closes(&self) -> bool {
         self.header("Connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }

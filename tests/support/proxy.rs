@@ -1,5 +1,5 @@
-//! A proxy in front of the Vault server. It keeps a journal of the requests, and it misbehaves
-//! as a healthy server never does when a test asks for that.
+//! A proxy in front of the Vault server. It records the requests, and injects faults that a healthy
+//! server never has.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::super::support::DEADLINE;
 
-/// On which side of the request's effect a fault happens.
+/// Whether a fault happens before or after the request takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
     /// The server never sees the request.
@@ -23,7 +23,7 @@ pub enum When {
 /// One way to misbehave.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// Nothing happens until the test lets the request go on.
+    /// The request is held until the test releases it.
     Hold(When),
     /// The connection is reset.
     Reset(When),
@@ -42,14 +42,14 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// An answer with this status, these header lines (each with its CRLF) and this body.
+    /// Answers with this status, these header lines (each with its CRLF) and this body.
     pub fn answer(status: u16, headers: &str, body: &[u8]) -> Self {
         let length = body.len();
         let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\n{headers}\r\n");
         Self::Answer([head.as_bytes(), body].concat())
     }
 
-    /// An error as Vault and `OpenBao` word it.
+    /// Answers with an error in the form of Vault and `OpenBao`.
     pub fn error(status: u16, text: &str) -> Self {
         Self::answer(status, "", json!({ "errors": [text] }).to_string().as_bytes())
     }
@@ -62,7 +62,7 @@ impl Fault {
         Self::error(500, "1 error occurred:\n\t* internal error\n\n")
     }
 
-    /// The answer of a server that does not know PATCH.
+    /// Answers like a server that does not support PATCH.
     pub fn unsupported() -> Self {
         Self::error(405, "1 error occurred:\n\t* unsupported operation\n\n")
     }
@@ -71,7 +71,7 @@ impl Fault {
         Self::error(403, "1 error occurred:\n\t* permission denied\n\n")
     }
 
-    /// A rate limit. `OpenBao` sends no `Retry-After`; Vault and reverse proxies do.
+    /// Answers with a rate limit. `OpenBao` sends no `Retry-After`; Vault and reverse proxies do.
     pub fn too_many_requests(retry_after: Option<u32>) -> Self {
         let header = retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n"));
         let body = br#"{"errors":["request path \"secret/data\": rate limit quota exceeded"]}"#;
@@ -103,13 +103,13 @@ impl Request {
         Self { method, path, head, began: Instant::now(), status: OnceLock::new() }
     }
 
-    /// Whether the method is this one ("" for any) and the path contains this text.
+    /// Returns whether the method is this one ("" for any) and the path contains this text.
     pub fn is(&self, method: &str, path: &str) -> bool {
         (method.is_empty() || method == self.method) && self.path.contains(path)
     }
 }
 
-/// A fault, the requests that meet it, and how far it is.
+/// A fault, the requests it applies to, and its progress.
 struct Rule {
     fault: Fault,
     method: &'static str,
@@ -160,8 +160,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a port of its own for requests to `upstream` (`http://host:port`). Its
-    /// threads end with the test program.
+    /// Listens on a free port for requests to `upstream` (`http://host:port`). Its threads end with
+    /// the test program.
     pub fn start(upstream: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("it listens"));
@@ -179,25 +179,25 @@ impl Proxy {
                 state.connections += 1;
                 state.clients.push(Arc::downgrade(&client));
                 drop(state);
-                // An error is the end of a connection on one side or the other.
+                // An error means that one side has closed the connection.
                 thread::spawn(move || drop(shared.serve(&client)));
             }
         });
         Self { address, shared }
     }
 
-    /// Makes the next `count` requests of this method ("" for any) whose path contains
-    /// `path` meet the fault.
+    /// Applies the fault to the next `count` requests of this method ("" for any) whose path
+    /// contains `path`.
     pub fn next(&self, count: usize, fault: Fault, method: &'static str, path: &str) -> Active {
         self.after(0, count, fault, method, path)
     }
 
-    /// The same for every such request until [`Active::clear`].
+    /// Like [`next`](Self::next), for every such request until [`Active::clear`].
     pub fn all(&self, fault: Fault, method: &'static str, path: &str) -> Active {
         self.after(0, usize::MAX, fault, method, path)
     }
 
-    /// The same as `next`, but `skip` such requests pass first.
+    /// Like [`next`](Self::next), after `skip` such requests have passed.
     pub fn after(
         &self,
         skip: usize,
@@ -229,29 +229,29 @@ impl Proxy {
         self.shared.state().requests.clone()
     }
 
-    /// How many requests of this method ("" for any) arrived for paths with this text.
+    /// Returns how many requests of this method ("" for any) arrived for paths with this text.
     pub fn count(&self, method: &str, path: &str) -> usize {
         self.requests().iter().filter(|request| request.is(method, path)).count()
     }
 
-    /// How many of them were answered with this status.
+    /// Returns how many of them were answered with this status.
     pub fn answered(&self, method: &str, path: &str, status: u16) -> usize {
         let requests = self.requests();
         let fits = |it: &&Arc<Request>| it.is(method, path) && it.status.get() == Some(&status);
         requests.iter().filter(fits).count()
     }
 
-    /// Forgets the requests that arrived so far.
+    /// Clears the record of requests.
     pub fn clear_requests(&self) {
         self.shared.state().requests.clear();
     }
 
-    /// How many connections the service has made.
+    /// Returns how many connections the service has made.
     pub fn connections(&self) -> usize {
         self.shared.state().connections
     }
 
-    /// How many requests were under way at once, at most.
+    /// Returns the largest number of requests that were under way at the same time.
     pub fn most_under_way(&self) -> usize {
         self.shared.state().most_under_way
     }
@@ -265,7 +265,7 @@ impl Proxy {
     }
 }
 
-/// A fault that has been switched on.
+/// A fault that is switched on.
 pub struct Active {
     shared: Arc<Shared>,
     rule: usize,
@@ -290,19 +290,19 @@ impl Active {
         self.shared.wait_for("held requests", |state| state.rules[self.rule].held >= count);
     }
 
-    /// Lets one request that is held go on.
+    /// Releases one held request.
     pub fn let_one_through(&self) {
         self.shared.state().rules[self.rule].passes += 1;
         self.shared.changed.notify_all();
     }
 
-    /// Lets all requests go on that are held or will be.
+    /// Releases all held requests, and those that would be held later.
     pub fn release(&self) {
         self.shared.state().rules[self.rule].open = true;
         self.shared.changed.notify_all();
     }
 
-    /// Ends the fault, and lets all requests go on that are held.
+    /// Ends the fault, and releases all held requests.
     pub fn clear(&self) {
         self.shared.state().rules[self.rule].left = 0;
         self.release();
@@ -356,7 +356,7 @@ impl Shared {
         }
     }
 
-    /// The answer to send, or the end of the connection.
+    /// Returns the answer to send, or an error to end the connection.
     fn answer(
         &self,
         mut client: &TcpStream,
@@ -411,7 +411,7 @@ impl Shared {
     }
 }
 
-/// Makes the close that follows a reset (`SO_LINGER` of 0, see socket(7)).
+/// Makes the following close send a reset (`SO_LINGER` of 0, see socket(7)).
 fn reset(client: &TcpStream) -> io::Error {
     let _ = rustix::net::sockopt::set_socket_linger(client, Some(Duration::ZERO));
     ErrorKind::ConnectionReset.into()
@@ -421,7 +421,7 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-/// One HTTP/1.1 message as it arrived. Bytes that came after it stay in `buffer`.
+/// Reads one HTTP/1.1 message as it arrived. Bytes after it stay in `buffer`.
 pub fn read_message(stream: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<Vec<u8>> {
     let mut chunk = [0; 16 * 1024];
     loop {
@@ -435,7 +435,7 @@ pub fn read_message(stream: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<
     }
 }
 
-/// How long the message at the start of `bytes` is, if enough of it is there to say so.
+/// Returns the length of the message at the start of `bytes`, if it has enough to tell.
 fn message_length(bytes: &[u8]) -> Option<usize> {
     let mut end = find(bytes, b"\r\n\r\n")? + 4;
     let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();

@@ -4,7 +4,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-/// Pauses that double from a first one up to a longest one.
+/// Pauses that double from attempt to attempt, up to a longest one.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,39 +25,39 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Starts at `first`, and never exceeds `longest`.
+    /// Creates a back-off that starts at `first` and never exceeds `longest`.
     #[must_use]
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, next: first }
     }
 
-    /// The pause before the next attempt.
+    /// Returns the pause before the next attempt, and doubles the one after it.
     pub fn next_pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.longest);
         pause
     }
 
-    /// Starts again at the first pause. For after a success.
+    /// Returns to the first pause. Call it after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }
 
-    /// Whether no attempt has failed since the last success.
+    /// Returns whether no attempt has failed since the last success.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.next == self.first
     }
 }
 
-/// A random duration between 90 % and 110 % of `pause`, so that many hosts do not act at the
-/// same moment. The randomness is not fit for secrets.
+/// Returns a random duration between 90 % and 110 % of `pause`, so that many hosts do not act at
+/// the same moment. Not for cryptographic use.
 #[must_use]
 pub fn jitter(pause: Duration) -> Duration {
     pause.mul_f64(0.9 + 0.2 * fraction())
 }
 
-/// A random duration between zero and `pause` ("full jitter"), for callers who compete.
+/// Returns a random duration between zero and `pause` ("full jitter"), for competing callers.
 #[must_use]
 pub fn full_jitter(pause: Duration) -> Duration {
     pause.mul_f64(fraction())
@@ -65,7 +65,7 @@ pub fn full_jitter(pause: Duration) -> Duration {
 
 /// A random number from 0 to 1.
 fn fraction() -> f64 {
-    // Each `RandomState` has keys of its own.
+    // Each `RandomState` has its own random keys.
     let [.., high, low] = RandomState::new().build_hasher().finish().to_ne_bytes();
     f64::from(u16::from_ne_bytes([high, low])) / f64::from(u16::MAX)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::model::CredentialRef;
 
-/// An error on the way between a request and the store that keeps the value.
+/// An error of a request, the backend or the database.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
     /// There is no such credential.
@@ -47,7 +47,7 @@ pub enum VaultError {
     ValidationFailed {
         /// The input.
         field: Field,
-        /// The problem, or the form that is required.
+        /// The problem, or the required form.
         reason: String,
     },
 

@@ -62,7 +62,7 @@ pub struct CredentialRef {
 }
 
 impl CredentialRef {
-    /// Names the credential `key` in `namespace`.
+    /// Creates the name of the credential `key` in `namespace`.
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ impl DeliveryMode {
         }
     }
 
-    /// The mode with this name on the wire, or `None` if there is none.
+    /// Returns the mode with this name on the wire, if there is one.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::ExecutorOnly, Self::RuntimeEnv].into_iter().find(|mode| mode.as_str() == name)
@@ -165,7 +165,7 @@ pub struct CredentialRecord {
 }
 
 impl CredentialRecord {
-    /// The record of a credential that is stored at `now` for the first time.
+    /// Creates the record of a credential that is stored at `now` for the first time.
     #[must_use]
     pub fn new(at: CredentialRef, request: &StoreRequest, now: Timestamp) -> Self {
         Self {
@@ -203,7 +203,7 @@ pub struct MaskedSummary {
     pub last_validated_at: Option<Timestamp>,
     /// When its value was last read.
     pub last_used_at: Option<Timestamp>,
-    /// The validator's result; unset until one has checked.
+    /// The validator's result; unset until a validator has run.
     pub valid: Option<bool>,
 }
 
@@ -224,15 +224,15 @@ impl From<CredentialRecord> for MaskedSummary {
     }
 }
 
-/// One credential that is delivered as an environment variable: an element of the answer
-/// to `GET /v1/runtime-env`, with its fields in wire order. It has no value.
+/// One credential that is delivered as an environment variable, without its value. The answer to
+/// `GET /v1/runtime-env` is a list of these, with the fields in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeEnvEntry {
     /// The namespace.
     pub namespace: String,
     /// The key in the namespace.
     pub key: String,
-    /// The variable's name. The supervisor reports an unset one.
+    /// The variable's name. If it is unset, the supervisor reports that.
     pub env_name: Option<String>,
     /// The consumers that may have it; empty means everyone.
     pub allowed_consumers: Vec<String>,
@@ -267,7 +267,7 @@ pub struct StoreRequest {
 }
 
 impl StoreRequest {
-    /// A request with the defaults of the wire contract.
+    /// Creates a request with the defaults of the wire contract.
     #[must_use]
     pub fn new(value: Secret) -> Self {
         Self {
@@ -300,8 +300,8 @@ fn invalid(field: Field, reason: impl Into<String>) -> VaultError {
     VaultError::ValidationFailed { field, reason: reason.into() }
 }
 
-/// The part of `value` that may be shown: `****` if it has fewer than 12 characters, else
-/// its first 6, `....` and its last 2. Characters are Unicode scalar values.
+/// Returns the part of `value` that may be shown: `****` if it has fewer than 12 characters, else
+/// the first 6, `....` and the last 2. Characters are Unicode scalar values.
 ///
 /// ```
 /// use intentframe_credentials::mask_value;

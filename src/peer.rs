@@ -35,7 +35,7 @@ impl Process {
     pub fn across(stream: &std::os::unix::net::UnixStream) -> std::io::Result<Self> {
         use nix::sys::socket::{getsockopt, sockopt};
         let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
-        // A process in another PID namespace has no number here; the kernel reports 0.
+        // The kernel reports 0 for a process in another PID namespace.
         let pid = Some(credentials.pid()).filter(|&pid| pid != 0);
         Ok(Self { uid: credentials.uid(), gid: credentials.gid(), pid })
     }

@@ -32,7 +32,7 @@ impl Secret {
         })
     }
 
-    /// The value itself.
+    /// Returns the value itself.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -50,8 +50,8 @@ impl Secret {
         self.0.is_empty()
     }
 
-    /// A copy of the value, for a store that keeps one and returns one. Unlike `Clone`, it
-    /// has a name of its own, so that no copy is made by accident.
+    /// Returns a copy, for a backend that keeps the value and returns it. It is not called `clone`,
+    /// so that nobody makes a copy by accident.
     #[must_use]
     pub fn duplicate(&self) -> Self {
         Self(self.0.clone())

@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// Connects. On Linux a caller waits for a listener whose queue is full, but no longer than
-/// the send timeout (`unix_stream_connect` in `af_unix.c`). Other systems refuse at once.
+/// Connects. If the listener's queue is full, Linux waits for at most the send timeout
+/// (`unix_stream_connect` in `af_unix.c`). Other systems refuse at once.
 #[cfg(target_os = "linux")]
 pub(crate) fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
     use rustix::net::sockopt::{Timeout, set_socket_timeout};

@@ -7,30 +7,30 @@ use zeroize::Zeroizing;
 use super::forms::{self, Form};
 use crate::Secret;
 
-/// The bytes at a place that decide whether a form can begin there.
+/// The number of bytes that decide whether a form can begin at a place.
 const WINDOW: usize = 4;
 
-/// The forms of some values, prepared for a search.
+/// The forms of the values, prepared for a search.
 pub(super) struct Finder {
     /// Sorted by their text.
     forms: Vec<Form>,
-    /// The first bytes of forms that are shorter than the window.
+    /// The first bytes of the forms that are shorter than a window.
     short: Option<Box<[bool; 256]>>,
     sieve: Sieve,
 }
 
-/// A form that matches the text so far, from some place on.
+/// A form that matches the text at some place so far.
 pub(super) struct Attempt {
     form: usize,
-    /// How many bytes of the form match, and how many of the text they take.
+    /// How many bytes of the form match, and how many bytes of the text that is.
     matched: usize,
     read: usize,
 }
 
-/// The result of an attempt with the text there is.
+/// The result of an attempt with the text so far.
 pub(super) enum Outcome {
     Differs,
-    /// All of the text matches, and the form goes on.
+    /// All of the text matches, but the form is longer.
     Open,
     /// The form matches this many bytes of the text.
     Found(usize),
@@ -40,7 +40,7 @@ impl Finder {
     pub(super) fn new<'a>(values: impl IntoIterator<Item = &'a Secret>) -> Self {
         let mut forms: Vec<Form> =
             values.into_iter().flat_map(|value| forms::of(value.expose())).collect();
-        // Of two with the same text, the one that wraps finds all that the other does.
+        // If two forms have the same text, the one that wraps finds everything that the other does.
         forms.sort_unstable_by(|a, b| (&*a.text, b.wraps).cmp(&(&*b.text, a.wraps)));
         forms.dedup_by(|a, b| a.text == b.text);
         forms.shrink_to_fit();
@@ -59,8 +59,8 @@ impl Finder {
         Self { forms, short, sieve }
     }
 
-    /// The first place at or after `from` where a form may begin. Too near to the end, any
-    /// place is one.
+    /// Returns the first place at or after `from` where a form may begin. Within the last bytes,
+    /// every place counts.
     pub(super) fn next(&self, text: &[u8], from: usize) -> usize {
         if self.forms.is_empty() {
             return text.len();
@@ -78,7 +78,7 @@ impl Finder {
         }
     }
 
-    /// Starts an attempt for each form that may be at the start of `text`.
+    /// Starts an attempt for each form that may begin at the start of `text`.
     pub(super) fn attempts(&self, text: &[u8], attempts: &mut Vec<Attempt>) {
         let Some(&first) = text.first() else { return };
         let start = self.forms.partition_point(|form| form.text[0] < first);
@@ -87,7 +87,7 @@ impl Finder {
     }
 
     /// Continues an attempt in a text that may have grown since.
-    pub(super) fn go_on(&self, attempt: &mut Attempt, text: &[u8]) -> Outcome {
+    pub(super) fn advance(&self, attempt: &mut Attempt, text: &[u8]) -> Outcome {
         let form = &self.forms[attempt.form];
         while let Some(&wanted) = form.text.get(attempt.matched) {
             let rest = &text[attempt.read..];
@@ -121,7 +121,7 @@ fn window_of(bytes: &[u8]) -> u32 {
     u32::from_le_bytes(bytes.try_into().expect("a window has four bytes"))
 }
 
-/// There is nothing between two characters, or one of two line breaks.
+/// Between two characters there is nothing, or one of two line breaks.
 const BETWEEN: [&[u8]; 3] = [b"", b"\n", b"\r\n"];
 
 /// Appends each window that `form` can begin with: at most 9 ways to break lines in it.
@@ -145,14 +145,14 @@ fn windows_of(form: &Form, windows: &mut Vec<u32>) {
     }
 }
 
-/// Tells whether a window may be one of a set, or certainly is not: a Bloom filter with two
-/// bits for each.
+/// A Bloom filter with two bits for each window: tells whether a window is certainly not in the
+/// set.
 struct Sieve {
     bits: Vec<u64>,
     shift: u32,
 }
 
-/// Bits for each window, so that few others pass.
+/// Enough bits for each window that few others pass.
 const BITS_EACH: usize = 64;
 const LEAST_BITS: usize = 1 << 12;
 const MOST_BITS: usize = 1 << 20;

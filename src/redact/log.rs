@@ -58,7 +58,7 @@ struct Registry {
 }
 
 impl RegisteredSecrets {
-    /// Looks for the secret until the registration that this returns is dropped.
+    /// Registers the secret until the returned registration is dropped.
     pub fn register(&self, secret: &Secret) -> Registration {
         let secret = Arc::new(secret.duplicate());
         let mut registry = self.registry();
@@ -90,7 +90,7 @@ impl fmt::Debug for RegisteredSecrets {
     }
 }
 
-/// A secret's registration, which ends when this is dropped.
+/// The registration of a secret. It ends when this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it ends the registration"]
 pub struct Registration {
@@ -113,7 +113,7 @@ impl Drop for Registration {
     }
 }
 
-/// A logger in a layer that scrubs; see [`redact_credentials`].
+/// A logger in a scrubbing layer; see [`redact_credentials`].
 #[derive(Debug)]
 pub struct RedactingLogger<L> {
     logger: L,
@@ -122,7 +122,7 @@ pub struct RedactingLogger<L> {
 }
 
 impl<L> RedactingLogger<L> {
-    /// Replaces the names of key-values that are sensitive.
+    /// Chooses which names of key-values are sensitive.
     #[must_use]
     pub fn with_scrubber(self, scrubber: CredentialScrubber) -> Self {
         Self { scrubber, ..self }
@@ -168,7 +168,7 @@ impl<L: Log> Log for RedactingLogger<L> {
     }
 }
 
-/// The text without what the finder finds. Returns `None` if it finds nothing.
+/// Replaces everything that the finder finds. Returns `None` if it finds nothing.
 fn redacted(finder: &Arc<Finder>, text: &str) -> Option<String> {
     let mut masker = Masker::with(Arc::clone(finder));
     let mut output = Vec::with_capacity(text.len());
@@ -196,9 +196,9 @@ mod tests {
 
     /// Keeps each record above DEBUG.
     #[derive(Clone, Default)]
-    struct Heard(Arc<Mutex<Vec<String>>>);
+    struct Captured(Arc<Mutex<Vec<String>>>);
 
-    impl Log for Heard {
+    impl Log for Captured {
         fn enabled(&self, metadata: &Metadata<'_>) -> bool {
             metadata.level() <= log::Level::Info
         }
@@ -224,17 +224,17 @@ mod tests {
         fn flush(&self) {}
     }
 
-    impl Heard {
+    impl Captured {
         fn last(&self) -> String {
             self.0.lock().expect("nothing panics with it").last().expect("a line").clone()
         }
     }
 
-    fn logger() -> (RegisteredSecrets, RedactingLogger<Heard>, Heard) {
+    fn logger() -> (RegisteredSecrets, RedactingLogger<Captured>, Captured) {
         log::set_max_level(log::LevelFilter::Info);
-        let (secrets, heard) = (RegisteredSecrets::default(), Heard::default());
-        let logger = redact_credentials(heard.clone(), &secrets);
-        (secrets, logger, heard)
+        let (secrets, captured) = (RegisteredSecrets::default(), Captured::default());
+        let logger = redact_credentials(captured.clone(), &secrets);
+        (secrets, logger, captured)
     }
 
     fn secret(value: &str) -> Secret {
@@ -243,53 +243,53 @@ mod tests {
 
     #[test]
     fn messages_lose_registered_secrets_in_every_form() {
-        let (secrets, logger, heard) = logger();
+        let (secrets, logger, captured) = logger();
         let _registered = secrets.register(&secret("sk/made-up"));
         for form in ["sk/made-up", "c2svbWFkZS11cA==", "736b2f6d6164652d7570", "sk%2Fmade-up"] {
             log::info!(logger: logger, "token {form}.");
-            assert_eq!(heard.last(), "token [REDACTED].");
+            assert_eq!(captured.last(), "token [REDACTED].");
         }
         log::info!(logger: logger, "sk/made-up");
-        assert_eq!(heard.last(), "[REDACTED]");
+        assert_eq!(captured.last(), "[REDACTED]");
         log::info!(logger: logger, "nothing of it: sk/made");
-        assert_eq!(heard.last(), "nothing of it: sk/made");
+        assert_eq!(captured.last(), "nothing of it: sk/made");
     }
 
     #[test]
     fn key_values_are_scrubbed_by_name_and_value_and_keep_their_type() {
-        let (secrets, logger, heard) = logger();
+        let (secrets, logger, captured) = logger();
         let _registered = secrets.register(&secret("made-up-1"));
         let url = "https://u:made-up-1@host";
         log::info!(logger: logger, Password = "hunter2", tries = 3, url, token:% = 7; "log in");
         assert_eq!(
-            heard.last(),
+            captured.last(),
             "log in Password=[REDACTED](text) tries=3(number) \
              url=https://u:[REDACTED]@host(text) token=[REDACTED](text)"
         );
         log::info!(logger: logger, "made-up-1" = 1; "a key");
-        assert_eq!(heard.last(), "a key [REDACTED]=1(number)");
+        assert_eq!(captured.last(), "a key [REDACTED]=1(number)");
     }
 
     #[test]
     fn names_can_be_replaced_and_work_without_registered_secrets() {
-        let (_, logger, heard) = logger();
+        let (_, logger, captured) = logger();
         let logger = logger.with_scrubber(CredentialScrubber::new(["pin"], REDACTED_VALUE));
         log::info!(logger: logger, pin = 1234, password = "shown"; "{}", "text");
-        assert_eq!(heard.last(), "text pin=[REDACTED](text) password=shown(text)");
+        assert_eq!(captured.last(), "text pin=[REDACTED](text) password=shown(text)");
     }
 
     #[test]
     fn a_registration_ends_with_its_guard_unless_it_is_kept() {
-        let (secrets, logger, heard) = logger();
+        let (secrets, logger, captured) = logger();
         let registration = secrets.register(&secret("made-up-1"));
         let twice = secrets.register(&secret("made-up-1"));
         secrets.register(&secret("made-up-2")).keep();
         drop(registration);
         log::info!(logger: logger, "made-up-1 made-up-2");
-        assert_eq!(heard.last(), "[REDACTED] [REDACTED]");
+        assert_eq!(captured.last(), "[REDACTED] [REDACTED]");
         drop(twice);
         log::info!(logger: logger, "made-up-1 made-up-2");
-        assert_eq!(heard.last(), "made-up-1 [REDACTED]");
+        assert_eq!(captured.last(), "made-up-1 [REDACTED]");
         assert_eq!(secrets.redact("made-up-2".to_owned()), "[REDACTED]");
         assert_eq!(format!("{secrets:?}"), "RegisteredSecrets(1)");
     }
@@ -310,17 +310,17 @@ mod tests {
 
     #[test]
     fn a_message_may_log_while_it_is_formatted() {
-        struct Chatty<'l>(&'l RedactingLogger<Heard>);
+        struct Chatty<'l>(&'l RedactingLogger<Captured>);
         impl fmt::Display for Chatty<'_> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 log::info!(logger: self.0, "inner made-up-1");
                 f.write_str("outer made-up-1")
             }
         }
-        let (secrets, logger, heard) = logger();
+        let (secrets, logger, captured) = logger();
         let _registered = secrets.register(&secret("made-up-1"));
         log::info!(logger: logger, "{}", Chatty(&logger));
-        let lines = heard.0.lock().expect("nothing panics with it").clone();
+        let lines = captured.0.lock().expect("nothing panics with it").clone();
         assert_eq!(lines, ["inner [REDACTED]", "outer [REDACTED]"]);
     }
 }

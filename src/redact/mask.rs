@@ -10,7 +10,7 @@ use super::REDACTED_VALUE;
 use super::finder::{Attempt, Finder, Outcome};
 use crate::Secret;
 
-/// Replaces values, and their encoded forms, in a stream of bytes by `[REDACTED]`.
+/// Replaces values, and their encoded forms, with `[REDACTED]` in a stream of bytes.
 ///
 /// The result does not depend on how the stream is cut into pieces. The forms are the value
 /// itself, base64 (both alphabets, also as a part of a longer text), hex, and the value
@@ -35,7 +35,7 @@ use crate::Secret;
 /// ```
 pub struct Masker {
     finder: Arc<Finder>,
-    /// The bytes from the first undecided place on.
+    /// The bytes from the first undecided place to the end.
     held: Zeroizing<Vec<u8>>,
     front: Front,
 }
@@ -57,7 +57,7 @@ impl Masker {
         Self { finder, held: Zeroizing::default(), front: Front::default() }
     }
 
-    /// Takes the next bytes of the stream, and appends to `output` all that is decided.
+    /// Takes the next bytes of the stream. Appends everything that is decided to `output`.
     pub fn mask(&mut self, input: &[u8], output: &mut Vec<u8>) {
         if self.held.is_empty() {
             let decided = self.front.advance(&self.finder, input, false, output);
@@ -69,7 +69,7 @@ impl Masker {
         }
     }
 
-    /// How many bytes are held back because they may begin a form.
+    /// Returns how many bytes are held back because they may begin a form.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held.len()
@@ -101,8 +101,8 @@ struct Front {
 }
 
 impl Front {
-    /// Decides as much as possible of `text`, which begins at the first undecided place.
-    /// Returns how much. With `ended`, nothing follows the text.
+    /// Decides as many bytes as possible of `text`, which begins at the first undecided place.
+    /// Returns how many. With `ended`, nothing follows the text.
     fn advance(
         &mut self,
         finder: &Finder,
@@ -120,7 +120,7 @@ impl Front {
             }
             let rest = &text[place..];
             let longest = &mut self.longest;
-            self.attempts.retain_mut(|attempt| match finder.go_on(attempt, rest) {
+            self.attempts.retain_mut(|attempt| match finder.advance(attempt, rest) {
                 Outcome::Open => true,
                 Outcome::Differs => false,
                 Outcome::Found(length) => {
@@ -217,7 +217,7 @@ mod tests {
         Some(text.len() - rest.len())
     }
 
-    /// The same random numbers in every run (splitmix64).
+    /// Random numbers, the same in every run (splitmix64).
     struct Numbers(u64);
 
     impl Numbers {
@@ -256,7 +256,7 @@ mod tests {
         pieces
     }
 
-    /// A text of forms, whole and cut short, with line breaks in them, and other characters.
+    /// A text of whole and truncated forms, with line breaks in them, and other characters.
     fn text_of(numbers: &mut Numbers, values: &[Secret], alphabet: &[char]) -> Vec<u8> {
         let mut text = Vec::new();
         for _ in 0..numbers.below(12) {

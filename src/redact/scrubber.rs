@@ -99,13 +99,13 @@ impl CredentialScrubber {
         }
     }
 
-    /// The SHA-256 of the document's canonical JSON, in hex: members in the order of their
-    /// keys' code points, no blanks, and everything but ASCII as `\u` escapes.
+    /// Returns the SHA-256 of the document's canonical JSON, in hex: members in the order of their
+    /// keys' code points, no whitespace, and everything outside ASCII as `\u` escapes.
     ///
     /// It equals Python's
     /// `sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())`.
-    /// The numbers are those in the [`Value`]: `serde_json` makes a float of an integer beyond
-    /// 64 bits, Python does not.
+    /// The numbers are those in the [`Value`]: `serde_json` turns an integer beyond 64 bits into a
+    /// float, Python does not.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "writing to a hash does not fail")]
     pub fn hash_params(document: &Value) -> String {
@@ -120,7 +120,7 @@ impl CredentialScrubber {
     }
 }
 
-/// Writes JSON as Python does, without blanks.
+/// Writes JSON as Python does, without whitespace.
 struct Python;
 
 impl Formatter for Python {
@@ -129,7 +129,7 @@ impl Formatter for Python {
         writer.write_all(python_float(&number.to_string()).as_bytes())
     }
 
-    /// Writes text without the characters that every JSON string escapes.
+    /// The fragment has none of the characters that every JSON string must escape.
     fn write_string_fragment<W: Write + ?Sized>(
         &mut self,
         writer: &mut W,

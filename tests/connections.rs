@@ -157,7 +157,7 @@ fn http_1_0_closes_unless_asked_to_keep_alive() {
         let answers = connection.responses_to_end();
         assert_eq!(answers.len(), 1);
         assert_eq!(answers[0].status, 200);
-        // HTTP/1.0 knows no chunks.
+        // HTTP/1.0 has no chunks.
         assert_eq!(answers[0].header("Transfer-Encoding"), None);
         answers[0].json();
     }
@@ -184,7 +184,7 @@ fn a_client_that_has_ended_its_side_still_gets_its_answers() {
     assert_eq!(connection.response().status, 200);
     assert_eq!(connection.response().status, 422);
     assert_eq!(connection.response().value(), "é 🔑");
-    // Larger than what a socket holds: written while the client has already hung up.
+    // Larger than a socket's buffer: the service writes it after the client has closed its side.
     assert_eq!(connection.response().json().as_array().expect("a list").len(), 10_001);
     connection.assert_closed();
 }
@@ -198,7 +198,7 @@ fn a_client_that_ends_in_the_middle_of_a_request_gets_no_answer_but_the_end() {
         let mut connection = service.connect();
         connection.send(&whole[..length]);
         connection.finish_sending();
-        // A 400 would be as good.
+        // A 400 would also be correct.
         for answer in connection.responses_to_end() {
             assert_eq!(answer.status, 400);
         }
@@ -213,7 +213,7 @@ fn clients_that_never_read_hold_up_nobody() {
     let service = place.setup().argument("--workers").argument("2").start();
     let mut never_read: Vec<Connection> = (0..16).map(|_| service.connect()).collect();
     for (n, connection) in never_read.iter_mut().enumerate() {
-        // One listing is more than a socket holds; some want several.
+        // One listing is larger than a socket's buffer; some clients ask for several.
         connection.send(&get("/v1/credentials").repeat(1 + n % 4));
     }
     let mut active = service.connect();
@@ -268,7 +268,8 @@ fn expect_100_continue_is_answered_before_the_body() {
         assert_eq!(connection.exchange(&get(path)).value(), "after 100");
     }
 
-    // A client may not wait for it: a 100 is then allowed, and one final answer due.
+    // A client may send its body without waiting. A 100 is then allowed, and one final answer is
+    // required.
     let mut connection = service.connect();
     connection.send(&[&head("HTTP/1.1"), &body[..], &get("/health")].concat());
     let mut answer = connection.response();
@@ -287,8 +288,8 @@ fn expect_100_continue_is_answered_before_the_body() {
     assert_eq!(statuses, [200]);
 }
 
-/// curl asks to continue for a body over 1 MiB (older ones over 1 KiB), and waits a second
-/// when nobody answers.
+/// curl asks to continue for a body over 1 MiB (older versions over 1 KiB), and waits a second if
+/// no answer comes.
 #[test]
 fn curl_stores_what_it_asked_to_send() {
     let place = Place::new();
@@ -303,7 +304,7 @@ fn curl_stores_what_it_asked_to_send() {
         .args(["--silent", "--show-error", "--verbose", "--max-time", "30", "--unix-socket"])
         .arg(&service.socket)
         .args(["-X", "PUT", "-H", "Content-Type: application/json", "-H", "Expect: 100-continue"])
-        // Longer than the test may take: a curl that gets no 100 sends nothing.
+        // Longer than the test may take, so that a curl without a 100 sends nothing.
         .args(["--expect100-timeout", "60", "--data-binary"])
         .arg(format!("@{}", file.display()))
         .arg("http://localhost/v1/credentials/expect/curl")
@@ -334,8 +335,8 @@ fn nothing_meant_for_a_client_that_has_gone_reaches_the_next_one() {
     }
 }
 
-/// Sends all of `stream`, and gives what comes back up to the end of the file, without
-/// which a client that was told `Connection: close` waits on.
+/// Sends `stream`, and returns everything up to the end of the connection. If that end were
+/// missing, a client that was told `Connection: close` would wait for it.
 fn answered_to_the_end(service: &Service, stream: &[u8]) -> Vec<u8> {
     let mut client = UnixStream::connect(&service.socket).expect("connects");
     client.set_read_timeout(Some(DEADLINE)).expect("not zero");
@@ -361,9 +362,9 @@ fn every_client_sees_the_end_of_its_connection() {
         }
     });
 
-    // More requests than are answered in one turn, and more bytes than are read at a time:
-    // then a second worker is told of what is left just before the first one, which goes
-    // on, has read it and closes. One client alone, for any other would wake that worker.
+    // More requests than a turn answers, and more bytes than one read takes. A second worker may
+    // then be woken for the rest just before the first worker reads it and closes. There is only
+    // one client, because another one would wake that worker too.
     let turn = get("/nothing").repeat(64);
     for round in 0..3500 {
         let rest = request("GET", "/nothing", "", &vec![b'x'; 64 * 1024 + 30 * round]);
@@ -373,8 +374,7 @@ fn every_client_sees_the_end_of_its_connection() {
     }
 }
 
-/// Whoever accepts a connection wakes a worker only if none is awake: between a worker's
-/// last look and its sleep none may be overlooked.
+/// A connection that arrives between a worker's last check and its sleep must not be overlooked.
 #[test]
 fn no_new_connection_is_overlooked() {
     let closing = request("GET", "/nothing", "Connection: close\r\n", b"");
@@ -382,7 +382,7 @@ fn no_new_connection_is_overlooked() {
     let service = place.start();
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
-        // A client that keeps its connection has the workers come and go at other moments.
+        // A client that keeps its connection makes the workers wake and sleep at other moments.
         scope.spawn(|| {
             let mut kept = service.connect();
             while !ended.load(Ordering::Relaxed) {
@@ -391,7 +391,7 @@ fn no_new_connection_is_overlooked() {
         });
         for round in 0..5000 {
             if round % 4 == 0 {
-                // Connected now, heard of later.
+                // Connects now, and sends later.
                 let mut client = service.connect();
                 assert!(answered_to_the_end(&service, &closing).starts_with(b"HTTP/1.1 404"));
                 assert_eq!(client.exchange(&get("/nothing")).status, 404);

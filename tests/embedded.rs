@@ -1,5 +1,5 @@
-//! The service inside a host program: limits of the host's choice, and a backend of its
-//! own that is slow, refuses, is away, or panics.
+//! The service inside a host program: limits that the host chooses, and a backend of the host that
+//! is slow, refuses, is unavailable, or panics.
 #![cfg(unix)]
 
 mod support;
@@ -22,11 +22,11 @@ use serde_json::{Value, json};
 
 use support::{Connection, Place, delete, get, put, raise_descriptor_limit, request, wait_until};
 
-/// A backend in memory whose keys tell how it behaves.
+/// A backend in memory. The key decides how a call behaves.
 #[derive(Default)]
 struct Moody {
     values: Mutex<HashMap<CredentialRef, String>>,
-    /// How many calls for keys that begin with `slow` wait, and whether they may go on.
+    /// How many calls for keys that begin with `slow` wait, and whether they may continue.
     slow: Mutex<(usize, bool)>,
     changed: Condvar,
 }
@@ -140,14 +140,14 @@ impl Embedded {
 impl Drop for Embedded {
     fn drop(&mut self) {
         if self.daemon.is_some() {
-            // A test that failed says so itself.
+            // A failed test reports its own error.
             let _ = self.stop();
         }
     }
 }
 
-/// The backends of this program's tests, each found by the number that is in the
-/// environment it is made from.
+/// The backends of this program's tests. The environment of each vault has the index of its
+/// backend.
 static MOODS: Mutex<Vec<Arc<Moody>>> = Mutex::new(Vec::new());
 const WHICH: &str = "WHICH_MOODY";
 
@@ -158,7 +158,7 @@ fn make_moody(options: &BackendOptions) -> Result<Arc<dyn CredentialVault>, Vaul
     Ok(vault)
 }
 
-/// A vault over a backend of its own.
+/// Starts a vault with its own backend.
 fn start_moody(workers: usize, limits: Limits) -> (Embedded, Arc<Moody>) {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| register_backend("moody", make_moody).expect("the name is free"));
@@ -198,7 +198,7 @@ fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
         assert_eq!(busy.exchange(&health).status, 200);
         thread::sleep(Duration::from_millis(20));
     }
-    // Closed without a word: an answer to no request would be taken for the next one's.
+    // Closed without an answer: the client would take it for the answer to its next request.
     never_used.assert_closed();
     used.assert_closed();
     assert_eq!(in_a_request.exchange(&health[10..]).status, 200, "that is not idle");
@@ -231,7 +231,8 @@ fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
     let requests = get(&path("n", "large")).repeat(20);
     let mut connection = vault.connect();
     connection.send(&requests);
-    // It does not listen either: what it is sent stays where it is, until it hangs up.
+    // The service does not read from it either, so the bytes stay in the socket until the service
+    // closes it.
     wait_until("it is let go", || connection.try_send(b"\r\n").is_err());
     let answers = iter::from_fn(|| connection.try_response(false).ok().flatten()).count();
     assert!(answers < 20, "all were kept for it");
@@ -259,7 +260,7 @@ fn slow_backend_calls_hold_up_nobody_else() {
         assert_eq!(other.exchange(&get("/v1/runtime-env")).status, 200);
         assert_eq!(vault.ask(&get("/no/such/route")).status, 404);
     }
-    // One that has gone away while it waits is no loss.
+    // A client that hangs up while it waits harms nobody.
     drop(slow.pop());
     moody.let_go();
     for (n, mut connection) in slow.into_iter().enumerate() {
@@ -283,12 +284,12 @@ fn beyond_the_queue_for_the_backend_is_503() {
         connection.send(&get(&path("slow", &format!("slow-{n}"))));
         connection
     };
-    // Each worker takes one out of the queue before the queue can be filled.
+    // Each worker takes one request out of the queue before the test fills it.
     let mut waiting: Vec<Connection> = (0..WORKERS).map(ask).collect();
     wait_until("every worker waits", || moody.waiting() == WORKERS);
     waiting.extend((0..QUEUED + TOO_MANY).map(ask));
 
-    // Which ones are turned away depends on who reads first, not how many.
+    // Which requests are refused depends on who reads first, but not how many.
     let mut refused = 0;
     wait_until("the rest are turned away", || {
         waiting.retain_mut(|connection| {
@@ -394,7 +395,7 @@ fn a_host_can_stop_it_and_start_it_again() {
     let mut idle = vault.connect();
     assert_eq!(idle.exchange(&get("/health")).status, 200);
 
-    // A second one for the same socket is refused, and harms nothing.
+    // A second vault for the same socket is refused, and harms nothing.
     let again = || {
         let endpoint = Endpoint::Unix(vault.place.socket());
         let options = BackendOptions::new(Environment::default());

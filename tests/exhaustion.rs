@@ -1,4 +1,4 @@
-//! More connections than there are threads or file descriptors for.
+//! More connections than threads or file descriptors.
 #![cfg(target_os = "linux")]
 
 mod support;
@@ -14,7 +14,7 @@ use support::{
     Connection, DEADLINE, Place, Service, get, raise_descriptor_limit, try_connect, wait_until,
 };
 
-/// A number that `/proc/PID/status` tells of the service.
+/// Returns a number from the service's `/proc/PID/status`.
 fn status(service: &Service, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", service.id())).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
@@ -22,15 +22,15 @@ fn status(service: &Service, field: &str) -> u64 {
     number.parse().expect("a number")
 }
 
-/// Sockets at the service's path, of clients that it serves or has not accepted yet, and its
-/// listener (proc(5)). Its own list of descriptors is root's to read.
+/// Counts the sockets at the service's path: its listener, and those of clients that it serves or
+/// has not accepted yet (proc(5)). Only root can read its list of descriptors.
 fn open_sockets(service: &Service) -> usize {
     let sockets = fs::read_to_string("/proc/net/unix").expect("it can be read");
     let path = service.socket.to_str().expect("UTF-8");
     sockets.lines().filter(|line| line.ends_with(path)).count()
 }
 
-/// The processor time that the service has used, in ticks of 10 ms (proc(5): `utime` and
+/// Returns the processor time that the service has used, in ticks of 10 ms (proc(5): `utime` and
 /// `stime`, fields 14 and 15 of `stat`).
 fn processor_ticks(service: &Service) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", service.id())).expect("it runs");
@@ -39,8 +39,8 @@ fn processor_ticks(service: &Service) -> u64 {
     [fields[11], fields[12]].iter().map(|field| field.parse::<u64>().expect("a number")).sum()
 }
 
-/// Waits for a stretch in which the service uses next to no processor time: one that
-/// spins never has it.
+/// Waits for an interval in which the service uses almost no processor time. A service that spins
+/// has none.
 fn assert_does_not_spin(service: &Service) {
     let end = Instant::now() + DEADLINE;
     loop {
@@ -54,8 +54,8 @@ fn assert_does_not_spin(service: &Service) {
     }
 }
 
-/// Opens connections until the service takes no more of them, and the queue of its
-/// listener is full, or until `most` are open.
+/// Opens connections until the service accepts no more and its listener's queue is full, or until
+/// `most` are open.
 fn fill(service: &Service, most: usize) -> Vec<Connection> {
     let mut connections = Vec::new();
     while connections.len() < most {
@@ -142,13 +142,13 @@ fn what_clients_leave_behind_is_freed() {
         head.send(b"PUT /v1/credentials/a/b HTTP/1.1\r\nContent-");
         let mut body = service.connect();
         body.send(b"PUT /v1/credentials/a/b HTTP/1.1\r\nContent-Length: 100\r\n\r\n{");
-        // Gone before the answer, and gone in the middle of it.
+        // Hangs up before the answer, or in the middle of it.
         let mut listing = service.connect();
         listing.send(&get("/v1/credentials"));
         if round % 2 == 0 {
             wait_until("the listing begins", || !listing.is_silent());
         }
-        // Gone with requests and answers still in the pipe.
+        // Hangs up while requests and answers are still under way.
         let mut pipelined = service.connect();
         pipelined.send(&get("/v1/credentials/seeded").repeat(20));
     }

@@ -1,6 +1,6 @@
-//! A disk that fills up under the service, and has room again. Each test runs on a small
-//! file system, where the kernel lets a test mount one (writes fail with ENOSPC), and with a
-//! limit on file sizes, which needs no privilege (writes fail with EFBIG).
+//! A disk that fills up while the service runs, and later has room again. Each test runs on a small
+//! file system, if the kernel lets it mount one (writes fail with ENOSPC), and with a limit on file
+//! sizes, which needs no privilege (writes fail with EFBIG).
 
 #![cfg(target_os = "linux")]
 
@@ -25,7 +25,7 @@ use support::{
 const KEPT: &str = "/v1/credentials/full/kept";
 const NEW: &str = "/v1/credentials/full/new";
 
-/// The place where a service keeps its data, which can run out of room.
+/// A place for the service's data that can run out of room.
 trait Disk {
     fn setup(&self) -> Setup;
     /// Leaves no room for the running service, or for the next one.
@@ -91,7 +91,7 @@ struct Small {
 }
 
 impl Small {
-    /// `None` where this user may not mount anything, as in most containers.
+    /// Returns `None` if this user may not mount anything, as in most containers.
     fn new() -> Option<Self> {
         let place = Place::new();
         fs::create_dir(place.data_dir()).expect("creates");
@@ -167,8 +167,8 @@ fn on_each_disk(test: impl Fn(&dyn Disk)) {
     }
 }
 
-/// The time of last use in the database. It is read from a copy, since `SQLite` cannot
-/// open a file through `/proc/PID/root`.
+/// Returns the time of last use in the database. Reads it from a copy, since `SQLite` cannot open a
+/// file through `/proc/PID/root`.
 fn last_used_at(disk: &dyn Disk, key: &str) -> Option<String> {
     let copy = TempDir::new().expect("a temporary directory");
     for name in ["credentials.db", "credentials.db-wal"] {

@@ -1,5 +1,4 @@
-//! From start to end: the socket that appears and goes, signals, restarts, what survives
-//! them, and who may connect.
+//! From start to end: the socket, signals, restarts, what survives them, and who may connect.
 #![cfg(unix)]
 
 mod support;
@@ -24,17 +23,17 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).expect("it exists").permissions().mode() & 0o7777
 }
 
-/// What the listing says of [`KEY`].
+/// Returns the listing's entry for [`KEY`].
 fn summary(service: &Service) -> Value {
     service.get("/v1/credentials/lifecycle").json()[0].take()
 }
 
-/// Waits until the listener is gone, by which a service shows that it is ending.
+/// Waits until the listener is gone, which shows that the service is ending.
 fn wait_until_refusing(service: &Service) {
     wait_until("it stops accepting", || UnixStream::connect(&service.socket).is_err());
 }
 
-/// A client in the middle of an answer that is larger than what its socket holds.
+/// Returns a client in the middle of an answer that is larger than a socket's buffer.
 fn in_the_middle_of_a_listing(service: &Service) -> Connection {
     let mut connection = service.connect();
     connection.send(&get("/v1/credentials"));
@@ -140,7 +139,7 @@ fn a_live_socket_is_refused() {
     let mut connection = first.connect();
     assert_eq!(first.put(KEY, &json!({ "value": "first" })).status, 200);
 
-    // With data of its own it could serve, but for the socket.
+    // It has its own data, so only the socket can stop it.
     let own_data = place
         .bare_setup()
         .argument("--backend=env")
@@ -203,7 +202,7 @@ fn the_socket_is_0600_in_a_0700_directory_from_the_first_moment() {
         let mut service = place.setup().after("umask 0").spawn();
         let directory = place.socket().parent().expect("has one").to_owned();
         let end = Instant::now() + DEADLINE;
-        // As often as possible: a moment is what this is about.
+        // As often as possible, since a wrong mode would last only a moment.
         loop {
             if let Ok(seen) = fs::metadata(&directory) {
                 assert_eq!(seen.permissions().mode() & 0o7777, 0o700, "the directory");
@@ -228,8 +227,8 @@ fn the_socket_is_0600_in_a_0700_directory_from_the_first_moment() {
     }
 }
 
-/// Whoever may not use the service may not learn from its files either: they belong to
-/// the service's user alone, down to a directory that was there before.
+/// Users who may not use the service must not learn anything from its files: only the service's
+/// user can read them, even in a directory that existed before.
 #[test]
 fn an_existing_directory_is_used_as_it_is() {
     let place = Place::new();
@@ -243,8 +242,8 @@ fn an_existing_directory_is_used_as_it_is() {
         .env("INTENTFRAME_VAULT_SOCKET", socket.to_str().expect("UTF-8"))
         .listening_at(socket.clone())
         .spawn();
-    // Refusing a directory that others may write to is as good as serving in it; changing
-    // one that belongs to the system, such as /tmp, is not.
+    // The service may refuse a directory that others may write to, or serve in it. It must not
+    // change one that belongs to the system, such as /tmp.
     wait_until("it serves or refuses", || {
         service.exit_status().is_some() || try_connect(&socket).is_ok()
     });
@@ -344,7 +343,7 @@ fn last_used_at_is_on_disk_within_a_second() {
     assert_eq!(service.get(KEY).status, 200);
     let start = Instant::now();
     wait_until("it is in the file", || place.column("last_used_at", "lifecycle", "key").is_some());
-    // And a bit, for a machine with other things to do.
+    // Some more, for a busy machine.
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
@@ -364,7 +363,7 @@ fn a_file_that_is_no_database_is_refused_and_left_alone() {
 const SOMEBODY: u32 = 65534;
 const SOMEBODY_ELSE: u32 = 65533;
 
-/// The status that curl gets when it runs as another user.
+/// Returns the status that curl gets when it runs as another user.
 fn status_for(uid: u32, service: &Service, method: &str, path: &str) -> String {
     use std::os::unix::process::CommandExt;
     let mut curl = Command::new("curl");
@@ -389,7 +388,7 @@ fn status_for(uid: u32, service: &Service, method: &str, path: &str) -> String {
     String::from_utf8(output.stdout).expect("a number")
 }
 
-/// Opens the way to the socket, as an operator might who means well.
+/// Lets everyone reach the socket, as a well-meaning operator might.
 fn open_to_everyone(place: &Place) {
     for (path, mode) in [
         (place.root().to_owned(), 0o755),
@@ -425,7 +424,7 @@ fn other_users_are_refused_before_they_ask() {
     for (method, path) in EVERYTHING {
         assert_eq!(status_for(SOMEBODY, &service, method, path), "403", "{method} {path}");
     }
-    // A client that sends nothing at all is told so, too.
+    // A client that sends nothing also gets a 403.
     let silent = Command::new("setpriv")
         .args(["--reuid", &SOMEBODY.to_string(), "--clear-groups", "timeout", "20", "python3", "-c"])
         .arg("import socket,sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(12).decode())")
@@ -458,7 +457,7 @@ fn root_is_served_by_another_users_service() {
     open_to_everyone(&place);
     assert_eq!(status_for(SOMEBODY_ELSE, &service, "GET", KEY), "403");
 
-    // The client of root sends nothing to another user's service without --server-uid.
+    // Run as root, the client sends nothing to another user's service without --server-uid.
     let vault = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_credential-vault"));
         command.env("INTENTFRAME_VAULT_SOCKET", &service.socket).args(arguments);

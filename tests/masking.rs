@@ -1,4 +1,4 @@
-//! [`Masker`] on the output of programs. The programs named made the texts.
+//! [`Masker`] on the output of programs. The named programs made the texts.
 
 use intentframe_credentials::Secret;
 use intentframe_credentials::redact::Masker;

@@ -1,4 +1,4 @@
-//! The callers that this service is for: Python with httpx, over the Unix socket.
+//! The service's main callers: Python with httpx, over the Unix socket.
 #![cfg(unix)]
 
 mod support;
@@ -7,8 +7,8 @@ use std::process::Command;
 
 use support::{Place, skip};
 
-/// A Python that has httpx, if this machine has one: Debian's own has it from the package
-/// python3-httpx, which another Python that comes first in PATH does not see.
+/// Returns a Python that has httpx, if there is one. Debian's own Python gets it from the package
+/// python3-httpx, which another Python earlier in PATH does not see.
 fn python_with_httpx() -> Option<&'static str> {
     ["python3", "/usr/bin/python3"].into_iter().find(|python| {
         let probe = Command::new(python).args(["-c", "import httpx"]).output();

@@ -100,7 +100,7 @@ fn digests_of_many_documents_are_those_of_a_python_at_hand() {
     let mut numbers = Numbers(1);
     let mut documents: Vec<String> =
         (0..3000).map(|_| value(&mut numbers, 4).to_string()).collect();
-    // Floats as people write them, which have to be read as Python reads them.
+    // Floats as people write them. They must be read as Python reads them.
     documents.extend((0..3000).map(|_| {
         let (digits, point) = (numbers.next() % 1_000_000_000_000_000_000, numbers.next() % 18);
         let digits = format!("{digits:018}0");
@@ -135,7 +135,7 @@ fn digests_of_many_documents_are_those_of_a_python_at_hand() {
     }
 }
 
-/// The same numbers in every run (splitmix64).
+/// Random numbers, the same in every run (splitmix64).
 struct Numbers(u64);
 
 impl Numbers {
@@ -154,7 +154,7 @@ fn value(numbers: &mut Numbers, depth: u32) -> Value {
         1 => json!(numbers.next().is_multiple_of(2)),
         2 => json!(numbers.next()),
         3 => json!(numbers.next().cast_signed() >> (numbers.next() % 64)),
-        // Any float there is, then one of everyday size.
+        // Any float, then one of ordinary size.
         4 => json!(f64::from_bits(numbers.next())),
         5 => {
             json!(f64::from((numbers.next() >> 32) as u32) / f64::from(1 << (numbers.next() % 31)))
@@ -169,8 +169,8 @@ fn value(numbers: &mut Numbers, depth: u32) -> Value {
     }
 }
 
-/// ASCII with its controls, then what is beyond, on both sides of the surrogates: in UTF-16
-/// the order would be another.
+/// ASCII with its controls, then other characters on both sides of the surrogates, which UTF-16
+/// would sort differently.
 fn text(numbers: &mut Numbers) -> String {
     let any = |numbers: &mut Numbers| match numbers.next() % 4 {
         0 => char::from_u32((numbers.next() % 0x11_0000) as u32).unwrap_or('\u{ffff}'),

@@ -116,14 +116,14 @@ fn a_forwarding_loop_is_rejected() {
     let place = Place::new();
     let own = place.socket().to_str().expect("UTF-8").to_owned();
     for setup in [
-        // As any client would find the service: at the socket that it listens on itself.
+        // The socket that any client would use is its own.
         place.setup_with("service").env("INTENTFRAME_VAULT_SOCKET", &own),
         forwarding(&place, &place.socket()),
     ] {
         let said = refusal(setup, 2);
         assert!(said.contains("forward to itself") && said.contains(UPSTREAM), "{said}");
     }
-    // By another name of the directory.
+    // Through another name of the directory.
     let directory = place.socket().parent().expect("it has one").to_owned();
     std::fs::create_dir_all(&directory).expect("creates");
     let alias = place.root().join("alias");

@@ -26,7 +26,7 @@ fn a_line_on_the_descriptor_means_that_requests_are_served() {
     wait_until("the line arrives", || {
         std::fs::read_to_string(&ready).is_ok_and(|said| said == "ready\n")
     });
-    // Without waiting any further.
+    // Without waiting: the line means that requests are served.
     service.assert_healthy();
     service.signal(Signal::TERM);
     assert!(service.wait().success());

@@ -13,11 +13,11 @@ pub const MAX_BYTES: usize = 255;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnvNameProblem {
     /// Some shells and programs cannot read a variable with this name.
-    #[error("a variable's name matches [A-Za-z_][A-Za-z0-9_]* and has at most {MAX_BYTES} bytes")]
+    #[error("the name of a variable has the form [A-Za-z_][A-Za-z0-9_]*, up to {MAX_BYTES} bytes")]
     Malformed,
     /// The variable can make a loader, a shell, an interpreter or a tool load or run something,
     /// or tells a process where its files are.
-    #[error("this variable can change what a process runs, so it cannot hold a credential")]
+    #[error("this variable steers what a process runs, so it cannot hold a credential")]
     Denied,
 }
 

@@ -68,7 +68,7 @@ impl Readers {
         work: impl FnOnce(&Connection) -> Result<T, MetadataError>,
     ) -> Result<T, MetadataError> {
         let idle = lock(&self.idle).as_mut().ok_or(MetadataError::Closed)?.pop();
-        let connection = idle.map_or_else(|| schema::open_reader(&self.path), Ok)?;
+        let connection = idle.map_or_else(|| schema::connect(&self.path, false), Ok)?;
         let result = work(&connection);
         if let Some(idle) = lock(&self.idle).as_mut().filter(|idle| idle.len() < MAX_IDLE) {
             idle.push(connection);

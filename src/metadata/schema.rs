@@ -67,11 +67,6 @@ pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
     Ok(connection)
 }
 
-/// Opens a connection that only reads.
-pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
-    connect(path, false)
-}
-
 /// Describes the error, with advice on what to do.
 pub(super) fn explain(error: &rusqlite::Error) -> String {
     let advice = match error.sqlite_error_code() {
@@ -99,9 +94,9 @@ pub(super) fn explain(error: &rusqlite::Error) -> String {
 const DAMAGED: &str =
     "it is damaged; restore it from a backup, or move it away to start with an empty one";
 
-/// Connects to a file that exists, to read only. The connection still opens the file for
-/// writing: the last one to close removes the log, unless `keep_log` is set.
-fn connect(path: &Path, keep_log: bool) -> rusqlite::Result<Connection> {
+/// Connects to a file that exists, for reading. The file itself is opened for writing too: the
+/// last connection to close removes the log, unless `keep_log` is set.
+pub(super) fn connect(path: &Path, keep_log: bool) -> rusqlite::Result<Connection> {
     // Without SQLITE_OPEN_CREATE, which would create the file with another mode. Only one
     // thread at a time uses a connection, so it needs no mutex.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -64,7 +64,7 @@ pub(super) fn run(
             writer.due = Some(Instant::now() + pause);
             let (uses, undos) = (lock(&writer.touches).len(), writer.owed.len());
             log::warn!(
-                "{uses} times of last use and {undos} undo changes are not written yet; next \
+                "{uses} times of last use and {undos} undo changes wait to be written; next \
                  attempt in {pause:?}: {error}"
             );
         }

@@ -99,7 +99,7 @@ fn every_problem_is_reported_before_anything_starts() {
     for line in [
         "4 credentials cannot be delivered",
         "GOOD: it is the variable of seeded/key-000003 and of seeded/key-000004",
-        "seeded/key-000000 in \"LD_AUDIT\": this variable can change",
+        "seeded/key-000000 in \"LD_AUDIT\": this variable steers",
         "seeded/key-000001 in \"BAD NAME\": the name of a variable has",
         "seeded/key-000002: no variable is named for it",
     ] {

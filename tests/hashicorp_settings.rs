@@ -12,10 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use intentframe_credentials::backend::{HashiCorpOptions, HashiCorpVault};
-use intentframe_credentials::{
-    CredentialRef, CredentialVault as _, Environment, Secret, SecretWatch,
-};
+use intentframe_credentials::{CredentialRef, CredentialVault as _, SecretWatch};
 use serde_json::json;
 
 use hashicorp::bao::{self, Process, Server};
@@ -197,21 +194,14 @@ fn a_secret_watch_learns_of_tokens() {
     let role = target.approle("r", json!({ "token_ttl": "1h" }));
     let told = Arc::<Mutex<Vec<(String, Weak<()>)>>>::default();
     let telling = Arc::clone(&told);
-    let options = HashiCorpOptions {
-        address: Some(target.server.address.clone()),
-        kv_mount: Some(target.mount.clone()),
-        role_id: Some(Secret::new(role.role_id.clone())),
-        secret_id: Some(Secret::new(role.secret_id.clone())),
-        secret_watch: Some(SecretWatch::new(move |secret| {
-            let held = Arc::new(());
-            let mut told = telling.lock().expect("no panic");
-            told.push((secret.expose().to_owned(), Arc::downgrade(&held)));
-            held
-        })),
-        ..HashiCorpOptions::default()
-    };
-    let vault =
-        HashiCorpVault::new(options, &Environment::default()).expect("the settings are good");
+    let watch = SecretWatch::new(move |secret| {
+        let held = Arc::new(());
+        let mut told = telling.lock().expect("no panic");
+        told.push((secret.expose().to_owned(), Arc::downgrade(&held)));
+        held
+    });
+    let ids = [("VAULT_ROLE_ID", &*role.role_id), ("VAULT_SECRET_ID", &*role.secret_id)];
+    let vault = target.watched_vault(&ids, Some(watch));
     let at = CredentialRef::parse("openai", "key").expect("valid");
     let held = || -> Vec<String> {
         let told = told.lock().expect("no panic");

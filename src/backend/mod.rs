@@ -14,7 +14,7 @@ pub use env::EnvVault;
 #[cfg(all(unix, feature = "client"))]
 pub use forward::{ServiceVault, UPSTREAM_UID_VARIABLE, UPSTREAM_VARIABLE};
 #[cfg(all(unix, feature = "hashicorp"))]
-pub use hashicorp::{HashiCorpOptions, HashiCorpVault};
+pub use hashicorp::HashiCorpVault;
 #[cfg(feature = "keyring")]
 pub use keyring::KeyringVault;
 pub use registry::{
@@ -33,9 +33,7 @@ const BUILT_IN: &[(&str, BackendFactory)] = &[
     ("env", |options| Ok(Arc::new(EnvVault::new(options.environment.clone())))),
     #[cfg(all(unix, feature = "hashicorp"))]
     ("hashicorp", |options| {
-        let secret_watch = options.secret_watch.clone();
-        let unset = HashiCorpOptions { secret_watch, ..HashiCorpOptions::default() };
-        Ok(Arc::new(HashiCorpVault::new(unset, &options.environment)?))
+        Ok(Arc::new(HashiCorpVault::new(&options.environment, options.secret_watch.clone())?))
     }),
     #[cfg(feature = "keyring")]
     ("keyring", |options| Ok(Arc::new(KeyringVault::new(options.keyring_timeout)))),

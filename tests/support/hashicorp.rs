@@ -15,8 +15,8 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use intentframe_credentials::backend::{HashiCorpOptions, HashiCorpVault};
-use intentframe_credentials::{CredentialRef, CredentialVault, Secret, VaultError};
+use intentframe_credentials::backend::HashiCorpVault;
+use intentframe_credentials::{CredentialRef, CredentialVault, Secret, SecretWatch, VaultError};
 use serde_json::{Value, json};
 
 use super::support::{Connection, Place, Response, Service, Setup, delete, get, put, skip};
@@ -302,11 +302,18 @@ impl Target {
     /// Creates the backend without a service, with these variables in addition to address and
     /// mount.
     pub fn vault(&self, variables: &[(&str, &str)]) -> HashiCorpVault {
+        self.watched_vault(variables, None)
+    }
+
+    pub fn watched_vault(
+        &self,
+        variables: &[(&str, &str)],
+        secret_watch: Option<SecretWatch>,
+    ) -> HashiCorpVault {
         let own = [("VAULT_KV_MOUNT", &*self.mount), ("VAULT_ADDR", &*self.proxy.address)];
         let environment = own.into_iter().chain(variables.iter().copied());
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        HashiCorpVault::new(HashiCorpOptions::default(), &environment.collect())
-            .expect("the settings are good")
+        HashiCorpVault::new(&environment.collect(), secret_watch).expect("the settings are good")
     }
 }
 

@@ -1,15 +1,19 @@
-//! The circuit breaker: it remembers how the server does, and keeps requests from one that
-//! fails.
+//! The circuit breaker: it remembers whether the server works, and keeps requests away from a
+//! server that fails.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::backoff::{Backoff, jitter};
+
+use super::lock;
 
 /// The failures in a row that open the breaker.
 const FAILURES_TO_OPEN: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long the last contact tells the server's health.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// A circuit breaker. After a few failures in a row it is open: it refuses all requests, apart
 /// from one trial after each pause. The pauses double; a success closes the breaker. So a dead
@@ -23,33 +27,28 @@ struct State {
     failures: u32,
     backoff: Backoff,
     next_trial: Duration,
-    contact: Contact,
-}
-
-/// The last contact with the server.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Contact {
-    pub(super) at: Duration,
-    /// Why it did not work then, if it did not.
-    pub(super) failure: Option<String>,
+    /// The time of the last contact with the server, or of the last probe's begin.
+    last_contact: Duration,
+    /// Why the server did not work at the last contact.
+    failure: Option<String>,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
-        let backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        let contact = Contact::default();
-        Self(Mutex::new(State { failures: 0, backoff, next_trial: Duration::ZERO, contact }))
+        Self(Mutex::new(State {
+            failures: 0,
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            next_trial: Duration::ZERO,
+            last_contact: Duration::ZERO,
+            failure: None,
+        }))
     }
 }
 
 impl Breaker {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Admits a request, or returns how long it must wait.
     pub(super) fn admit(&self, now: Duration) -> Result<(), Duration> {
-        let mut state = self.state();
+        let mut state = lock(&self.0);
         if state.failures < FAILURES_TO_OPEN {
             return Ok(());
         }
@@ -61,10 +60,10 @@ impl Breaker {
         Ok(())
     }
 
-    /// Reports why the server did not work, if it did not; a server that refuses a request
-    /// works.
+    /// Reports the outcome of a request: `None`, or why the server did not work. A server that
+    /// refuses a request works.
     pub(super) fn report(&self, failure: Option<String>, now: Duration) {
-        let mut state = self.state();
+        let mut state = lock(&self.0);
         if failure.is_none() {
             state.failures = 0;
             state.backoff.reset();
@@ -74,11 +73,24 @@ impl Breaker {
                 state.next_trial = now + jitter(state.backoff.next_pause());
             }
         }
-        state.contact = Contact { at: now, failure };
+        state.last_contact = now;
+        state.failure = failure;
     }
 
-    pub(super) fn contact(&self) -> Contact {
-        self.state().contact.clone()
+    /// Why the server did not work at the last contact.
+    pub(super) fn failure(&self) -> Option<String> {
+        lock(&self.0).failure.clone()
+    }
+
+    /// Whether the last contact is too old to tell the server's health. The first caller that
+    /// learns so must probe the server; the others rely on that probe.
+    pub(super) fn needs_probe(&self, now: Duration) -> bool {
+        let mut state = lock(&self.0);
+        let is_old = now.saturating_sub(state.last_contact) >= FRESH;
+        if is_old {
+            state.last_contact = now;
+        }
+        is_old
     }
 }
 
@@ -91,7 +103,7 @@ mod tests {
     }
 
     fn is_open(breaker: &Breaker) -> bool {
-        breaker.state().failures >= FAILURES_TO_OPEN
+        lock(&breaker.0).failures >= FAILURES_TO_OPEN
     }
 
     fn fail(breaker: &Breaker, now: Duration) {

@@ -1,4 +1,4 @@
-//! The clock that leases, deadlines and the breaker are measured by.
+//! The clock for leases, deadlines and the breaker.
 
 use std::time::Duration;
 
@@ -13,8 +13,5 @@ pub(super) fn now() -> Duration {
     #[cfg(not(target_os = "linux"))]
     const CLOCK: ClockId = ClockId::Monotonic;
 
-    let time = clock_gettime(CLOCK);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
-    Duration::new(seconds, nanoseconds)
+    clock_gettime(CLOCK).try_into().expect("the time since boot is not negative")
 }

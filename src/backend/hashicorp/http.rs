@@ -1,8 +1,8 @@
 //! One request to the server: its permit, time-out, retries and meaning.
 
 use std::io::Read as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -17,27 +17,19 @@ use crate::secret::Secret;
 use super::breaker::Breaker;
 use super::clock;
 use super::connect::{Dialer, NoResolver, NotConnected};
-use super::message::{Failure, Repeat, Reply, Request, Unavailable, errors_in};
+use super::message::{Repeat, Reply, Request, Unavailable, errors_in};
 use super::settings::Settings;
 use super::tls::tls_failure;
 
 /// The server, for all requests of this backend.
 pub(super) struct Http {
+    pub(super) settings: Settings,
     agent: ureq::Agent,
     /// The URL up to and with `/v1/`.
     base: String,
-    /// The server's name in messages.
-    name: String,
-    follows_redirects: bool,
-    namespace: Option<String>,
-    /// The limit of one request with all its retries.
-    pub(super) timeout: Duration,
-    pub(super) max_retries: usize,
     breaker: Breaker,
     /// Holds an item for each request under way.
     permits: (Sender<()>, Receiver<()>),
-    /// When the last probe began.
-    probed: Mutex<Duration>,
     closed: AtomicBool,
 }
 
@@ -58,19 +50,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_IDLE: Duration = Duration::from_secs(50);
 const USER_AGENT: &str = concat!("credential-vault/", env!("CARGO_PKG_VERSION"));
 const HEALTH: &str = "sys/health";
-/// How long the last contact tells the server's health.
-const FRESH: Duration = Duration::from_secs(1);
 /// How long [`Http::works`] waits for a probe.
 const MOMENT: Duration = Duration::from_millis(50);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Http {
     /// Does not connect yet.
-    pub(super) fn new(settings: &Settings) -> Self {
-        let name = settings.address.clone();
-        let (dialer, base) = match name.strip_prefix("unix://") {
+    pub(super) fn new(settings: Settings) -> Self {
+        let (dialer, base) = match settings.address.strip_prefix("unix://") {
             Some(path) => (Dialer::Unix(path.into()), "http://localhost"),
-            None => (Dialer::Http(DefaultConnector::new()), &*name),
+            None => (Dialer::Http(DefaultConnector::new()), &*settings.address),
         };
         let config = ureq::Agent::config_builder()
             .proxy(None)
@@ -87,16 +76,11 @@ impl Http {
             .build();
         Self {
             base: format!("{base}/v1/"),
-            follows_redirects: matches!(dialer, Dialer::Http(_)),
             agent: ureq::Agent::with_parts(config, dialer, NoResolver),
-            name,
-            namespace: settings.namespace.clone(),
-            timeout: settings.timeout,
-            max_retries: settings.max_retries,
             breaker: Breaker::default(),
             permits: bounded(settings.max_in_flight),
-            probed: Mutex::default(),
             closed: AtomicBool::new(false),
+            settings,
         }
     }
 
@@ -119,18 +103,19 @@ impl Http {
         request: &Request<'_>,
         token: Option<&Secret>,
     ) -> Result<Reply, Unavailable> {
-        let deadline = clock::now() + self.timeout;
-        let mut backoff = Backoff::new(FIRST_PAUSE, self.timeout);
-        let mut retries = self.max_retries;
+        let Settings { address, timeout, max_retries, .. } = &self.settings;
+        let deadline = clock::now() + *timeout;
+        let mut backoff = Backoff::new(FIRST_PAUSE, *timeout);
+        let mut retries = *max_retries;
         loop {
             if self.is_closed() {
                 return Err(Unavailable::new("the vault is closed"));
             }
             let permit = self.permit(deadline)?;
-            self.breaker.admit(clock::now()).map_err(|retry_after| {
-                let failure = self.breaker.contact().failure.unwrap_or_default();
-                let reason = format!("Vault at {} does not work: {failure}", self.name);
-                Unavailable { reason, retry_after }
+            self.breaker.admit(clock::now()).map_err(|pause| {
+                let failure = self.breaker.failure().unwrap_or_default();
+                let refusal = format!("Vault at {address} does not work: {failure}");
+                Unavailable { retry_after: Some(pause), ..Unavailable::new(refusal) }
             })?;
             let outcome = self.attempt(request, token, deadline);
             drop(permit);
@@ -147,8 +132,8 @@ impl Http {
                 Repeat::Never => false,
             };
             if retries == 0 || !may_repeat || clock::now() + wait >= deadline {
-                let reason = format!("Vault at {}: {}", self.name, failure.reason);
-                return Err(Unavailable { reason, retry_after: wait });
+                let reason = format!("Vault at {address}: {}", failure.reason);
+                return Err(Unavailable { reason, retry_after: Some(wait), ..failure });
             }
             thread::sleep(wait);
             retries -= 1;
@@ -158,7 +143,8 @@ impl Http {
     fn permit(&self, deadline: Duration) -> Result<Permit<'_>, Unavailable> {
         let time = deadline.saturating_sub(clock::now());
         self.permits.0.send_timeout((), time).map_err(|_| {
-            Unavailable::new(format!("too many requests are waiting for Vault at {}", self.name))
+            let address = &self.settings.address;
+            Unavailable::new(format!("too many requests are waiting for Vault at {address}"))
         })?;
         Ok(Permit(&self.permits.1))
     }
@@ -168,7 +154,7 @@ impl Http {
         request: &Request<'_>,
         token: Option<&Secret>,
         deadline: Duration,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<Reply, Unavailable> {
         let time = deadline.saturating_sub(clock::now());
         let mut reply = self.exchange(request, token, None, time)?;
         // A standby that does not forward requests names the active node.
@@ -192,7 +178,7 @@ impl Http {
             .uri(uri)
             .header("X-Vault-Request", "true");
         // sys/health belongs to no namespace.
-        if let Some(namespace) = self.namespace.as_ref().filter(|_| ask.path != HEALTH) {
+        if let Some(namespace) = self.settings.namespace.as_ref().filter(|_| ask.path != HEALTH) {
             request = request.header("X-Vault-Namespace", namespace);
         }
         if let Some(token) = token {
@@ -232,49 +218,47 @@ impl Http {
         Ok(reply)
     }
 
-    /// Refuses to send a token unencrypted if the configured address is encrypted.
+    /// Refuses to send a token unencrypted if the configured address is encrypted, and to leave
+    /// a Unix socket.
     fn may_follow(&self, location: &str) -> bool {
-        let stays_secret = location.starts_with("https://") || self.base.starts_with("http://");
-        self.follows_redirects && location.contains("://") && stays_secret
+        let is_plain = self.settings.address.starts_with("http://");
+        let is_encrypted = self.settings.address.starts_with("https://");
+        location.starts_with("https://") && (is_plain || is_encrypted)
+            || location.starts_with("http://") && is_plain
     }
 
     /// Whether the server works: by the last contact if that was within a second, else by a
     /// probe, for which it waits 50 ms at most.
     pub(super) fn works(self: &Arc<Self>) -> bool {
-        let now = clock::now();
-        let is_old = |at: Duration| now.saturating_sub(at) >= FRESH;
-        let mut last_probe = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_old(self.breaker.contact().at) && is_old(*last_probe) {
-            *last_probe = now;
-            drop(last_probe);
+        if self.breaker.needs_probe(clock::now()) {
             let http = Arc::clone(self);
-            let (done, probed) = bounded(1);
+            let (done, probed) = bounded::<()>(1);
             let probe = move || {
                 http.probe();
-                done.send(())
+                drop(done);
             };
-            if thread::Builder::new().name("vault-probe".to_owned()).spawn(probe).is_ok() {
-                let _ = probed.recv_timeout(MOMENT);
-            }
+            // Without a thread, `done` is dropped at once.
+            let _ = thread::Builder::new().name("vault-probe".to_owned()).spawn(probe);
+            let _ = probed.recv_timeout(MOMENT);
         }
-        self.breaker.contact().failure.is_none()
+        self.breaker.failure().is_none()
     }
 
     /// Asks the server for its health. Needs neither the breaker's consent nor a permit.
     fn probe(&self) {
-        let request = Request::new("GET", HEALTH);
-        let failure = match self.exchange(&request, None, None, PROBE_TIMEOUT.min(self.timeout)) {
+        let time = PROBE_TIMEOUT.min(self.settings.timeout);
+        let failure = match self.exchange(&Request::new("GET", HEALTH), None, None, time) {
             // 429 is a standby, 472 and 473 are replicas of Vault Enterprise; all can serve.
             Ok(Reply { status: 200 | 429 | 472 | 473, .. }) => None,
             // 503 means that it is sealed, 501 that it is not initialised.
             Ok(reply) => Some(reply.explain()),
-            Err(error) => Some(Failure::from(error).reason),
+            Err(error) => Some(Unavailable::from(error).reason),
         };
         self.breaker.report(failure, clock::now());
     }
 }
 
-impl From<ureq::Error> for Failure {
+impl From<ureq::Error> for Unavailable {
     fn from(error: ureq::Error) -> Self {
         match &error {
             ureq::Error::Timeout(_) => Self::outage("it did not answer in time", false),

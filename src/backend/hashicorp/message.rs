@@ -1,7 +1,9 @@
 //! Requests to the server, its answers, and what they mean.
 
+use std::io::{self, Write};
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -37,22 +39,36 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The server cannot be asked or cannot answer. The text says why and what to do.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{reason}")]
+/// The server cannot be asked or cannot answer.
+#[derive(Debug, Clone)]
 pub(super) struct Unavailable {
+    /// Why, and what to do about it.
     pub(super) reason: String,
-    /// When another attempt is worthwhile.
-    pub(super) retry_after: Duration,
+    /// When another attempt is worthwhile, if that is known.
+    pub(super) retry_after: Option<Duration>,
+    /// The server could not be reached, did not answer in time, or cannot serve.
+    pub(super) is_outage: bool,
+    /// The request certainly had no effect.
+    pub(super) unsent: bool,
 }
 
 impl Unavailable {
     pub(super) fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), retry_after: Duration::from_secs(1) }
+        Self { reason: reason.into(), retry_after: None, is_outage: false, unsent: false }
+    }
+
+    /// How long to wait before another attempt: a second, unless a longer or shorter time is
+    /// known.
+    pub(super) fn pause(&self) -> Duration {
+        self.retry_after.unwrap_or(Duration::from_secs(1))
+    }
+
+    pub(super) fn outage(reason: impl Into<String>, unsent: bool) -> Self {
+        Self { is_outage: true, unsent, ..Self::new(reason) }
     }
 }
 
-/// Why an operation failed. Callers who share a request share its failure.
+/// Why an operation failed. Callers that share a request share its failure.
 #[derive(Debug, Clone)]
 pub(super) enum Error {
     /// The server cannot answer, or there is no valid token. A change may or may not have
@@ -85,24 +101,8 @@ pub(super) struct Reply {
     pub(super) location: Option<String>,
 }
 
-/// An attempt that failed, or that the server wants repeated.
-pub(super) struct Failure {
-    pub(super) reason: String,
-    /// The server could not be reached, did not answer in time, or cannot serve.
-    pub(super) is_outage: bool,
-    /// The request had certainly no effect.
-    pub(super) unsent: bool,
-    pub(super) retry_after: Option<Duration>,
-}
-
-impl Failure {
-    pub(super) fn outage(reason: impl Into<String>, unsent: bool) -> Self {
-        Self { reason: reason.into(), is_outage: true, unsent, retry_after: None }
-    }
-}
-
-/// What a working server says with status 500 about a request that it refuses: a limit of
-/// its storage (1 MiB for a secret with Raft), or a role that was deleted.
+/// Refusals that a working server answers with status 500: the storage's limit (1 MiB for a
+/// secret with Raft), and the renewal of a token whose role was deleted.
 const REFUSALS: [&str; 2] = ["value being too large", "does not exist during renewal"];
 
 impl Reply {
@@ -135,27 +135,46 @@ impl Reply {
         body.and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default()
     }
 
-    /// Tells final answers from those after which the request may be repeated.
-    pub(super) fn judged(self) -> Result<Self, Failure> {
-        let again = |is_outage, unsent, reason: &str| {
-            let reason = reason.to_owned();
-            Err(Failure { reason, is_outage, unsent, retry_after: self.retry_after })
-        };
-        let elsewhere =
-            "it redirects to a place that cannot be used; set VAULT_ADDR to the active node";
+    /// Returns an answer that is final, and an error if the request may be repeated.
+    pub(super) fn judged(self) -> Result<Self, Unavailable> {
         let is_refusal = || REFUSALS.iter().any(|refusal| self.says(refusal));
-        match self.status {
-            503 if self.says("sealed") => again(true, true, "it is sealed; unseal it"),
-            307 | 308 => again(true, true, elsewhere),
-            412 | 429 => again(false, true, &self.explain()),
-            // For a moment, while a mount is upgraded to version 2.
-            400 if self.says("Upgrading from non-versioned") => again(false, true, &self.explain()),
-            500..=599 if self.status != 501 && !(self.status == 500 && is_refusal()) => {
-                again(true, false, &self.explain())
+        let (is_outage, unsent, reason) = match self.status {
+            503 if self.says("sealed") => (true, true, "it is sealed; unseal it".to_owned()),
+            307 | 308 => {
+                let advice = "set VAULT_ADDR to the active node";
+                (true, true, format!("it redirects to a place that cannot be used; {advice}"))
             }
-            _ => Ok(self),
+            412 | 429 => (false, true, self.explain()),
+            // For a moment, while a mount is upgraded to version 2.
+            400 if self.says("Upgrading from non-versioned") => (false, true, self.explain()),
+            500..=599 if self.status != 501 && !(self.status == 500 && is_refusal()) => {
+                (true, false, self.explain())
+            }
+            _ => return Ok(self),
+        };
+        Err(Unavailable { reason, retry_after: self.retry_after, is_outage, unsent })
+    }
+}
+
+/// Serialises what contains a secret. The bytes are wiped when they are dropped.
+pub(super) fn wiped_json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    struct Length(usize);
+    impl Write for Length {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
         }
     }
+
+    // Room for all of it: a buffer that grows leaves copies behind.
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, value).expect("counting cannot fail");
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *bytes, value).expect("a Vec takes every write");
+    bytes
 }
 
 /// Takes a text out of JSON.
@@ -171,8 +190,8 @@ pub(super) fn number(json: &Value, pointer: &str) -> u64 {
     json.pointer(pointer).and_then(Value::as_u64).unwrap_or(0)
 }
 
-/// The error messages in an answer, on one line. They are replaced if they repeat part of
-/// what was `sent`, which may be a value or a token.
+/// The error messages in an answer, on one line. They are replaced if they repeat part of the
+/// request's body or token (`sent`), since that may be a secret.
 pub(super) fn errors_in(json: &Value, sent: [&[u8]; 2]) -> String {
     /// Shorter words reveal nothing and occur in every request.
     const SHORTEST_WORD: usize = 6;

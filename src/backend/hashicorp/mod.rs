@@ -28,12 +28,12 @@ mod token;
 mod variables;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::{Field, VaultError};
 use crate::model::{CredentialRef, Namespace};
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretWatch};
 use crate::settings::Environment;
 
 use super::{BackendStatus, CredentialVault};
@@ -41,9 +41,7 @@ use http::Http;
 use kv::{Found, Kv};
 use message::{Error, Unavailable};
 use namespaces::Namespaces;
-pub use settings::HashiCorpOptions;
 use settings::Settings;
-use token::Tokens;
 
 /// Keeps values in the KV v2 engine of HashiCorp Vault or OpenBao: the secret
 /// `<prefix>/<namespace>` has a field for each key.
@@ -63,20 +61,28 @@ pub struct HashiCorpVault {
 }
 
 impl HashiCorpVault {
-    /// Takes what is not in `options` from `environment`.
+    /// Takes its settings from `environment`: `VAULT_ADDR`, `VAULT_TOKEN` and the others that
+    /// `docs/vault.md` lists. `secret_watch` is called with each token, and with each secret ID
+    /// while it is used.
     ///
     /// # Errors
     ///
-    /// [`VaultError::ValidationFailed`], which names the missing or unusable setting.
-    pub fn new(options: HashiCorpOptions, environment: &Environment) -> Result<Self, VaultError> {
-        let settings = Settings::new(options, environment)?;
-        let http = Arc::new(Http::new(&settings));
-        let kv = Kv::new(Arc::clone(&http), Tokens::new(settings, Arc::clone(&http)));
-        Ok(Self { http, kv, namespaces: Namespaces::default() })
+    /// [`VaultError::ValidationFailed`], which names the missing or unusable variable.
+    pub fn new(
+        environment: &Environment,
+        secret_watch: Option<SecretWatch>,
+    ) -> Result<Self, VaultError> {
+        let settings = Settings::new(environment, secret_watch).map_err(invalid)?;
+        let http = Arc::new(Http::new(settings));
+        Ok(Self { kv: Kv::new(Arc::clone(&http)), http, namespaces: Namespaces::default() })
     }
 
-    fn read(&self, namespace: &Namespace) -> Result<Arc<Found>, Error> {
-        self.namespaces.read(namespace, &self.kv)
+    fn read(
+        &self,
+        namespace: &Namespace,
+        refused: impl FnOnce(String) -> VaultError,
+    ) -> Result<Arc<Found>, VaultError> {
+        self.namespaces.read(namespace, &self.kv).map_err(|error| vault_error(error, refused))
     }
 }
 
@@ -93,10 +99,8 @@ impl CredentialVault for HashiCorpVault {
 
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
         let read_failed = |reason| VaultError::ReadFailed { at: at.clone(), reason };
-        let found = self.read(at.namespace()).map_err(|error| vault_error(error, read_failed))?;
-        let Some(field) = found.fields.as_ref().and_then(|fields| fields.get(at.key())) else {
-            return Ok(None);
-        };
+        let found = self.read(at.namespace(), read_failed)?;
+        let Some(field) = found.field(at.key()) else { return Ok(None) };
         field.text().map(Some).ok_or_else(|| {
             let reason = "its field in Vault holds something other than text, which this \
                           service did not write; store a text, or delete it";
@@ -105,8 +109,8 @@ impl CredentialVault for HashiCorpVault {
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
-        let stored =
-            self.namespaces.change(at.namespace(), at.key(), Some(value.duplicate()), &self.kv);
+        let value = Some(value.duplicate());
+        let stored = self.namespaces.change(at.namespace(), at.key(), value, &self.kv);
         let store_failed = |reason| VaultError::StoreFailed { at: at.clone(), reason };
         stored.map(drop).map_err(|error| vault_error(error, store_failed))
     }
@@ -119,19 +123,16 @@ impl CredentialVault for HashiCorpVault {
 
     fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let read_failed = |reason| VaultError::ReadFailed { at: at.clone(), reason };
-        let found = self.read(at.namespace()).map_err(|error| vault_error(error, read_failed))?;
-        Ok(found.fields.as_ref().is_some_and(|fields| fields.contains_key(at.key())))
+        Ok(self.read(at.namespace(), read_failed)?.field(at.key()).is_some())
     }
 
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
-        let refused = |reason| unavailable(&Unavailable::new(reason));
-        let found = self.read(namespace).map_err(|error| vault_error(error, refused))?;
+        let found = self.read(namespace, |reason| unavailable(&Unavailable::new(reason)))?;
         Ok(found.fields.iter().flat_map(|fields| fields.keys().cloned()).collect())
     }
 
     fn check(&self) -> Result<(), VaultError> {
-        let refused = |reason| VaultError::ValidationFailed { field: Field::Backend, reason };
-        self.kv.check().map_err(|error| vault_error(error, refused))
+        self.kv.check().map_err(|error| vault_error(error, invalid))
     }
 
     fn status(&self) -> BackendStatus {
@@ -156,6 +157,15 @@ fn unavailable(error: &Unavailable) -> VaultError {
     VaultError::BackendUnavailable {
         backend: "hashicorp".to_owned(),
         reason: error.reason.clone(),
-        retry_after: error.retry_after.max(Duration::from_secs(1)),
+        retry_after: error.pause().max(Duration::from_secs(1)),
     }
+}
+
+fn invalid(reason: String) -> VaultError {
+    VaultError::ValidationFailed { field: Field::Backend, reason }
+}
+
+/// Locks what a panic cannot leave half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

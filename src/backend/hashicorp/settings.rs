@@ -1,53 +1,15 @@
-//! The settings: options first, then the environment, then defaults.
+//! The settings, with their defaults and limits. `docs/vault.md` describes them.
 
 use std::time::Duration;
 
 use ureq::http::Uri;
 use ureq::tls::TlsConfig;
 
-use crate::error::{Field, VaultError};
-use crate::secret::{Secret, SecretWatch};
+use crate::secret::SecretWatch;
 use crate::settings::Environment;
 
 use super::tls;
-use super::variables::{Source, Variables};
-
-/// The options of a [`HashiCorpVault`](super::HashiCorpVault). A field that is `None` is
-/// taken from the environment variable in its description, else from the default in
-/// parentheses.
-#[derive(Debug, Default)]
-pub struct HashiCorpOptions {
-    /// `VAULT_AGENT_ADDR`, else `VAULT_ADDR`: `https://host:port`, `http://host:port` or
-    /// `unix:///path/to/socket`. Required.
-    pub address: Option<String>,
-    /// `VAULT_TOKEN`, or the content of `VAULT_TOKEN_FILE`. It is preferred to an `AppRole`.
-    pub token: Option<Secret>,
-    /// `VAULT_ROLE_ID`, or the content of `VAULT_ROLE_ID_FILE`.
-    pub role_id: Option<Secret>,
-    /// `VAULT_SECRET_ID`, or the content of `VAULT_SECRET_ID_FILE`.
-    pub secret_id: Option<Secret>,
-    /// `VAULT_SECRET_ID_WRAPPED`: the secret ID is a response-wrapping token (`false`).
-    pub secret_id_wrapped: Option<bool>,
-    /// `VAULT_NAMESPACE` (none).
-    pub namespace: Option<String>,
-    /// `VAULT_KV_MOUNT`: the mount of the KV v2 engine (`secret`).
-    pub kv_mount: Option<String>,
-    /// `VAULT_PATH_PREFIX`: the folder of the secrets (`intentframe`).
-    pub path_prefix: Option<String>,
-    /// `VAULT_RENEW`: whether the token is renewed (`true`).
-    pub renew: Option<bool>,
-    /// `VAULT_CLIENT_TIMEOUT`, in seconds or as a duration such as `1m30s`: the limit of one
-    /// operation with all its retries, at most a day (10 s).
-    pub timeout: Option<Duration>,
-    /// `VAULT_MAX_RETRIES`: how often a request is repeated after a broken connection or an
-    /// answer that asks for it (2).
-    pub max_retries: Option<u32>,
-    /// `IF_VAULT_MAX_IN_FLIGHT`: how many requests the server is sent at a time, at most
-    /// 1,024 (16).
-    pub max_in_flight: Option<usize>,
-    /// Called with each token, and each secret ID that was unwrapped or read from a file.
-    pub secret_watch: Option<SecretWatch>,
-}
+use super::variables::{DURATION, NUMBER, SWITCH, Source, parsed};
 
 /// The checked settings.
 #[derive(Debug)]
@@ -86,75 +48,56 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// [`VaultError::ValidationFailed`], which names the variable.
+    /// A text that names the missing or unusable variable.
     pub(super) fn new(
-        options: HashiCorpOptions,
         environment: &Environment,
-    ) -> Result<Self, VaultError> {
-        Self::read(options, &Variables(environment))
-            .map_err(|reason| VaultError::ValidationFailed { field: Field::Backend, reason })
-    }
-
-    fn read(options: HashiCorpOptions, variables: &Variables<'_>) -> Result<Self, String> {
-        let text = |option: Option<String>, name: &str| {
-            option.or_else(|| variables.text(name).map(str::to_owned))
-        };
-        let is_agent = options.address.is_none() && variables.text("VAULT_AGENT_ADDR").is_some();
-        let address =
-            text(options.address, "VAULT_AGENT_ADDR").or_else(|| text(None, "VAULT_ADDR")).ok_or(
-                "VAULT_ADDR is not set; set it to the server's address, such as \
-                 https://vault.example:8200",
-            )?;
-        let address = parse_address(&address)?;
-        let token = variables.source(options.token, "VAULT_TOKEN", "VAULT_TOKEN_FILE");
-        let app_role = app_role(
-            variables.source(options.role_id, "VAULT_ROLE_ID", "VAULT_ROLE_ID_FILE"),
-            variables.source(options.secret_id, "VAULT_SECRET_ID", "VAULT_SECRET_ID_FILE"),
-            variables.parsed(options.secret_id_wrapped, "VAULT_SECRET_ID_WRAPPED", false)?,
-        )?;
-        if token.is_none() && app_role.is_none() && !is_agent {
+        secret_watch: Option<SecretWatch>,
+    ) -> Result<Self, String> {
+        let setting = |name| environment.setting(name);
+        let agent = setting("VAULT_AGENT_ADDR");
+        let address = parse_address(agent.or_else(|| setting("VAULT_ADDR")).ok_or(
+            "VAULT_ADDR is not set; set it to the server's address, such as \
+             https://vault.example:8200",
+        )?)?;
+        let token = Source::new(environment, "VAULT_TOKEN");
+        let app_role = app_role(environment)?;
+        if token.is_none() && app_role.is_none() && agent.is_none() {
             return Err("there is no credential for Vault; set VAULT_TOKEN, or VAULT_ROLE_ID \
                         and VAULT_SECRET_ID (or one of their _FILE forms)"
                 .to_owned());
         }
-        let timeout = variables.parsed(options.timeout, "VAULT_CLIENT_TIMEOUT", DEFAULT_TIMEOUT)?;
-        let max_in_flight =
-            variables.parsed(options.max_in_flight, "IF_VAULT_MAX_IN_FLIGHT", 16)?;
+        let timeout = parsed(environment, "VAULT_CLIENT_TIMEOUT", DURATION, DEFAULT_TIMEOUT)?;
+        let max_in_flight = parsed(environment, "IF_VAULT_MAX_IN_FLIGHT", NUMBER, 16)?;
         if timeout.is_zero() || max_in_flight == 0 {
             return Err("VAULT_CLIENT_TIMEOUT and IF_VAULT_MAX_IN_FLIGHT must not be 0".to_owned());
         }
-        let max_retries = options.max_retries.map(|number| number as usize);
-        let folder = |option, name, default: &str| {
-            path(name, text(option, name).as_deref().unwrap_or(default), is_plain)
-        };
-        let namespace = text(options.namespace, "VAULT_NAMESPACE")
+        let folder = |name, default| path(name, setting(name).unwrap_or(default), is_plain);
+        let namespace = setting("VAULT_NAMESPACE")
             .filter(|text| !text.trim_matches('/').is_empty())
-            .map(|text| path("VAULT_NAMESPACE", &text, |c| c.is_ascii_graphic()));
+            .map(|text| path("VAULT_NAMESPACE", text, |c| c.is_ascii_graphic()));
         Ok(Self {
-            tls: tls::config(variables, address.starts_with("https://"))?,
+            tls: tls::config(environment, address.starts_with("https://"))?,
             address,
             namespace: namespace.transpose()?,
-            mount: folder(options.kv_mount, "VAULT_KV_MOUNT", "secret")?,
-            prefix: folder(options.path_prefix, "VAULT_PATH_PREFIX", "intentframe")?,
+            mount: folder("VAULT_KV_MOUNT", "secret")?,
+            prefix: folder("VAULT_PATH_PREFIX", "intentframe")?,
             token,
             app_role,
-            renew: variables.parsed(options.renew, "VAULT_RENEW", true)?,
+            renew: parsed(environment, "VAULT_RENEW", SWITCH, true)?,
             timeout: timeout.min(LONGEST_TIMEOUT),
-            max_retries: variables.parsed(max_retries, "VAULT_MAX_RETRIES", 2)?,
+            max_retries: parsed(environment, "VAULT_MAX_RETRIES", NUMBER, 2)?,
             max_in_flight: max_in_flight.min(LARGEST_MAX_IN_FLIGHT),
-            secret_watch: options.secret_watch,
+            secret_watch,
         })
     }
 }
 
-fn app_role(
-    role_id: Option<Source>,
-    secret_id: Option<Source>,
-    wrapped: bool,
-) -> Result<Option<AppRole>, String> {
-    match (role_id, secret_id) {
-        (Some(role_id), Some(secret_id)) => Ok(Some(AppRole { role_id, secret_id, wrapped })),
-        (None, None) => Ok(None),
+fn app_role(environment: &Environment) -> Result<Option<AppRole>, String> {
+    let wrapped = parsed(environment, "VAULT_SECRET_ID_WRAPPED", SWITCH, false)?;
+    let ids = ["VAULT_ROLE_ID", "VAULT_SECRET_ID"].map(|name| Source::new(environment, name));
+    match ids {
+        [Some(role_id), Some(secret_id)] => Ok(Some(AppRole { role_id, secret_id, wrapped })),
+        [None, None] => Ok(None),
         _ => Err("VAULT_ROLE_ID and VAULT_SECRET_ID go together; set both".to_owned()),
     }
 }
@@ -205,7 +148,7 @@ mod tests {
     fn read(variables: &[(&str, &str)]) -> Result<Settings, String> {
         let environment =
             variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Settings::new(HashiCorpOptions::default(), &environment).map_err(|error| error.to_string())
+        Settings::new(&environment, None)
     }
 
     #[test]
@@ -220,24 +163,16 @@ mod tests {
     }
 
     #[test]
-    fn options_override_the_environment_and_an_agent_overrides_the_server() {
-        let environment = [ADDRESS, TOKEN, ("VAULT_RENEW", "true"), ("VAULT_KV_MOUNT", "kv")];
-        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let options = HashiCorpOptions {
-            address: Some("unix:///run/vault.sock".to_owned()),
-            renew: Some(false),
-            kv_mount: Some("/team/kv/".to_owned()),
-            ..HashiCorpOptions::default()
-        };
-        let settings =
-            Settings::new(options, &environment.into_iter().collect()).expect("complete");
-        assert_eq!(settings.address, "unix:///run/vault.sock");
-        assert_eq!(settings.mount, "team/kv");
-        assert!(!settings.renew);
-
+    fn an_agent_overrides_the_server_and_needs_no_token() {
         let settings = read(&[ADDRESS, ("VAULT_AGENT_ADDR", "unix:///run/agent.sock")]);
         let settings = settings.expect("an agent adds the token");
         assert_eq!(settings.address, "unix:///run/agent.sock");
+    }
+
+    #[test]
+    fn slashes_around_paths_do_not_matter() {
+        let settings = read(&[ADDRESS, TOKEN, ("VAULT_KV_MOUNT", "/team/kv/")]);
+        assert_eq!(settings.expect("complete").mount, "team/kv");
     }
 
     #[test]

@@ -1,126 +1,83 @@
-//! Single-flight: of the calls that do the same, one runs, and the next is made for all who
-//! wait behind it.
+//! Single-flight: while a call runs, later callers wait, and the next call is made for all of
+//! them.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::iter::repeat_with;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Condvar, Mutex, PoisonError};
 
-/// Calls of which one batch runs at a time. `I` is what a caller wants, `O` what it gets.
-pub(super) struct SingleFlight<I, O>(Mutex<State<I, O>>);
+use super::lock;
+use super::message::{Error, Unavailable};
+
+/// Runs one batch of calls at a time. `I` is a caller's input, `O` its outcome.
+pub(super) struct SingleFlight<I, O> {
+    state: Mutex<State<I, O>>,
+    /// A batch has ended.
+    ended: Condvar,
+}
 
 struct State<I, O> {
     runs: bool,
-    waiting: VecDeque<Arc<Call<I, O>>>,
-}
-
-/// One caller's part in a batch.
-pub(super) struct Call<I, O> {
-    pub(super) input: I,
-    progress: Mutex<Progress<O>>,
-    changed: Condvar,
-}
-
-enum Progress<O> {
-    Waiting,
-    /// This caller runs the next batch.
-    Leads,
-    Done(O),
+    /// The number of callers so far, and so the next one's ticket.
+    callers: u64,
+    /// The callers that no batch has taken yet, in their order.
+    waiting: VecDeque<(u64, I)>,
+    /// The outcomes that their callers have not fetched yet.
+    outcomes: HashMap<u64, Result<O, Error>>,
 }
 
 impl<I, O> Default for SingleFlight<I, O> {
     fn default() -> Self {
-        Self(Mutex::new(State { runs: false, waiting: VecDeque::new() }))
+        let (waiting, outcomes) = (VecDeque::new(), HashMap::new());
+        let state = Mutex::new(State { runs: false, callers: 0, waiting, outcomes });
+        Self { state, ended: Condvar::new() }
     }
 }
 
 impl<I, O> SingleFlight<I, O> {
-    fn state(&self) -> MutexGuard<'_, State<I, O>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the outcome of this call, which some caller runs as part of a batch.
+    /// Returns the outcome of this call, which this caller or another one runs in a batch.
     ///
-    /// If that is this caller: `batch_size` tells how many of those who wait go together (at
-    /// least 1, this one being the first), and `run` makes the call for them and returns
-    /// their outcomes in the same order. Should it panic, the others get `panicked`.
+    /// The caller that runs a batch uses `batch_size` to decide how many of those that wait go
+    /// together, and `run` to make the call for them. `run` returns their outcomes in the same
+    /// order. If it panics, all callers of its batch get an error.
     pub(super) fn call(
         &self,
         input: I,
-        batch_size: impl FnOnce(&VecDeque<Arc<Call<I, O>>>) -> usize,
-        run: impl FnOnce(&[Arc<Call<I, O>>]) -> Vec<O>,
-        panicked: fn() -> O,
-    ) -> O {
-        let progress = Mutex::new(Progress::Waiting);
-        let call = Arc::new(Call { input, progress, changed: Condvar::new() });
-        let mut state = self.state();
-        state.waiting.push_back(Arc::clone(&call));
-        if state.runs {
-            drop(state);
-            if let Some(outcome) = call.wait() {
+        batch_size: impl Fn(&VecDeque<(u64, I)>) -> usize,
+        run: impl Fn(&[I]) -> Vec<Result<O, Error>>,
+    ) -> Result<O, Error> {
+        let mut state = lock(&self.state);
+        let ticket = state.callers;
+        state.callers += 1;
+        state.waiting.push_back((ticket, input));
+        loop {
+            let must_wait =
+                |state: &mut State<I, O>| state.runs && !state.outcomes.contains_key(&ticket);
+            state = self.ended.wait_while(state, must_wait).unwrap_or_else(PoisonError::into_inner);
+            if let Some(outcome) = state.outcomes.remove(&ticket) {
                 return outcome;
             }
-            state = self.state();
-        } else {
+            // This caller still waits in the queue, so the queue is not empty.
+            let size = batch_size(&state.waiting).max(1);
+            let (tickets, batch): (Vec<u64>, Vec<I>) = state.waiting.drain(..size).unzip();
             state.runs = true;
+            drop(state);
+            let outcomes = catch_unwind(AssertUnwindSafe(|| run(&batch))).unwrap_or_default();
+            let outcomes = outcomes.into_iter().chain(repeat_with(|| Err(panicked())));
+            state = lock(&self.state);
+            state.runs = false;
+            state.outcomes.extend(tickets.into_iter().zip(outcomes));
+            self.ended.notify_all();
         }
-        let size = batch_size(&state.waiting).clamp(1, state.waiting.len());
-        let batch = state.waiting.drain(..size).collect();
-        drop(state);
-        let mut running = Running { flight: self, batch, outcomes: Vec::new(), panicked };
-        running.outcomes = run(&running.batch);
-        drop(running);
-        call.wait().unwrap_or_else(panicked)
     }
 }
 
-impl<I, O> Call<I, O> {
-    fn progress(&self) -> MutexGuard<'_, Progress<O>> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for the outcome; `None` tells the caller to run the next batch.
-    fn wait(&self) -> Option<O> {
-        let waits = |progress: &mut Progress<O>| matches!(progress, Progress::Waiting);
-        let mut progress =
-            self.changed.wait_while(self.progress(), waits).unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *progress, Progress::Waiting) {
-            Progress::Done(outcome) => Some(outcome),
-            _ => None,
-        }
-    }
-
-    fn advance(&self, progress: Progress<O>) {
-        *self.progress() = progress;
-        self.changed.notify_one();
-    }
-}
-
-/// The batch that runs. When it ends, even by a panic, the next one starts and everybody in
-/// this one is answered.
-struct Running<'a, I, O> {
-    flight: &'a SingleFlight<I, O>,
-    batch: Vec<Arc<Call<I, O>>>,
-    outcomes: Vec<O>,
-    panicked: fn() -> O,
-}
-
-impl<I, O> Drop for Running<'_, I, O> {
-    fn drop(&mut self) {
-        let mut state = self.flight.state();
-        match state.waiting.front() {
-            Some(next) => next.advance(Progress::Leads),
-            None => state.runs = false,
-        }
-        drop(state);
-        let mut outcomes = std::mem::take(&mut self.outcomes).into_iter();
-        for call in &self.batch {
-            call.advance(Progress::Done(outcomes.next().unwrap_or_else(self.panicked)));
-        }
-    }
+fn panicked() -> Error {
+    Unavailable::new("a request to Vault failed; see the service's log").into()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::thread;
 
     use super::*;
@@ -128,18 +85,17 @@ mod tests {
     type Flight = SingleFlight<u32, Vec<u32>>;
 
     /// Runs calls together, and returns the inputs of the batch to each of them.
-    fn together(flight: &Flight, input: u32, before: impl FnOnce()) -> Vec<u32> {
-        let run = |batch: &[Arc<Call<u32, Vec<u32>>>]| {
+    fn together(flight: &Flight, input: u32, before: impl Fn()) -> Result<Vec<u32>, Error> {
+        let run = |batch: &[u32]| {
             before();
-            let inputs: Vec<u32> = batch.iter().map(|call| call.input).collect();
-            vec![inputs; batch.len()]
+            vec![Ok(batch.to_vec()); batch.len()]
         };
-        flight.call(input, VecDeque::len, run, Vec::new)
+        flight.call(input, VecDeque::len, run)
     }
 
     fn wait_for_callers(flight: &Flight, count: usize) {
         let start = std::time::Instant::now();
-        while flight.state().waiting.len() < count {
+        while lock(&flight.state).waiting.len() < count {
             assert!(start.elapsed().as_secs() < 60, "they do not come");
             thread::yield_now();
         }
@@ -152,25 +108,26 @@ mod tests {
             let first = || wait_for_callers(flight, 3);
             let mut callers = vec![scope.spawn(move || together(flight, 0, first))];
             for input in 1..4 {
-                while !flight.state().runs {
+                while !lock(&flight.state).runs {
                     thread::yield_now();
                 }
                 callers.push(scope.spawn(move || together(flight, input, || ())));
             }
-            callers.into_iter().map(|caller| caller.join().expect("no panic")).collect::<Vec<_>>()
+            let outcomes = callers.into_iter().map(|caller| caller.join().expect("no panic"));
+            outcomes.collect::<Result<Vec<_>, _>>().expect("no error")
         });
         assert_eq!(outcomes.remove(0), [0], "they came after it had begun");
         for mut outcome in outcomes {
             outcome.sort_unstable();
             assert_eq!(outcome, [1, 2, 3]);
         }
+        assert!(lock(&flight.state).outcomes.is_empty(), "each is fetched");
     }
 
     #[test]
     fn a_panic_harms_its_own_batch_only() {
         let flight = Flight::default();
-        let failing = AssertUnwindSafe(|| together(&flight, 0, || panic!("on purpose")));
-        catch_unwind(failing).expect_err("the caller that ran it panics");
-        assert_eq!(together(&flight, 1, || ()), [1]);
+        together(&flight, 0, || panic!("on purpose")).expect_err("its call has no outcome");
+        assert_eq!(together(&flight, 1, || ()).expect("no error"), [1]);
     }
 }

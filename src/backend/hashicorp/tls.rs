@@ -7,34 +7,34 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+use zeroize::Zeroizing;
 
-use super::variables::Variables;
+use crate::settings::Environment;
+
+use super::variables::{SWITCH, file, parsed};
 
 /// The configuration for the HTTP library. Without TLS only the settings' form is checked.
 ///
 /// # Errors
 ///
 /// A text that names what is unusable, without its content.
-pub(super) fn config(variables: &Variables<'_>, is_https: bool) -> Result<TlsConfig, String> {
-    let authorities_file;
-    let authorities = if let Some(pem) = variables.text("VAULT_CACERT_BYTES") {
-        Some(pem)
-    } else {
-        authorities_file = variables.file("VAULT_CACERT")?;
-        authorities_file.as_ref().map(|pem| pem.as_str())
+pub(super) fn config(environment: &Environment, is_https: bool) -> Result<TlsConfig, String> {
+    let authorities = match environment.setting("VAULT_CACERT_BYTES") {
+        Some(pem) => Some(pem.to_owned().into()),
+        None => file(environment, "VAULT_CACERT")?,
     };
-    let identity = match (variables.file("VAULT_CLIENT_CERT")?, variables.file("VAULT_CLIENT_KEY")?)
-    {
-        (Some(chain), Some(key)) => Some((chain, key)),
-        (None, None) => None,
-        _ => return Err("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together; set both".to_owned()),
-    };
-    let skip_verify = variables.parsed(None, "VAULT_SKIP_VERIFY", false)?;
+    let chain = file(environment, "VAULT_CLIENT_CERT")?;
+    let key = file(environment, "VAULT_CLIENT_KEY")?;
+    if chain.is_some() != key.is_some() {
+        return Err("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together; set both".to_owned());
+    }
+    let skip_verify = parsed(environment, "VAULT_SKIP_VERIFY", SWITCH, false)?;
     if !is_https {
         return Ok(TlsConfig::default());
     }
     let roots = if skip_verify { Vec::new() } else { roots(authorities)? };
-    let identity = identity.map(|(chain, key)| client_certificate(&chain, &key)).transpose()?;
+    let identity =
+        chain.zip(key).map(|(chain, key)| client_certificate(&chain, &key)).transpose()?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(TlsConfig::builder()
         .unversioned_rustls_crypto_provider(provider)
@@ -45,7 +45,9 @@ pub(super) fn config(variables: &Variables<'_>, is_https: bool) -> Result<TlsCon
 }
 
 /// The trusted authorities: those given, else the system's.
-fn roots(authorities: Option<&str>) -> Result<Vec<CertificateDer<'static>>, &'static str> {
+fn roots(
+    authorities: Option<Zeroizing<String>>,
+) -> Result<Vec<CertificateDer<'static>>, &'static str> {
     let Some(pem) = authorities else {
         let roots = rustls_native_certs::load_native_certs().certs;
         return if roots.is_empty() {
@@ -55,7 +57,7 @@ fn roots(authorities: Option<&str>) -> Result<Vec<CertificateDer<'static>>, &'st
             Ok(roots)
         };
     };
-    certificates(pem)
+    certificates(&pem)
         .ok_or("the certificates of the authorities are not in PEM (BEGIN CERTIFICATE)")
 }
 
@@ -83,8 +85,8 @@ fn for_ureq(certificates: &[CertificateDer<'_>]) -> Vec<Certificate<'static>> {
     certificates.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect()
 }
 
-/// What is wrong with the certificates, if they are why the connection broke. Nothing was
-/// sent then.
+/// Explains an error about certificates, and returns `None` for any other. With such an error,
+/// no request has been sent.
 pub(super) fn tls_failure(error: &io::Error) -> Option<String> {
     use rustls::{AlertDescription, Error};
 

@@ -1,38 +1,31 @@
 //! Secrets as they are read, and the bodies of writes.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 
-use serde::de::Deserializer;
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use zeroize::{Zeroize, Zeroizing};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
-use crate::backend::hashicorp::message::Reply;
+use crate::backend::hashicorp::message::{Reply, wiped_json};
 use crate::secret::Secret;
 
 /// A field as it is stored: any JSON. It is wiped when it is dropped, and has no `Debug`.
-pub(in super::super) struct Field(Option<Box<RawValue>>);
+#[derive(Deserialize)]
+#[serde(from = "Box<RawValue>")]
+pub(in super::super) struct Field(Zeroizing<String>);
+
+impl From<Box<RawValue>> for Field {
+    fn from(raw: Box<RawValue>) -> Self {
+        Self(Zeroizing::new(Box::<str>::from(raw).into()))
+    }
+}
 
 impl Field {
     /// The text, or `None` if the field is something else, such as a number.
     pub(in super::super) fn text(&self) -> Option<Secret> {
-        serde_json::from_str(self.0.as_ref()?.get()).ok().map(Secret::new)
-    }
-}
-
-impl<'de> Deserialize<'de> for Field {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Box::<RawValue>::deserialize(deserializer).map(|raw| Self(Some(raw)))
-    }
-}
-
-impl Drop for Field {
-    fn drop(&mut self) {
-        if let Some(raw) = self.0.take() {
-            String::from(Box::<str>::from(raw)).zeroize();
-        }
+        serde_json::from_str(&self.0).ok().map(Secret::new)
     }
 }
 
@@ -79,73 +72,63 @@ impl Found {
         }
     }
 
+    pub(in super::super) fn field(&self, key: &str) -> Option<&Field> {
+        self.fields.as_ref()?.get(key)
+    }
+
     /// Whether there is a current version without fields.
     pub(super) fn is_empty_secret(&self) -> bool {
         self.fields.as_ref().is_some_and(BTreeMap::is_empty)
     }
 }
 
-/// Fields to store, or to remove if they have no value.
-pub(in super::super) type Changes<'a> = [(&'a str, Option<&'a Secret>)];
+/// A change of one field.
+pub(in super::super) struct Change {
+    pub(in super::super) key: String,
+    /// The value to store, or `None` to remove the field.
+    pub(in super::super) value: Option<Secret>,
+}
 
 /// `{"data":{"key":"value"}}`, with `options` to check the version. A null removes a field
 /// (RFC 7396).
-pub(super) fn patch(changes: &Changes<'_>, cas: Option<u64>) -> Zeroizing<Vec<u8>> {
-    body(&Data { whole: None, changes }, cas)
+pub(super) fn patch(changes: &[Change], cas: Option<u64>) -> Zeroizing<Vec<u8>> {
+    let options = cas.map(|cas| json!({ "cas": cas }));
+    wiped_json(&Body { data: Data { whole: None, changes }, options })
 }
 
 /// The whole secret as it was found, with these changes, on the condition that it is still at
 /// that version.
-pub(super) fn whole(found: &Found, changes: &Changes<'_>) -> Zeroizing<Vec<u8>> {
-    body(&Data { whole: Some(found), changes }, Some(found.version))
+pub(super) fn whole(found: &Found, changes: &[Change]) -> Zeroizing<Vec<u8>> {
+    let options = Some(json!({ "cas": found.version }));
+    wiped_json(&Body { data: Data { whole: Some(found), changes }, options })
 }
 
-fn body(data: &Data<'_>, cas: Option<u64>) -> Zeroizing<Vec<u8>> {
-    struct Length(usize);
-    impl Write for Length {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    let options = cas.map(|cas| format!(r#","options":{{"cas":{cas}}}"#)).unwrap_or_default();
-    let write = |out: &mut dyn Write| {
-        out.write_all(br#"{"data":"#)?;
-        serde_json::to_writer(&mut *out, data)?;
-        write!(out, "{options}}}")
-    };
-    // Room for all of it: a buffer that grows leaves copies behind.
-    let mut length = Length(0);
-    write(&mut length).expect("counting cannot fail");
-    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
-    write(&mut *bytes).expect("a Vec takes every write");
-    bytes
+#[derive(Serialize)]
+struct Body<'a> {
+    data: Data<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    options: Option<Value>,
 }
 
 /// The fields of a body.
 struct Data<'a> {
     /// The fields that stay, unless the server merges.
     whole: Option<&'a Found>,
-    changes: &'a Changes<'a>,
+    changes: &'a [Change],
 }
 
 impl Serialize for Data<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        let is_changed = |key: &str| self.changes.iter().any(|(changed, _)| *changed == key);
-        for (key, field) in self.whole.and_then(|found| found.fields.as_ref()).into_iter().flatten()
-        {
-            if !is_changed(key) {
-                map.serialize_entry(key, &field.0)?;
-            }
+        let is_changed = |key: &str| self.changes.iter().any(|change| change.key == key);
+        let fields = self.whole.and_then(|found| found.fields.as_ref());
+        for (key, field) in fields.into_iter().flatten().filter(|(key, _)| !is_changed(key)) {
+            let raw: &RawValue = serde_json::from_str(&field.0).expect("a field is JSON");
+            map.serialize_entry(key, raw)?;
         }
-        for (key, value) in self.changes {
+        for Change { key, value } in self.changes {
             if self.whole.is_none() || value.is_some() {
-                map.serialize_entry(key, &value.map(Secret::expose))?;
+                map.serialize_entry(key, &value.as_ref().map(Secret::expose))?;
             }
         }
         map.end()
@@ -160,18 +143,21 @@ mod tests {
         std::str::from_utf8(bytes).expect("JSON is UTF-8")
     }
 
+    fn change(key: &str, value: Option<&str>) -> Change {
+        Change { key: key.to_owned(), value: value.map(|value| Secret::new(value.to_owned())) }
+    }
+
     #[test]
     fn other_fields_stay_as_they_were() {
         let fields = r#"{"n":1.50e2,"o":{"a":[null,"x"]},"s":"\u0041","t":"old"}"#;
         let found = Found { version: 3, fields: Some(serde_json::from_str(fields).expect("JSON")) };
-        let value = Secret::new("new \"quoted\"".to_owned());
-        let body = whole(&found, &[("t", Some(&value))]);
+        let body = whole(&found, &[change("t", Some("new \"quoted\""))]);
         assert_eq!(
             text(&body),
             r#"{"data":{"n":1.50e2,"o":{"a":[null,"x"]},"s":"\u0041","t":"new \"quoted\""},"options":{"cas":3}}"#
         );
         assert_eq!(body.capacity(), body.len(), "it did not grow");
-        let body = whole(&found, &[("o", None)]);
+        let body = whole(&found, &[change("o", None)]);
         assert_eq!(
             text(&body),
             r#"{"data":{"n":1.50e2,"s":"\u0041","t":"old"},"options":{"cas":3}}"#
@@ -180,10 +166,9 @@ mod tests {
 
     #[test]
     fn a_patch_names_only_what_changes() {
-        let value = Secret::new("v".to_owned());
-        assert_eq!(text(&patch(&[("k", Some(&value))], None)), r#"{"data":{"k":"v"}}"#);
+        assert_eq!(text(&patch(&[change("k", Some("v"))], None)), r#"{"data":{"k":"v"}}"#);
         assert_eq!(
-            text(&patch(&[("k", None)], Some(7))),
+            text(&patch(&[change("k", None)], Some(7))),
             r#"{"data":{"k":null},"options":{"cas":7}}"#
         );
     }

@@ -14,7 +14,7 @@ use super::http::Http;
 use super::message::{Error, Repeat, Reply, Request, Unavailable};
 use super::settings::Settings;
 use super::token::Tokens;
-pub(super) use data::Found;
+pub(super) use data::{Change, Found};
 pub(super) use writer::{Habits, Writer};
 
 /// The engine, as seen with one token.
@@ -24,14 +24,14 @@ pub(super) struct Kv {
 }
 
 impl Kv {
-    pub(super) fn new(http: Arc<Http>, tokens: Tokens) -> Self {
-        Self { http, tokens }
+    pub(super) fn new(http: Arc<Http>) -> Self {
+        Self { tokens: Tokens::new(Arc::clone(&http)), http }
     }
 
-    /// The path of a secret's `data`, `metadata` or the like. No character of a namespace must
-    /// be encoded in it.
+    /// The path of a secret's `data`, `metadata` or the like. No character of a namespace needs
+    /// encoding in a URL.
     fn path(&self, what: &str, namespace: &str) -> String {
-        let Settings { mount, prefix, .. } = self.tokens.settings();
+        let Settings { mount, prefix, .. } = &self.http.settings;
         format!("{mount}/{what}/{prefix}/{namespace}")
     }
 
@@ -78,7 +78,7 @@ impl Kv {
             _ => return Err(Unavailable::new(lookup.explain()).into()),
         }
         // A token may ask about the mounts that it may use, unless a policy forbids this too.
-        let mount = &self.tokens.settings().mount;
+        let mount = &self.http.settings.mount;
         let reply = self.ask(Request::new("GET", &format!("sys/internal/ui/mounts/{mount}")))?;
         let json = reply.json();
         let version = json.pointer("/data/options/version").and_then(Value::as_str);

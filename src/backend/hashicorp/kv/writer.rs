@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use crate::backend::hashicorp::clock;
 use crate::backend::hashicorp::message::{Error, Repeat, Reply, Request, number};
+use crate::backend::hashicorp::settings::Settings;
 use crate::backoff::{Backoff, full_jitter};
 use crate::model::Namespace;
 
-use super::data::{Changes, Found, patch, whole};
+use super::data::{Change, Found, patch, whole};
 use super::{Kv, done, refused};
 
 /// The way to write a secret, as earlier changes have shown it.
@@ -63,7 +64,7 @@ impl<'a> Writer<'a> {
     /// or the secret requires check-and-set, the version is read and sent along. Where the
     /// server or the policy does not allow `PATCH`, the secret is read and written whole, on
     /// the condition that its version is still the same.
-    pub(in super::super) fn merge(&mut self, changes: &Changes<'_>) -> Result<(), Error> {
+    pub(in super::super) fn merge(&mut self, changes: &[Change]) -> Result<(), Error> {
         loop {
             let is_blind = self.habits.may_patch() && !self.habits.cas_required;
             let found = if is_blind { None } else { Some(self.read()?) };
@@ -78,7 +79,7 @@ impl<'a> Writer<'a> {
     fn try_to_change(
         &mut self,
         found: Option<&Found>,
-        changes: &Changes<'_>,
+        changes: &[Change],
     ) -> Result<Option<u64>, Error> {
         if let Some(found) = found
             && !self.habits.may_patch()
@@ -96,7 +97,7 @@ impl<'a> Writer<'a> {
                 if version == 0 && !reply.says_nothing() {
                     return Err(refused(&reply, "patch", &self.path));
                 }
-                if changes.iter().all(|(_, value)| value.is_none()) {
+                if changes.iter().all(|change| change.value.is_none()) {
                     return Ok(Some(version));
                 }
                 return self.write(&Found { version, fields: None }, changes, "create");
@@ -110,7 +111,7 @@ impl<'a> Writer<'a> {
     fn write(
         &mut self,
         found: &Found,
-        changes: &Changes<'_>,
+        changes: &[Change],
         needs: &str,
     ) -> Result<Option<u64>, Error> {
         let reply = self.send("POST", &whole(found, changes))?;
@@ -135,19 +136,17 @@ impl<'a> Writer<'a> {
     /// only if it comes between the read that finds the field to be the last and the deletion
     /// that follows at once.
     pub(in super::super) fn remove(&mut self, key: &str) -> Result<bool, Error> {
-        let deadline = clock::now() + self.kv.http.timeout;
-        let mut retries = self.kv.http.max_retries;
+        let Settings { timeout, max_retries: mut retries, .. } = self.kv.http.settings;
+        let deadline = clock::now() + timeout;
+        let removal = [Change { key: key.to_owned(), value: None }];
         let mut tried = false;
         loop {
             let found = self.read()?;
-            let Some(fields) = found.fields.as_ref().filter(|fields| fields.contains_key(key))
-            else {
+            if found.field(key).is_none() {
                 return Ok(tried);
-            };
-            if fields.len() > 1 {
-                let Some(version) = self.try_to_change(Some(&found), &[(key, None)])? else {
-                    continue;
-                };
+            }
+            if found.fields.as_ref().is_some_and(|fields| fields.len() > 1) {
+                let Some(version) = self.try_to_change(Some(&found), &removal)? else { continue };
                 // Another writer came between, and may have removed the other fields.
                 if Some(version) != found.version.checked_add(1) {
                     let now = self.read()?;
@@ -163,9 +162,9 @@ impl<'a> Writer<'a> {
                 // By the time of a second attempt there may be a second field, so the secret
                 // is read again before it.
                 Err(Error::Unavailable(error))
-                    if retries > 0 && clock::now() + error.retry_after < deadline =>
+                    if retries > 0 && clock::now() + error.pause() < deadline =>
                 {
-                    thread::sleep(error.retry_after);
+                    thread::sleep(error.pause());
                     retries -= 1;
                     tried = true;
                 }

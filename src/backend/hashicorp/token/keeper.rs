@@ -1,19 +1,20 @@
 //! Obtaining, renewing and replacing tokens.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::backend::RenewalState;
-use crate::backend::hashicorp::clock;
+use crate::backend::hashicorp::http::Http;
 use crate::backend::hashicorp::message::{Error, Unavailable};
 use crate::backend::hashicorp::settings::AppRole;
 use crate::backend::hashicorp::variables::Source;
+use crate::backend::hashicorp::{clock, lock};
 use crate::backoff::{Backoff, jitter};
-use crate::secret::Secret;
+use crate::secret::{Secret, WatchedSecret};
 
 use super::login::{self, Lease, Login, checked};
-use super::{Shared, Token};
+use super::{Current, Token};
 
 /// Something to do for a token.
 #[derive(Clone, Copy)]
@@ -24,7 +25,8 @@ pub(super) enum Step {
 }
 
 pub(super) struct Keeper {
-    shared: Arc<Shared>,
+    http: Arc<Http>,
+    current: Arc<Mutex<Current>>,
     /// The next step for the token, and its time.
     pub(super) plan: Option<(Duration, Step)>,
     backoff: Backoff,
@@ -33,7 +35,7 @@ pub(super) struct Keeper {
     has_looked_up: bool,
     /// When the token was obtained by a login.
     logged_in: Option<Duration>,
-    /// The last failure and its time. It is the answer to all who asked before it.
+    /// The last failure and its time. It is the answer to all that asked before it.
     pub(super) failed: Option<(Duration, Unavailable)>,
     /// The server's refusal of the last login, and until when there is no other attempt.
     login_refused: Option<(Duration, Unavailable)>,
@@ -42,9 +44,10 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(http: Arc<Http>, current: Arc<Mutex<Current>>) -> Self {
         Self {
-            shared,
+            http,
+            current,
             plan: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_mins(1)),
             has_looked_up: false,
@@ -55,10 +58,29 @@ impl Keeper {
         }
     }
 
+    fn current(&self) -> MutexGuard<'_, Current> {
+        lock(&self.current)
+    }
+
+    fn token(&self) -> Option<Arc<Token>> {
+        self.current().token.clone()
+    }
+
+    /// Sets the state that `/health` shows.
+    fn report(&self, state: RenewalState, last_error: Option<String>) {
+        let mut current = self.current();
+        current.state = state;
+        current.last_error = last_error;
+    }
+
+    fn watched(&self, secret: &Secret) -> Option<WatchedSecret> {
+        self.http.settings.secret_watch.as_ref().map(|watch| watch.tell(secret))
+    }
+
     /// Takes the next step if it is due.
     pub(super) fn take_due_step(&mut self) {
         let Some((_, step)) = self.plan.take_if(|(at, _)| *at <= clock::now()) else { return };
-        match (step, self.shared.token()) {
+        match (step, self.token()) {
             (Step::LookUp, Some(token)) => self.take_stock(&token),
             (Step::Renew, Some(token)) => self.renew(&token),
             _ => drop(self.log_in()),
@@ -67,12 +89,11 @@ impl Keeper {
 
     /// The first token, or the one after a token that was used up.
     pub(super) fn needed(&mut self) -> Result<Arc<Token>, Unavailable> {
-        match (self.shared.token(), &self.shared.settings.token) {
+        match (self.token(), &self.http.settings.token) {
             (Some(token), _) if token.take_use() => Ok(token),
             (None, Some(source)) => {
-                let value = source.read().and_then(checked);
-                let value = value.map_err(|reason| {
-                    self.shared.status().last_error = Some(reason.clone());
+                let value = source.read().and_then(checked).map_err(|reason| {
+                    self.current().last_error = Some(reason.clone());
                     Unavailable::new(reason)
                 })?;
                 let token = self.adopt(value, 0);
@@ -89,10 +110,10 @@ impl Keeper {
         &mut self,
         token: &Arc<Token>,
     ) -> Result<Option<Arc<Token>>, Unavailable> {
-        if !self.shared.token().is_some_and(|current| Arc::ptr_eq(&current, token)) {
+        if !self.token().is_some_and(|current| Arc::ptr_eq(&current, token)) {
             return self.needed().map(Some);
         }
-        let expires = self.shared.status().expires;
+        let expires = self.current().expires;
         if expires.is_none_or(|expires| expires > clock::now()) {
             if self.look_up(token)?.is_some() {
                 return Ok(None);
@@ -102,7 +123,7 @@ impl Keeper {
             }
         }
         log::warn!("Vault no longer accepts the token");
-        self.shared.status().expires = Some(clock::now());
+        self.current().expires = Some(clock::now());
         self.log_in().map(Some)
     }
 
@@ -114,19 +135,19 @@ impl Keeper {
 
         let is_young = |at: Duration| clock::now().saturating_sub(at) < YOUNG;
         let may_log_in =
-            self.shared.settings.app_role.is_some() && !self.logged_in.is_some_and(is_young);
+            self.http.settings.app_role.is_some() && !self.logged_in.is_some_and(is_young);
         may_log_in || matches!(self.new_in_file(), Ok(Some(_)))
     }
 
     fn can_log_in(&self) -> bool {
-        let settings = &self.shared.settings;
+        let settings = &self.http.settings;
         settings.app_role.is_some() || matches!(settings.token, Some(Source::File { .. }))
     }
 
     fn look_up(&mut self, token: &Token) -> Result<Option<Lease>, Unavailable> {
         // If it is used up, the server says so.
         let _ = token.take_use();
-        let lease = login::look_up(&self.shared.http, &token.value)?;
+        let lease = login::look_up(&self.http, &token.value)?;
         self.has_looked_up |= lease.is_some();
         Ok(lease)
     }
@@ -135,12 +156,12 @@ impl Keeper {
     fn take_stock(&mut self, token: &Token) {
         match self.look_up(token) {
             Ok(Some(lease)) => self.settle(lease),
-            Ok(None) if self.shared.settings.app_role.is_some() => drop(self.log_in()),
-            Ok(None) => {
-                let reason = "Vault refuses to look the token up: it is dead, or its policy \
-                              lacks read on auth/token/lookup-self; it is not renewed";
-                self.end(reason.to_owned());
-            }
+            Ok(None) if self.http.settings.app_role.is_some() => drop(self.log_in()),
+            Ok(None) => self.end(
+                "Vault refuses to look the token up: it is dead, or its policy lacks read on \
+                 auth/token/lookup-self; it is not renewed"
+                    .to_owned(),
+            ),
             Err(error) => drop(self.try_again(Step::LookUp, &error)),
         }
     }
@@ -154,9 +175,9 @@ impl Keeper {
         if !token.take_use() {
             return;
         }
-        let expires = self.shared.status().expires.unwrap_or_default();
+        let expires = self.current().expires.unwrap_or_default();
         let left = expires.saturating_sub(clock::now());
-        match login::renew(&self.shared.http, &token.value) {
+        match login::renew(&self.http, &token.value) {
             Ok(Ok(lease)) => {
                 log::info!("renewed the Vault token; {lease}");
                 // A life that has hardly grown ends soon, at the token's maximum TTL.
@@ -180,44 +201,41 @@ impl Keeper {
 
     /// Another token, with one of its uses taken.
     fn log_in(&mut self) -> Result<Arc<Token>, Unavailable> {
-        match &self.login_refused {
-            Some((until, error)) if clock::now() < *until => return Err(error.clone()),
-            _ => {}
+        if let Some((until, error)) = &self.login_refused
+            && clock::now() < *until
+        {
+            return Err(error.clone());
         }
-        match self.try_log_in() {
-            Ok(token) => Ok(token),
-            Err(Error::Unavailable(error)) => {
+        self.try_log_in().map_err(|error| match error {
+            Error::Unavailable(error) => {
                 self.try_again(Step::LogIn, &error);
-                Err(error)
+                error
             }
-            Err(Error::Refused(reason)) => {
+            Error::Refused(reason) => {
                 let mut error = Unavailable::new(reason);
                 if self.can_log_in() {
                     // By then a file may have been replaced, or a role repaired.
                     let until = self.try_again(Step::LogIn, &error);
-                    error.retry_after = until.saturating_sub(clock::now());
+                    error.retry_after = Some(until.saturating_sub(clock::now()));
                     self.login_refused = Some((until, error.clone()));
                 } else {
                     self.end(error.reason.clone());
                 }
-                Err(error)
+                error
             }
-        }
+        })
     }
 
     /// Takes the token from the file if there is a new one, else logs in by `AppRole`.
     fn try_log_in(&mut self) -> Result<Arc<Token>, Error> {
         if let Some(value) = self.new_in_file()? {
-            log::info!("read the Vault token from its file again");
             let token = self.adopt(value, 0);
-            // The lookup comes first: once requests use the token, a refused lookup could mean
-            // that it has been revoked meanwhile, or that it may not look itself up.
             self.take_stock(&token);
-            return Ok(self.shared.token().unwrap_or(token));
+            return Ok(self.token().unwrap_or(token));
         }
-        let shared = Arc::clone(&self.shared);
-        let Some(app_role) = &shared.settings.app_role else {
-            return Err(Error::Refused(match &shared.settings.token {
+        let http = Arc::clone(&self.http);
+        let Some(app_role) = &http.settings.app_role else {
+            return Err(Error::Refused(match &http.settings.token {
                 Some(Source::File { path, .. }) => {
                     let path = path.display();
                     format!("the token in {path} is no longer good; put a new one there")
@@ -240,11 +258,11 @@ impl Keeper {
 
     /// The token in the file, if it is another one than before.
     fn new_in_file(&self) -> Result<Option<Secret>, String> {
-        let Some(source @ Source::File { .. }) = &self.shared.settings.token else {
+        let Some(source @ Source::File { .. }) = &self.http.settings.token else {
             return Ok(None);
         };
         let value = source.read().and_then(checked)?;
-        let old = self.shared.token();
+        let old = self.token();
         let is_new = old.is_none_or(|old| old.value.expose() != value.expose());
         Ok(is_new.then_some(value))
     }
@@ -255,8 +273,8 @@ impl Keeper {
         if app_role.wrapped {
             secret_id = self.unwrap(secret_id)?;
         }
-        let _watched = self.shared.watched(&secret_id);
-        login::log_in(&self.shared.http, &role_id, &secret_id)
+        let _watched = self.watched(&secret_id);
+        login::log_in(&self.http, &role_id, &secret_id)
     }
 
     /// Unwraps a secret ID, which works once.
@@ -267,7 +285,7 @@ impl Keeper {
             return Ok(secret_id.duplicate());
         }
         let wrapping = checked(wrapping)?;
-        let secret_id = login::unwrap(&self.shared.http, &wrapping)?;
+        let secret_id = login::unwrap(&self.http, &wrapping)?;
         self.unwrapped = Some((wrapping, secret_id.duplicate()));
         Ok(secret_id)
     }
@@ -276,66 +294,58 @@ impl Keeper {
     /// means that they are not).
     fn adopt(&mut self, value: Secret, uses: u64) -> Arc<Token> {
         let uses_left = uses.checked_sub(1).map(AtomicU64::new);
-        let watched = self.shared.watched(&value);
-        let token = Arc::new(Token { value, uses_left, watched });
+        let token = Arc::new(Token { _watched: self.watched(&value), value, uses_left });
         self.has_looked_up = false;
         self.logged_in = None;
         self.failed = None;
         self.login_refused = None;
-        self.shared.set_token(Some(Arc::clone(&token)));
-        let mut status = self.shared.status();
-        status.expires = None;
-        status.last_error = None;
-        drop(status);
+        let mut current = self.current();
+        current.token = Some(Arc::clone(&token));
+        current.expires = None;
+        current.last_error = None;
+        drop(current);
         token
     }
 
-    /// Notes how long the token lives, and plans what follows.
+    /// Records how long the token lives, and plans what follows.
     fn settle(&mut self, lease: Lease) {
         self.backoff.reset();
         let now = clock::now();
+        self.current().expires = lease.ttl.map(|ttl| now + ttl);
         let step = if lease.renewable { Step::Renew } else { Step::LogIn };
         let (state, plan) = match lease.ttl {
             None => (RenewalState::NotNeeded, None),
-            Some(_) if !self.shared.settings.renew => (RenewalState::Disabled, None),
-            Some(_) if !lease.renewable && !self.can_log_in() => (RenewalState::Ended, None),
+            Some(_) if !self.http.settings.renew => (RenewalState::Disabled, None),
+            Some(_) if !lease.renewable && !self.can_log_in() => {
+                return self.end(format!(
+                    "the Vault token cannot be renewed any longer, and there is no AppRole to \
+                     log in with; {lease}; set VAULT_TOKEN to a new one before then"
+                ));
+            }
             // Half of its life is a margin for outages of the server.
             Some(ttl) => (RenewalState::Active, Some((now + jitter(ttl / 2), step))),
         };
         self.plan = plan;
-        let mut status = self.shared.status();
-        status.expires = lease.ttl.map(|ttl| now + ttl);
-        status.state = state;
-        status.last_error = None;
-        drop(status);
-        if state == RenewalState::Ended {
-            self.end(format!(
-                "the Vault token cannot be renewed any longer, and there is no AppRole to log in \
-                 with; {lease}; set VAULT_TOKEN to a new one before then"
-            ));
-        }
+        self.report(state, None);
     }
 
-    /// Gives the token's renewal up.
+    /// Gives up the token's renewal.
     fn end(&mut self, reason: String) {
         log::error!("{reason}");
         self.plan = None;
-        let mut status = self.shared.status();
-        status.state = RenewalState::Ended;
-        status.last_error = Some(reason);
+        self.report(RenewalState::Ended, Some(reason));
     }
 
     /// Plans to repeat a step after a pause. Returns the time of that.
     fn try_again(&mut self, step: Step, error: &Unavailable) -> Duration {
+        let reason = &error.reason;
         let pause = jitter(self.backoff.next_pause());
-        if !self.shared.http.is_closed() {
-            log::warn!("could not renew the Vault token: {error}; trying again in {pause:.1?}");
+        if !self.http.is_closed() {
+            log::warn!("could not renew the Vault token: {reason}; trying again in {pause:.1?}");
         }
         let at = clock::now() + pause;
         self.plan = Some((at, step));
-        let mut status = self.shared.status();
-        status.state = RenewalState::Retrying;
-        status.last_error = Some(error.reason.clone());
+        self.report(RenewalState::Retrying, Some(reason.clone()));
         at
     }
 }

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::HeaderValue;
-use zeroize::Zeroizing;
 
 use crate::backend::hashicorp::http::Http;
 use crate::backend::hashicorp::message::{
-    Error, Repeat, Reply, Request, Unavailable, number, text,
+    Error, Repeat, Reply, Request, Unavailable, number, text, wiped_json,
 };
 use crate::secret::Secret;
 
@@ -23,14 +22,14 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// From an answer, where 0 seconds mean that the token does not expire.
-    fn in_json(json: &Value, seconds: &str, renewable: &str) -> Self {
+    /// From part of an answer, where 0 seconds mean that the token does not expire.
+    fn in_json(json: &Value, seconds: &str) -> Self {
         // A century is as long as 2^64 seconds, and does not overflow.
         const LONGEST: u64 = 100 * 365 * 24 * 3600;
 
         let seconds = number(json, seconds).min(LONGEST);
         let ttl = (seconds > 0).then(|| Duration::from_secs(seconds));
-        Self { ttl, renewable: json.pointer(renewable) == Some(&Value::Bool(true)) }
+        Self { ttl, renewable: json["renewable"] == true }
     }
 }
 
@@ -55,7 +54,7 @@ impl Login {
     fn in_reply(reply: &Reply) -> Option<Self> {
         let mut json = reply.json();
         let token = Secret::new(text(&mut json, "/auth/client_token")?);
-        let lease = Lease::in_json(&json, "/auth/lease_duration", "/auth/renewable");
+        let lease = Lease::in_json(&json["auth"], "/lease_duration");
         reply.is_success().then(|| Self { token, lease, uses: number(&json, "/auth/num_uses") })
     }
 }
@@ -63,9 +62,7 @@ impl Login {
 /// Logs in by `AppRole`.
 pub(super) fn log_in(http: &Http, role_id: &Secret, secret_id: &Secret) -> Result<Login, Error> {
     let login = BTreeMap::from([("role_id", role_id.expose()), ("secret_id", secret_id.expose())]);
-    // Room for all of it: a buffer that grows leaves copies behind.
-    let mut body = Zeroizing::new(Vec::with_capacity(6 * (role_id.len() + secret_id.len()) + 64));
-    serde_json::to_writer(&mut *body, &login).expect("a Vec takes every write");
+    let body = wiped_json(&login);
     // A secret ID may be good for one login only.
     let request = Request::with_body("POST", "auth/approle/login", &body);
     let request = Request { repeat: Repeat::IfUnsent, ..request };
@@ -100,7 +97,7 @@ pub(super) fn look_up(http: &Http, token: &Secret) -> Result<Option<Lease>, Unav
     if json.pointer("/data").is_none() {
         return Err(Unavailable::new("the server at VAULT_ADDR is not Vault"));
     }
-    Ok(Some(Lease::in_json(&json, "/data/ttl", "/data/renewable")))
+    Ok(Some(Lease::in_json(&json["data"], "/ttl")))
 }
 
 /// Unwraps a secret ID. A wrapping token that `AppRole` did not make, or that has been

@@ -8,7 +8,7 @@ mod keeper;
 mod login;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::backend::{RenewalState, RenewalStatus};
 use crate::secret::{Secret, WatchedSecret};
 
-use super::clock;
 use super::http::Http;
 use super::message::Unavailable;
 use super::settings::Settings;
+use super::{clock, lock};
 use keeper::Keeper;
 
 /// A token.
@@ -28,8 +28,8 @@ pub(super) struct Token {
     pub(in crate::backend::hashicorp) value: Secret,
     /// How many more requests it is good for, if that is limited.
     uses_left: Option<AtomicU64>,
-    #[expect(dead_code, reason = "it is there to be dropped")]
-    watched: Option<WatchedSecret>,
+    /// Keeps the token registered for as long as it is held.
+    _watched: Option<WatchedSecret>,
 }
 
 impl Token {
@@ -42,62 +42,32 @@ impl Token {
     }
 }
 
-/// Hands out tokens.
-pub(super) struct Tokens {
-    shared: Arc<Shared>,
-    keeper: Arc<Mutex<Keeper>>,
-    /// The thread that renews the token, and what wakes it. If that is dropped, it ends.
-    renewal: Mutex<Option<(JoinHandle<()>, Sender<()>)>>,
-}
-
-/// The state that the keeper and the requests share.
-struct Shared {
-    http: Arc<Http>,
-    settings: Settings,
-    token: RwLock<Option<Arc<Token>>>,
-    status: Mutex<Status>,
-}
-
-struct Status {
-    state: RenewalState,
+/// The token now. Requests and `/health` read it without waiting for the keeper.
+struct Current {
+    token: Option<Arc<Token>>,
     expires: Option<Duration>,
+    state: RenewalState,
     last_error: Option<String>,
 }
 
-impl Shared {
-    fn token(&self) -> Option<Arc<Token>> {
-        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_token(&self, token: Option<Arc<Token>>) {
-        *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
-    }
-
-    fn status(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn watched(&self, secret: &Secret) -> Option<WatchedSecret> {
-        self.settings.secret_watch.as_ref().map(|watch| watch.tell(secret))
-    }
+/// Hands out tokens.
+pub(super) struct Tokens {
+    http: Arc<Http>,
+    current: Arc<Mutex<Current>>,
+    keeper: Arc<Mutex<Keeper>>,
+    /// The thread that renews the token, and the channel that wakes it. The thread ends when
+    /// the channel is dropped.
+    renewal: Mutex<Option<(JoinHandle<()>, Sender<()>)>>,
 }
 
 impl Tokens {
     /// Does nothing yet: the first request starts the thread.
-    pub(super) fn new(settings: Settings, http: Arc<Http>) -> Self {
-        let status = Status { state: RenewalState::Idle, expires: None, last_error: None };
-        let shared = Arc::new(Shared {
-            http,
-            settings,
-            token: RwLock::new(None),
-            status: Mutex::new(status),
-        });
-        let keeper = Arc::new(Mutex::new(Keeper::new(Arc::clone(&shared))));
-        Self { shared, keeper, renewal: Mutex::new(None) }
-    }
-
-    pub(super) fn settings(&self) -> &Settings {
-        &self.shared.settings
+    pub(super) fn new(http: Arc<Http>) -> Self {
+        let state = RenewalState::Idle;
+        let current = Current { token: None, expires: None, state, last_error: None };
+        let current = Arc::new(Mutex::new(current));
+        let keeper = Keeper::new(Arc::clone(&http), Arc::clone(&current));
+        Self { http, current, keeper: Arc::new(Mutex::new(keeper)), renewal: Mutex::default() }
     }
 
     /// The token for one request. There is none if an agent adds its own.
@@ -106,10 +76,11 @@ impl Tokens {
     ///
     /// [`Unavailable`] if none can be obtained.
     pub(super) fn token(&self) -> Result<Option<Arc<Token>>, Unavailable> {
-        if let Settings { token: None, app_role: None, .. } = self.settings() {
+        if let Settings { token: None, app_role: None, .. } = self.http.settings {
             return Ok(None);
         }
-        match self.shared.token() {
+        let current = lock(&self.current).token.clone();
+        match current {
             Some(token) if token.take_use() => Ok(Some(token)),
             _ => self.with_keeper(Keeper::needed).map(Some),
         }
@@ -127,13 +98,13 @@ impl Tokens {
     }
 
     /// Uses the keeper. A failure while this call waits for it is the failure of this call
-    /// too, so that those who wait together do not fail one after the other.
+    /// too, so that those that wait together do not fail one after the other.
     fn with_keeper<T>(
         &self,
         act: impl FnOnce(&mut Keeper) -> Result<T, Unavailable>,
     ) -> Result<T, Unavailable> {
         let asked = clock::now();
-        let changed = self.renewal()?;
+        let wake = self.renewal()?;
         let mut keeper = lock(&self.keeper);
         if let Some((at, error)) = &keeper.failed
             && *at >= asked
@@ -144,50 +115,51 @@ impl Tokens {
         if let Err(error) = &outcome {
             keeper.failed = Some((clock::now(), error.clone()));
         }
-        // Its next step may be due now. If it has been woken already, it will see that.
-        let _ = changed.try_send(());
+        // The next step may be due earlier now. If the thread has been woken already, it will
+        // see that.
+        let _ = wake.try_send(());
         outcome
     }
 
-    /// Starts the thread if it does not run, and returns what wakes it.
+    /// Starts the thread if it does not run, and returns the channel that wakes it.
     fn renewal(&self) -> Result<Sender<()>, Unavailable> {
         let mut renewal = lock(&self.renewal);
-        if self.shared.http.is_closed() {
+        if self.http.is_closed() {
             return Err(Unavailable::new("the vault is closed"));
         }
-        if let Some((_, changed)) = &*renewal {
-            return Ok(changed.clone());
+        if let Some((_, wake)) = &*renewal {
+            return Ok(wake.clone());
         }
-        let (changed, wake) = bounded(1);
+        let (wake, woken) = bounded(1);
         let keeper = Arc::clone(&self.keeper);
         let thread = thread::Builder::new()
             .name("vault-token".to_owned())
-            .spawn(move || keep_alive(&keeper, &wake))
+            .spawn(move || keep_alive(&keeper, &woken))
             .map_err(|error| Unavailable::new(format!("no thread could be started: {error}")))?;
-        *renewal = Some((thread, changed.clone()));
-        Ok(changed)
+        *renewal = Some((thread, wake.clone()));
+        Ok(wake)
     }
 
     pub(super) fn status(&self) -> RenewalStatus {
-        let status = self.shared.status();
+        let current = lock(&self.current);
         RenewalStatus {
-            state: status.state,
-            ttl: status.expires.map(|expires| expires.saturating_sub(clock::now())),
-            last_error: status.last_error.clone(),
+            state: current.state,
+            ttl: current.expires.map(|expires| expires.saturating_sub(clock::now())),
+            last_error: current.last_error.clone(),
         }
     }
 
     /// Ends the thread: at once if it sleeps, else when its request has ended. The token is
     /// wiped when the last request has used it.
     pub(super) fn close(&self) {
-        self.shared.http.close();
-        if let Some((thread, changed)) = lock(&self.renewal).take() {
-            drop(changed);
+        self.http.close();
+        if let Some((thread, wake)) = lock(&self.renewal).take() {
+            drop(wake);
             if thread.join().is_err() {
                 log::error!("the thread that renews the Vault token panicked");
             }
         }
-        self.shared.set_token(None);
+        lock(&self.current).token = None;
     }
 }
 
@@ -197,12 +169,8 @@ impl Drop for Tokens {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Takes the keeper's steps when they are due, until the channel is closed.
-fn keep_alive(keeper: &Mutex<Keeper>, wake: &Receiver<()>) {
+fn keep_alive(keeper: &Mutex<Keeper>, woken: &Receiver<()>) {
     /// A channel's time-out does not count the time that the machine is suspended, so the
     /// clock is checked in between.
     const LONGEST_WAIT: Duration = Duration::from_secs(15);
@@ -210,7 +178,7 @@ fn keep_alive(keeper: &Mutex<Keeper>, wake: &Receiver<()>) {
     loop {
         let plan = lock(keeper).plan;
         let wait = plan.map_or(LONGEST_WAIT, |(at, _)| at.saturating_sub(clock::now()));
-        match wake.recv_timeout(wait.min(LONGEST_WAIT)) {
+        match woken.recv_timeout(wait.min(LONGEST_WAIT)) {
             Ok(()) => {}
             Err(RecvTimeoutError::Timeout) => lock(keeper).take_due_step(),
             Err(RecvTimeoutError::Disconnected) => return,

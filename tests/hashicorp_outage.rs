@@ -52,7 +52,7 @@ fn a_start_without_the_server_says_so_and_ends() {
     let mut service = setup.env("VAULT_TOKEN", "a-token").spawn();
     assert_eq!(service.wait().code(), Some(5));
     let log = service.log();
-    for text in ["cannot be connected to", "VAULT_ADDR", "--wait-for-backend", &address] {
+    for text in ["the connection failed", "VAULT_ADDR", "--wait-for-backend", &address] {
         assert!(log.contains(text), "{text}: {log}");
     }
     assert!(!place.socket().exists() && !place.database().exists(), "nothing is left behind");

@@ -19,10 +19,8 @@ const FRESH: Duration = Duration::from_secs(1);
 /// from one trial after each pause. The pauses double; a success closes the breaker. So a dead
 /// server gets about one request in two seconds, however many callers there are, and its
 /// return is noticed as fast.
-#[derive(Debug)]
 pub(super) struct Breaker(Mutex<State>);
 
-#[derive(Debug)]
 struct State {
     failures: u32,
     backoff: Backoff,
@@ -67,8 +65,8 @@ impl Breaker {
         if failure.is_none() {
             state.failures = 0;
             state.backoff.reset();
-        } else if state.failures < FAILURES_TO_OPEN {
-            state.failures += 1;
+        } else {
+            state.failures = state.failures.saturating_add(1);
             if state.failures == FAILURES_TO_OPEN {
                 state.next_trial = now + jitter(state.backoff.next_pause());
             }

@@ -18,13 +18,7 @@ use ureq::unversioned::transport::{
 };
 use zeroize::Zeroize;
 
-use super::tls::tls_failure;
 use crate::unix_socket::connect;
-
-/// No connection was made, so nothing was sent.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub(super) struct NotConnected(io::Error);
 
 /// Connects to the server.
 #[derive(Debug)]
@@ -41,16 +35,11 @@ impl Connector<()> for Dialer {
         details: &ConnectionDetails<'_>,
         _: Option<()>,
     ) -> Result<Option<Wiped>, Error> {
-        let transport = match self {
-            Self::Unix(path) => UnixTransport::connect(path, details).map(Some),
-            Self::Http(connector) => connect_http(connector, details),
-        };
-        let transport = transport.map_err(|error| match error {
-            Error::Timeout(_) => error,
-            Error::Io(ref inner) if tls_failure(inner).is_some() => error,
-            error => Error::Other(Box::new(NotConnected(error.into_io()))),
-        })?;
-        Ok(transport.map(Wiped))
+        Ok(match self {
+            Self::Unix(path) => Some(UnixTransport::connect(path, details)?),
+            Self::Http(connector) => connect_http(connector, details)?,
+        }
+        .map(Wiped))
     }
 }
 
@@ -82,9 +71,7 @@ pub(super) struct NoResolver;
 
 impl Resolver for NoResolver {
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
-        let mut addresses = self.empty();
-        addresses.push(std::net::SocketAddr::from(([0, 0, 0, 0], 0)));
-        Ok(addresses)
+        Ok(self.empty())
     }
 }
 
@@ -156,14 +143,13 @@ impl Transport for UnixTransport {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         self.stream.set_write_timeout(timeout.not_zero().map(|timeout| *timeout))?;
-        let sent = self.stream.write_all(&self.buffers.output()[..amount]);
-        sent.map_err(|error| explained(error, timeout))
+        Ok(self.stream.write_all(&self.buffers.output()[..amount])?)
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         self.stream.set_read_timeout(timeout.not_zero().map(|timeout| *timeout))?;
         let received = retry_on_intr(|| read(&self.stream, self.buffers.input_append_buf()));
-        let count = received.map_err(|error| explained(error.into(), timeout))?;
+        let count = received.map_err(io::Error::from)?;
         self.buffers.input_appended(count);
         Ok(count > 0)
     }
@@ -180,13 +166,6 @@ impl Transport for UnixTransport {
 impl fmt::Debug for UnixTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("UnixTransport")
-    }
-}
-
-fn explained(error: io::Error, timeout: NextTimeout) -> Error {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout(timeout.reason),
-        _ => Error::Io(error),
     }
 }
 

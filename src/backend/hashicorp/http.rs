@@ -1,6 +1,6 @@
 //! One request to the server: its permit, time-out, retries and meaning.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -16,8 +16,8 @@ use crate::secret::Secret;
 
 use super::breaker::Breaker;
 use super::clock;
-use super::connect::{Dialer, NoResolver, NotConnected};
-use super::message::{Repeat, Reply, Request, Unavailable, errors_in};
+use super::connect::{Dialer, NoResolver};
+use super::message::{Reply, Request, Unavailable, errors_in};
 use super::settings::Settings;
 use super::tls::tls_failure;
 
@@ -126,12 +126,7 @@ impl Http {
                 Err(failure) => failure,
             };
             let wait = failure.retry_after.unwrap_or_else(|| jitter(backoff.next_pause()));
-            let may_repeat = match request.repeat {
-                Repeat::Always => true,
-                Repeat::IfUnsent => failure.unsent,
-                Repeat::Never => false,
-            };
-            if retries == 0 || !may_repeat || clock::now() + wait >= deadline {
+            if retries == 0 || !request.may_repeat || clock::now() + wait >= deadline {
                 let reason = format!("Vault at {address}: {}", failure.reason);
                 return Err(Unavailable { reason, retry_after: Some(wait), ..failure });
             }
@@ -206,14 +201,12 @@ impl Http {
             Zeroizing::new(Vec::with_capacity(usize::try_from(expected).unwrap_or(0) + 1));
         let mut reader = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).reader();
         reader.read_to_end(&mut body).map_err(ureq::Error::from)?;
-        let sent = [
-            ask.body.map_or(&[][..], |(_, body)| body),
-            token.map_or(&[][..], |token| token.expose().as_bytes()),
-        ];
         let retry_after = retry_after.map(|seconds| Duration::from_secs(seconds.min(3600)));
         let mut reply = Reply { status, body, errors: String::new(), retry_after, location };
         if status >= 400 {
-            reply.errors = errors_in(&reply.json(), sent);
+            let body = ask.body.map_or(&[][..], |(_, body)| body);
+            let token = token.map_or("", Secret::expose);
+            reply.errors = errors_in(&reply.json(), [body, token.as_bytes()]);
         }
         Ok(reply)
     }
@@ -260,19 +253,22 @@ impl Http {
 
 impl From<ureq::Error> for Unavailable {
     fn from(error: ureq::Error) -> Self {
-        match &error {
-            ureq::Error::Timeout(_) => Self::outage("it did not answer in time", false),
-            ureq::Error::Other(other) if other.is::<NotConnected>() => {
-                let advice = "is it running, and is VAULT_ADDR its address?";
-                Self::outage(format!("it cannot be connected to ({other}); {advice}"), true)
-            }
-            ureq::Error::Io(error) => match tls_failure(error) {
-                Some(reason) => Self::outage(reason, true),
-                None => Self::outage(format!("the connection broke ({error})"), false),
-            },
-            ureq::Error::BodyExceedsLimit(_) => Self::outage("its answer is too long", false),
+        use io::ErrorKind::{TimedOut, WouldBlock};
+        use ureq::Error;
+
+        let advice = "is it running, and is VAULT_ADDR its address?";
+        let late = || "it did not answer in time".to_owned();
+        let is_late = |error: &io::Error| matches!(error.kind(), WouldBlock | TimedOut);
+        let reason = match &error {
+            Error::Timeout(_) => late(),
+            Error::Io(error) if is_late(error) => late(),
+            Error::Io(error) => tls_failure(error)
+                .unwrap_or_else(|| format!("the connection failed ({error}); {advice}")),
+            Error::HostNotFound => format!("its name is not known; {advice}"),
+            Error::BodyExceedsLimit(_) => "its answer is too long".to_owned(),
             // The others may quote what was sent or received.
-            _ => Self::outage("it does not speak HTTP/1.1; is VAULT_ADDR right?", false),
-        }
+            _ => "it does not speak HTTP/1.1; is VAULT_ADDR right?".to_owned(),
+        };
+        Self { is_outage: true, ..Self::new(reason) }
     }
 }

@@ -14,21 +14,13 @@ pub(super) struct Request<'a> {
     pub(super) path: &'a str,
     /// The content type and the content.
     pub(super) body: Option<(&'static str, &'a [u8])>,
-    pub(super) repeat: Repeat,
-}
-
-/// When a request that failed may be repeated.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Repeat {
-    Always,
-    /// Only if it had no effect: it is not idempotent.
-    IfUnsent,
-    Never,
+    /// Whether it may be repeated when it has failed. The server may have carried it out.
+    pub(super) may_repeat: bool,
 }
 
 impl<'a> Request<'a> {
     pub(super) fn new(method: &'static str, path: &'a str) -> Self {
-        Self { method, path, body: None, repeat: Repeat::Always }
+        Self { method, path, body: None, may_repeat: true }
     }
 
     /// A request with a JSON body; a `PATCH` is a merge (RFC 7396).
@@ -48,23 +40,17 @@ pub(super) struct Unavailable {
     pub(super) retry_after: Option<Duration>,
     /// The server could not be reached, did not answer in time, or cannot serve.
     pub(super) is_outage: bool,
-    /// The request certainly had no effect.
-    pub(super) unsent: bool,
 }
 
 impl Unavailable {
     pub(super) fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), retry_after: None, is_outage: false, unsent: false }
+        Self { reason: reason.into(), retry_after: None, is_outage: false }
     }
 
     /// How long to wait before another attempt: a second, unless a longer or shorter time is
     /// known.
     pub(super) fn pause(&self) -> Duration {
         self.retry_after.unwrap_or(Duration::from_secs(1))
-    }
-
-    pub(super) fn outage(reason: impl Into<String>, unsent: bool) -> Self {
-        Self { is_outage: true, unsent, ..Self::new(reason) }
     }
 }
 
@@ -94,7 +80,7 @@ impl From<Unavailable> for Error {
 pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) body: Zeroizing<Vec<u8>>,
-    /// Its error messages.
+    /// Its error messages. A 404 without them means that there is nothing.
     pub(super) errors: String,
     pub(super) retry_after: Option<Duration>,
     /// Another URL to send the request to.
@@ -115,11 +101,6 @@ impl Reply {
         self.errors.contains(text)
     }
 
-    /// Whether there are no error messages. A 404 without them means that there is nothing.
-    pub(super) fn says_nothing(&self) -> bool {
-        self.errors.is_empty()
-    }
-
     /// The status and the error messages.
     pub(super) fn explain(&self) -> String {
         let separator = if self.errors.is_empty() { "" } else { ": " };
@@ -138,21 +119,21 @@ impl Reply {
     /// Returns an answer that is final, and an error if the request may be repeated.
     pub(super) fn judged(self) -> Result<Self, Unavailable> {
         let is_refusal = || REFUSALS.iter().any(|refusal| self.says(refusal));
-        let (is_outage, unsent, reason) = match self.status {
-            503 if self.says("sealed") => (true, true, "it is sealed; unseal it".to_owned()),
+        let (is_outage, reason) = match self.status {
+            503 if self.says("sealed") => (true, "it is sealed; unseal it".to_owned()),
             307 | 308 => {
                 let advice = "set VAULT_ADDR to the active node";
-                (true, true, format!("it redirects to a place that cannot be used; {advice}"))
+                (true, format!("it redirects to a place that cannot be used; {advice}"))
             }
-            412 | 429 => (false, true, self.explain()),
+            412 | 429 => (false, self.explain()),
             // For a moment, while a mount is upgraded to version 2.
-            400 if self.says("Upgrading from non-versioned") => (false, true, self.explain()),
+            400 if self.says("Upgrading from non-versioned") => (false, self.explain()),
             500..=599 if self.status != 501 && !(self.status == 500 && is_refusal()) => {
-                (true, false, self.explain())
+                (true, self.explain())
             }
             _ => return Ok(self),
         };
-        Err(Unavailable { reason, retry_after: self.retry_after, is_outage, unsent })
+        Err(Unavailable { reason, retry_after: self.retry_after, is_outage })
     }
 }
 

@@ -55,8 +55,6 @@ use settings::Settings;
 /// through. A program that embeds this must keep the targets `ureq` and `ureq_proto` at INFO
 /// or above.
 pub struct HashiCorpVault {
-    http: Arc<Http>,
-    kv: Kv,
     namespaces: Namespaces,
 }
 
@@ -73,8 +71,8 @@ impl HashiCorpVault {
         secret_watch: Option<SecretWatch>,
     ) -> Result<Self, VaultError> {
         let settings = Settings::new(environment, secret_watch).map_err(invalid)?;
-        let http = Arc::new(Http::new(settings));
-        Ok(Self { kv: Kv::new(Arc::clone(&http)), http, namespaces: Namespaces::default() })
+        let kv = Kv::new(Arc::new(Http::new(settings)));
+        Ok(Self { namespaces: Namespaces::new(kv) })
     }
 
     fn read(
@@ -82,7 +80,7 @@ impl HashiCorpVault {
         namespace: &Namespace,
         refused: impl FnOnce(String) -> VaultError,
     ) -> Result<Arc<Found>, VaultError> {
-        self.namespaces.read(namespace, &self.kv).map_err(|error| vault_error(error, refused))
+        self.namespaces.read(namespace).map_err(|error| vault_error(error, refused))
     }
 }
 
@@ -109,14 +107,13 @@ impl CredentialVault for HashiCorpVault {
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
-        let value = Some(value.duplicate());
-        let stored = self.namespaces.change(at.namespace(), at.key(), value, &self.kv);
+        let stored = self.namespaces.change(at, Some(value.duplicate()));
         let store_failed = |reason| VaultError::StoreFailed { at: at.clone(), reason };
         stored.map(drop).map_err(|error| vault_error(error, store_failed))
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        let deleted = self.namespaces.change(at.namespace(), at.key(), None, &self.kv);
+        let deleted = self.namespaces.change(at, None);
         let delete_failed = |reason| VaultError::DeleteFailed { at: at.clone(), reason };
         deleted.map_err(|error| vault_error(error, delete_failed))
     }
@@ -132,17 +129,18 @@ impl CredentialVault for HashiCorpVault {
     }
 
     fn check(&self) -> Result<(), VaultError> {
-        self.kv.check().map_err(|error| vault_error(error, invalid))
+        self.namespaces.kv.check().map_err(|error| vault_error(error, invalid))
     }
 
     fn status(&self) -> BackendStatus {
-        let renewal = self.kv.tokens.status();
-        let works = self.http.works() && !renewal.is_in_trouble();
+        let kv = &self.namespaces.kv;
+        let renewal = kv.tokens.status();
+        let works = kv.http.works() && !renewal.is_in_trouble();
         BackendStatus { works, renewal: Some(renewal), ..BackendStatus::default() }
     }
 
     fn close(&self) {
-        self.kv.tokens.close();
+        self.namespaces.kv.tokens.close();
     }
 }
 

@@ -27,7 +27,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::slice;
 use std::sync::{Arc, Mutex};
 
-use crate::model::Namespace;
+use crate::model::{CredentialRef, Namespace};
 use crate::secret::Secret;
 
 use super::kv::{Change, Found, Habits, Kv, Writer};
@@ -35,9 +35,12 @@ use super::lock;
 use super::message::Error;
 use super::single_flight::SingleFlight;
 
-/// The namespaces that are in use.
-#[derive(Default)]
-pub(super) struct Namespaces(Mutex<HashMap<Namespace, Arc<Calls>>>);
+/// The secrets of all namespaces.
+pub(super) struct Namespaces {
+    pub(super) kv: Kv,
+    /// The namespaces that are in use.
+    used: Mutex<HashMap<Namespace, Arc<Calls>>>,
+}
 
 /// The reads and changes of one namespace.
 #[derive(Default)]
@@ -55,37 +58,36 @@ const MOST_STORES: usize = 64;
 const MOST_BYTES: usize = 512 * 1024;
 
 impl Namespaces {
+    pub(super) fn new(kv: Kv) -> Self {
+        Self { kv, used: Mutex::default() }
+    }
+
     /// Uses a namespace's entry, which is kept for as long as it is used or holds habits.
     fn with<T>(&self, namespace: &Namespace, act: impl FnOnce(&Calls) -> T) -> T {
-        let calls = Arc::clone(lock(&self.0).entry(namespace.clone()).or_default());
+        let calls = Arc::clone(lock(&self.used).entry(namespace.clone()).or_default());
         let outcome = act(&calls);
-        let mut all = lock(&self.0);
+        let mut used = lock(&self.used);
         // One reference is in the table, and one here.
         if Arc::strong_count(&calls) == 2 && lock(&calls.habits).are_usual() {
-            all.remove(namespace);
+            used.remove(namespace);
         }
         outcome
     }
 
     /// The namespace's secret, as of a moment after this call.
-    pub(super) fn read(&self, namespace: &Namespace, kv: &Kv) -> Result<Arc<Found>, Error> {
-        let run = |batch: &[()]| vec![kv.read(namespace).map(Arc::new); batch.len()];
+    pub(super) fn read(&self, namespace: &Namespace) -> Result<Arc<Found>, Error> {
+        let run = |batch: &[()]| vec![self.kv.read(namespace).map(Arc::new); batch.len()];
         self.with(namespace, |calls| calls.reads.call((), VecDeque::len, run))
     }
 
     /// Stores a value, or deletes it if `value` is `None`. Returns whether there was one to
     /// delete.
-    pub(super) fn change(
-        &self,
-        namespace: &Namespace,
-        key: &str,
-        value: Option<Secret>,
-        kv: &Kv,
-    ) -> Result<bool, Error> {
-        let change = Change { key: key.to_owned(), value };
-        self.with(namespace, |calls| {
+    pub(super) fn change(&self, at: &CredentialRef, value: Option<Secret>) -> Result<bool, Error> {
+        let change = Change { key: at.key().to_owned(), value };
+        self.with(at.namespace(), |calls| {
             calls.changes.call(change, batch_size, |batch| {
-                make(batch, &mut Writer::new(kv, namespace, &mut lock(&calls.habits)))
+                let mut habits = lock(&calls.habits);
+                make(batch, &mut Writer::new(&self.kv, at.namespace(), &mut habits))
             })
         })
     }

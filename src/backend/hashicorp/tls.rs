@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::settings::Environment;
 
-use super::variables::{SWITCH, file, parsed};
+use super::variables::{SWITCH, parsed, read_file};
 
 /// The configuration for the HTTP library. Without TLS only the settings' form is checked.
 ///
@@ -19,12 +19,13 @@ use super::variables::{SWITCH, file, parsed};
 ///
 /// A text that names what is unusable, without its content.
 pub(super) fn config(environment: &Environment, is_https: bool) -> Result<TlsConfig, String> {
+    let file = |name| environment.setting(name).map(|path| read_file(name, path.as_ref()));
     let authorities = match environment.setting("VAULT_CACERT_BYTES") {
         Some(pem) => Some(pem.to_owned().into()),
-        None => file(environment, "VAULT_CACERT")?,
+        None => file("VAULT_CACERT").transpose()?,
     };
-    let chain = file(environment, "VAULT_CLIENT_CERT")?;
-    let key = file(environment, "VAULT_CLIENT_KEY")?;
+    let chain = file("VAULT_CLIENT_CERT").transpose()?;
+    let key = file("VAULT_CLIENT_KEY").transpose()?;
     if chain.is_some() != key.is_some() {
         return Err("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together; set both".to_owned());
     }
@@ -48,17 +49,16 @@ pub(super) fn config(environment: &Environment, is_https: bool) -> Result<TlsCon
 fn roots(
     authorities: Option<Zeroizing<String>>,
 ) -> Result<Vec<CertificateDer<'static>>, &'static str> {
-    let Some(pem) = authorities else {
-        let roots = rustls_native_certs::load_native_certs().certs;
-        return if roots.is_empty() {
-            Err("the system has no trusted certificates; install its package (ca-certificates), \
-                 or set VAULT_CACERT")
-        } else {
-            Ok(roots)
-        };
-    };
-    certificates(&pem)
-        .ok_or("the certificates of the authorities are not in PEM (BEGIN CERTIFICATE)")
+    if let Some(pem) = authorities {
+        return certificates(&pem)
+            .ok_or("the certificates of the authorities are not in PEM (BEGIN CERTIFICATE)");
+    }
+    let roots = rustls_native_certs::load_native_certs().certs;
+    if roots.is_empty() {
+        return Err("the system has no trusted certificates; install its package \
+                    (ca-certificates), or set VAULT_CACERT");
+    }
+    Ok(roots)
 }
 
 fn client_certificate(chain: &str, key: &str) -> Result<ClientCert, String> {

@@ -41,14 +41,6 @@ pub(super) fn parsed<T>(
     parse(text).ok_or_else(|| format!("{name} must be {form}"))
 }
 
-/// The content of the file that a variable names.
-pub(super) fn file(
-    environment: &Environment,
-    name: &str,
-) -> Result<Option<Zeroizing<String>>, String> {
-    environment.setting(name).map(|path| read_file(name, Path::new(path))).transpose()
-}
-
 /// A credential that was given, or that is read from a file each time it is needed.
 #[derive(Debug)]
 pub(super) enum Source {
@@ -83,7 +75,8 @@ impl Source {
     }
 }
 
-fn read_file(variable: &str, path: &Path) -> Result<Zeroizing<String>, String> {
+/// The content of the file at `path`, which `variable` names.
+pub(super) fn read_file(variable: &str, path: &Path) -> Result<Zeroizing<String>, String> {
     fs::read_to_string(path)
         .map(Zeroizing::new)
         .map_err(|error| format!("{variable}: {} cannot be read: {error}", path.display()))

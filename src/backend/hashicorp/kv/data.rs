@@ -50,24 +50,18 @@ impl Found {
         #[derive(Deserialize)]
         struct Data {
             data: Option<Fields>,
-            metadata: Metadata,
-        }
-        #[derive(Deserialize)]
-        struct Metadata {
-            version: u64,
+            metadata: Value,
         }
 
         let answer: Option<Answer> = serde_json::from_slice(&reply.body).ok();
         match (reply.status, answer.and_then(|answer| answer.data)) {
-            // The fields are null if the version was written so.
-            (200, Some(Data { data, metadata: Metadata { version } })) => {
-                Some(Self { version, fields: Some(data.unwrap_or_default()) })
+            (status @ (200 | 404), Some(Data { data, metadata })) => {
+                // 404: the version was soft-deleted or destroyed. The fields of one that is
+                // there are null if it was written so.
+                let fields = (status == 200).then(|| data.unwrap_or_default());
+                Some(Self { version: metadata["version"].as_u64()?, fields })
             }
-            // The version was soft-deleted or destroyed.
-            (404, Some(Data { metadata: Metadata { version }, .. })) => {
-                Some(Self { version, fields: None })
-            }
-            (404, None) if reply.says_nothing() => Some(Self { version: 0, fields: None }),
+            (404, None) if reply.errors.is_empty() => Some(Self { version: 0, fields: None }),
             _ => None,
         }
     }

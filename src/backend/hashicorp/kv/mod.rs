@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::model::Namespace;
 
 use super::http::Http;
-use super::message::{Error, Repeat, Reply, Request, Unavailable};
+use super::message::{Error, Reply, Request, Unavailable};
 use super::settings::Settings;
 use super::token::Tokens;
 pub(super) use data::{Change, Found};
@@ -19,7 +19,7 @@ pub(super) use writer::{Habits, Writer};
 
 /// The engine, as seen with one token.
 pub(super) struct Kv {
-    http: Arc<Http>,
+    pub(super) http: Arc<Http>,
     pub(super) tokens: Tokens,
 }
 
@@ -43,7 +43,7 @@ impl Kv {
         match self.tokens.rejected(&token)? {
             None => Ok(reply),
             // The login took time, and the request was right at its moment only.
-            Some(_) if request.repeat == Repeat::Never => {
+            Some(_) if !request.may_repeat => {
                 Err(Unavailable::new("the token was replaced meanwhile").into())
             }
             Some(token) => Ok(self.http.send(&request, Some(&token.value))?),
@@ -103,7 +103,7 @@ fn refused(reply: &Reply, needs: &str, path: &str) -> Error {
     Error::Refused(match reply.status {
         403 => format!("the token is not valid, or its policy does not grant {needs} on {path}"),
         413 => "it is too large for Vault".to_owned(),
-        404 if !reply.says_nothing() => {
+        404 if !reply.errors.is_empty() => {
             format!("{words}; are VAULT_KV_MOUNT and VAULT_NAMESPACE right?")
         }
         _ => format!("{words} (at {path})"),

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::backend::hashicorp::clock;
-use crate::backend::hashicorp::message::{Error, Repeat, Reply, Request, number};
+use crate::backend::hashicorp::message::{Error, Reply, Request, number};
 use crate::backend::hashicorp::settings::Settings;
 use crate::backoff::{Backoff, full_jitter};
 use crate::model::Namespace;
@@ -67,7 +67,7 @@ impl<'a> Writer<'a> {
     pub(in super::super) fn merge(&mut self, changes: &[Change]) -> Result<(), Error> {
         loop {
             let is_blind = self.habits.may_patch() && !self.habits.cas_required;
-            let found = if is_blind { None } else { Some(self.read()?) };
+            let found = if is_blind { None } else { Some(self.kv.read(self.namespace)?) };
             if self.try_to_change(found.as_ref(), changes)?.is_some() {
                 return Ok(());
             }
@@ -90,11 +90,13 @@ impl<'a> Writer<'a> {
         let reply = self.send("PATCH", &patch(changes, cas))?;
         match reply.status {
             403 | 405 => self.habits.patch_refused = Some(clock::now()),
-            _ if wants_cas(&reply) && cas.is_none() => self.habits.cas_required = true,
+            400 if cas.is_none() && reply.says("check-and-set parameter required") => {
+                self.habits.cas_required = true;
+            }
             404 => {
                 // The version of what was deleted, or 0 if there has never been anything.
                 let version = number(&reply.json(), "/data/version");
-                if version == 0 && !reply.says_nothing() {
+                if version == 0 && !reply.errors.is_empty() {
                     return Err(refused(&reply, "patch", &self.path));
                 }
                 if changes.iter().all(|change| change.value.is_none()) {
@@ -120,7 +122,8 @@ impl<'a> Writer<'a> {
 
     /// The new version. Returns `None` after a pause if another writer was first.
     fn outcome(&mut self, reply: &Reply, needs: &str) -> Result<Option<u64>, Error> {
-        if is_conflict(reply) {
+        // Another writer was first. The status is not 412.
+        if reply.status == 400 && reply.says("did not match the current version") {
             self.pause()?;
             return Ok(None);
         }
@@ -141,7 +144,7 @@ impl<'a> Writer<'a> {
         let removal = [Change { key: key.to_owned(), value: None }];
         let mut tried = false;
         loop {
-            let found = self.read()?;
+            let found = self.kv.read(self.namespace)?;
             if found.field(key).is_none() {
                 return Ok(tried);
             }
@@ -149,7 +152,7 @@ impl<'a> Writer<'a> {
                 let Some(version) = self.try_to_change(Some(&found), &removal)? else { continue };
                 // Another writer came between, and may have removed the other fields.
                 if Some(version) != found.version.checked_add(1) {
-                    let now = self.read()?;
+                    let now = self.kv.read(self.namespace)?;
                     if now.is_empty_secret() {
                         self.remove_secret(&now)?;
                     }
@@ -176,7 +179,7 @@ impl<'a> Writer<'a> {
     /// Removes the secret. Returns `false` if another writer was first.
     fn remove_secret(&mut self, found: &Found) -> Result<bool, Error> {
         let path = self.kv.path("metadata", self.namespace.as_str());
-        let request = Request { repeat: Repeat::Never, ..Request::new("DELETE", &path) };
+        let request = Request { may_repeat: false, ..Request::new("DELETE", &path) };
         let reply = self.kv.ask(request)?;
         if reply.status == 403 {
             return self.destroy(found.version, &path, &reply);
@@ -206,21 +209,16 @@ impl<'a> Writer<'a> {
         }
         if self.write(&Found { version, fields: None }, &[], "update")?.is_none() {
             // It may have been this very request, repeated because its answer was lost.
-            let now = self.read()?;
+            let now = self.kv.read(self.namespace)?;
             if Some(now.version) != version.checked_add(1) || !now.is_empty_secret() {
                 return Ok(false);
             }
         }
         let reply = destroy(&versions)?;
         if !reply.is_success() {
-            let (path, reason) = (&self.path, reply.explain());
-            log::warn!("old versions of {path} could not be destroyed: {reason}");
+            log::warn!("old versions of {} are not destroyed: {}", self.path, reply.explain());
         }
         Ok(true)
-    }
-
-    fn read(&self) -> Result<Found, Error> {
-        self.kv.read_at(&self.path)
     }
 
     fn send(&self, method: &'static str, body: &[u8]) -> Result<Reply, Error> {
@@ -235,14 +233,4 @@ impl<'a> Writer<'a> {
         thread::sleep(full_jitter(self.backoff.next_pause()));
         Ok(())
     }
-}
-
-/// Whether another writer was first: the status is 400, not 412.
-fn is_conflict(reply: &Reply) -> bool {
-    reply.status == 400 && reply.says("did not match the current version")
-}
-
-/// Whether writes need check-and-set.
-fn wants_cas(reply: &Reply) -> bool {
-    reply.status == 400 && reply.says("check-and-set parameter required")
 }

@@ -18,7 +18,7 @@ use super::{Current, Token};
 
 /// Something to do for a token.
 #[derive(Clone, Copy)]
-pub(super) enum Step {
+enum Step {
     LookUp,
     Renew,
     LogIn,
@@ -28,7 +28,7 @@ pub(super) struct Keeper {
     http: Arc<Http>,
     current: Arc<Mutex<Current>>,
     /// The next step for the token, and its time.
-    pub(super) plan: Option<(Duration, Step)>,
+    plan: Option<(Duration, Step)>,
     backoff: Backoff,
     /// Whether the token has looked itself up, which some policies forbid. Only then a lookup
     /// that is refused means that the token is dead.
@@ -77,14 +77,16 @@ impl Keeper {
         self.http.settings.secret_watch.as_ref().map(|watch| watch.tell(secret))
     }
 
-    /// Takes the next step if it is due.
-    pub(super) fn take_due_step(&mut self) {
-        let Some((_, step)) = self.plan.take_if(|(at, _)| *at <= clock::now()) else { return };
-        match (step, self.token()) {
-            (Step::LookUp, Some(token)) => self.take_stock(&token),
-            (Step::Renew, Some(token)) => self.renew(&token),
-            _ => drop(self.log_in()),
+    /// Takes the next step if it is due. Returns the time until the one after it.
+    pub(super) fn take_due_step(&mut self) -> Duration {
+        if let Some((_, step)) = self.plan.take_if(|(at, _)| *at <= clock::now()) {
+            match (step, self.token()) {
+                (Step::LookUp, Some(token)) => self.take_stock(&token),
+                (Step::Renew, Some(token)) => self.renew(&token),
+                _ => drop(self.log_in()),
+            }
         }
+        self.plan.map_or(Duration::MAX, |(at, _)| at.saturating_sub(clock::now()))
     }
 
     /// The first token, or the one after a token that was used up.
@@ -92,10 +94,7 @@ impl Keeper {
         match (self.token(), &self.http.settings.token) {
             (Some(token), _) if token.take_use() => Ok(token),
             (None, Some(source)) => {
-                let value = source.read().and_then(checked).map_err(|reason| {
-                    self.current().last_error = Some(reason.clone());
-                    Unavailable::new(reason)
-                })?;
+                let value = source.read().and_then(checked).map_err(Unavailable::new)?;
                 let token = self.adopt(value, 0);
                 // The request need not wait for the lookup.
                 self.plan = Some((clock::now(), Step::LookUp));
@@ -136,7 +135,7 @@ impl Keeper {
         let is_young = |at: Duration| clock::now().saturating_sub(at) < YOUNG;
         let may_log_in =
             self.http.settings.app_role.is_some() && !self.logged_in.is_some_and(is_young);
-        may_log_in || matches!(self.new_in_file(), Ok(Some(_)))
+        may_log_in || self.new_in_file().is_some()
     }
 
     fn can_log_in(&self) -> bool {
@@ -159,8 +158,7 @@ impl Keeper {
             Ok(None) if self.http.settings.app_role.is_some() => drop(self.log_in()),
             Ok(None) => self.end(
                 "Vault refuses to look the token up: it is dead, or its policy lacks read on \
-                 auth/token/lookup-self; it is not renewed"
-                    .to_owned(),
+                 auth/token/lookup-self; it is not renewed",
             ),
             Err(error) => drop(self.try_again(Step::LookUp, &error)),
         }
@@ -179,23 +177,17 @@ impl Keeper {
         let left = expires.saturating_sub(clock::now());
         match login::renew(&self.http, &token.value) {
             Ok(Ok(lease)) => {
-                log::info!("renewed the Vault token; {lease}");
+                log::info!("renewed the Vault token");
                 // A life that has hardly grown ends soon, at the token's maximum TTL.
                 let grew = lease.ttl.is_none_or(|ttl| ttl > left + ROUNDING);
                 self.settle(Lease { renewable: lease.renewable && grew, ..lease });
-                if !grew && self.can_log_in() {
-                    let _ = self.log_in();
-                }
             }
             Ok(Err(reason)) if self.can_log_in() => {
                 log::warn!("the Vault token could not be renewed ({reason})");
                 let _ = self.log_in();
             }
             Ok(Err(reason)) => self.end(format!("the Vault token cannot be renewed: {reason}")),
-            Err(error) => {
-                let step = if left.is_zero() { Step::LogIn } else { Step::Renew };
-                self.try_again(step, &error);
-            }
+            Err(error) => drop(self.try_again(Step::Renew, &error)),
         }
     }
 
@@ -228,23 +220,19 @@ impl Keeper {
 
     /// Takes the token from the file if there is a new one, else logs in by `AppRole`.
     fn try_log_in(&mut self) -> Result<Arc<Token>, Error> {
-        if let Some(value) = self.new_in_file()? {
+        if let Some(value) = self.new_in_file() {
             let token = self.adopt(value, 0);
             self.take_stock(&token);
             return Ok(self.token().unwrap_or(token));
         }
         let http = Arc::clone(&self.http);
         let Some(app_role) = &http.settings.app_role else {
-            return Err(Error::Refused(match &http.settings.token {
-                Some(Source::File { path, .. }) => {
-                    let path = path.display();
-                    format!("the token in {path} is no longer good; put a new one there")
-                }
-                _ => "VAULT_TOKEN is no longer good; set a new one and restart".to_owned(),
-            }));
+            let refusal = "VAULT_TOKEN is no longer good; set a new one and restart, or put a \
+                           new one into the file that VAULT_TOKEN_FILE names";
+            return Err(Error::Refused(refusal.to_owned()));
         };
         let Login { token, lease, uses } = self.app_role_login(app_role)?;
-        log::info!("logged in to Vault by AppRole; {lease}");
+        log::info!("logged in to Vault by AppRole");
         let token = self.adopt(checked(token)?, uses);
         self.logged_in = Some(clock::now());
         self.settle(lease);
@@ -256,15 +244,12 @@ impl Keeper {
         Ok(token)
     }
 
-    /// The token in the file, if it is another one than before.
-    fn new_in_file(&self) -> Result<Option<Secret>, String> {
-        let Some(source @ Source::File { .. }) = &self.http.settings.token else {
-            return Ok(None);
-        };
-        let value = source.read().and_then(checked)?;
-        let old = self.token();
-        let is_new = old.is_none_or(|old| old.value.expose() != value.expose());
-        Ok(is_new.then_some(value))
+    /// The token in the file, if it can be read and is another one than before.
+    fn new_in_file(&self) -> Option<Secret> {
+        let Some(source @ Source::File { .. }) = &self.http.settings.token else { return None };
+        let value = source.read().and_then(checked).ok()?;
+        let is_old = self.token().is_some_and(|old| old.value.expose() == value.expose());
+        (!is_old).then_some(value)
     }
 
     fn app_role_login(&mut self, app_role: &AppRole) -> Result<Login, Error> {
@@ -316,10 +301,11 @@ impl Keeper {
         let (state, plan) = match lease.ttl {
             None => (RenewalState::NotNeeded, None),
             Some(_) if !self.http.settings.renew => (RenewalState::Disabled, None),
-            Some(_) if !lease.renewable && !self.can_log_in() => {
+            Some(ttl) if !lease.renewable && !self.can_log_in() => {
                 return self.end(format!(
                     "the Vault token cannot be renewed any longer, and there is no AppRole to \
-                     log in with; {lease}; set VAULT_TOKEN to a new one before then"
+                     log in with; set VAULT_TOKEN to a new one within {} s",
+                    ttl.as_secs()
                 ));
             }
             // Half of its life is a margin for outages of the server.
@@ -330,7 +316,8 @@ impl Keeper {
     }
 
     /// Gives up the token's renewal.
-    fn end(&mut self, reason: String) {
+    fn end(&mut self, reason: impl Into<String>) {
+        let reason = reason.into();
         log::error!("{reason}");
         self.plan = None;
         self.report(RenewalState::Ended, Some(reason));

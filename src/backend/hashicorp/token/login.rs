@@ -1,7 +1,6 @@
 //! The requests about tokens, and what their answers mean.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -9,7 +8,7 @@ use ureq::http::HeaderValue;
 
 use crate::backend::hashicorp::http::Http;
 use crate::backend::hashicorp::message::{
-    Error, Repeat, Reply, Request, Unavailable, number, text, wiped_json,
+    Error, Reply, Request, Unavailable, number, text, wiped_json,
 };
 use crate::secret::Secret;
 
@@ -30,15 +29,6 @@ impl Lease {
         let seconds = number(json, seconds).min(LONGEST);
         let ttl = (seconds > 0).then(|| Duration::from_secs(seconds));
         Self { ttl, renewable: json["renewable"] == true }
-    }
-}
-
-impl fmt::Display for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ttl {
-            Some(ttl) => write!(f, "it lasts {} s", ttl.as_secs()),
-            None => f.write_str("it does not expire"),
-        }
     }
 }
 
@@ -63,10 +53,7 @@ impl Login {
 pub(super) fn log_in(http: &Http, role_id: &Secret, secret_id: &Secret) -> Result<Login, Error> {
     let login = BTreeMap::from([("role_id", role_id.expose()), ("secret_id", secret_id.expose())]);
     let body = wiped_json(&login);
-    // A secret ID may be good for one login only.
-    let request = Request::with_body("POST", "auth/approle/login", &body);
-    let request = Request { repeat: Repeat::IfUnsent, ..request };
-    let reply = http.send(&request, None)?;
+    let reply = http.send(&Request::with_body("POST", "auth/approle/login", &body), None)?;
     Login::in_reply(&reply).ok_or_else(|| {
         Error::Refused(format!(
             "the AppRole login was refused ({}); check VAULT_ROLE_ID and VAULT_SECRET_ID, and \
@@ -80,7 +67,7 @@ pub(super) fn log_in(http: &Http, role_id: &Secret, secret_id: &Secret) -> Resul
 pub(super) fn renew(http: &Http, token: &Secret) -> Result<Result<Lease, String>, Unavailable> {
     // The keeper repeats it, more slowly: the token is still good.
     let request = Request::with_body("POST", "auth/token/renew-self", b"{}");
-    let reply = http.send(&Request { repeat: Repeat::Never, ..request }, Some(token))?;
+    let reply = http.send(&Request { may_repeat: false, ..request }, Some(token))?;
     Ok(Login::in_reply(&reply).map(|login| login.lease).ok_or_else(|| reply.explain()))
 }
 
@@ -119,8 +106,7 @@ pub(super) fn unwrap(http: &Http, wrapping: &Secret) -> Result<Secret, Error> {
     if !is_secret_id_path(&path) {
         return Err(refused("it was not made by AppRole"));
     }
-    let request = Request::new("POST", "sys/wrapping/unwrap");
-    let reply = answered(Request { repeat: Repeat::IfUnsent, ..request })?;
+    let reply = answered(Request::new("POST", "sys/wrapping/unwrap"))?;
     let secret_id = text(&mut reply.json(), "/data/secret_id");
     secret_id.map(Secret::new).ok_or_else(|| refused("it contains no secret ID"))
 }

@@ -176,12 +176,9 @@ fn keep_alive(keeper: &Mutex<Keeper>, woken: &Receiver<()>) {
     const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
     loop {
-        let plan = lock(keeper).plan;
-        let wait = plan.map_or(LONGEST_WAIT, |(at, _)| at.saturating_sub(clock::now()));
-        match woken.recv_timeout(wait.min(LONGEST_WAIT)) {
-            Ok(()) => {}
-            Err(RecvTimeoutError::Timeout) => lock(keeper).take_due_step(),
-            Err(RecvTimeoutError::Disconnected) => return,
+        let wait = lock(keeper).take_due_step().min(LONGEST_WAIT);
+        if woken.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
+            return;
         }
     }
 }

@@ -197,7 +197,7 @@ fn a_token_in_a_file_is_read_again_when_it_is_dead() {
     target.revoke(fs::read_to_string(&file).expect("reads").trim());
     let answer = fetch(&service, "openai", "key");
     assert_eq!(answer.status, 503, "{}", answer.text());
-    assert!(answer.text().contains("put a new one there"), "{}", answer.text());
+    assert!(answer.text().contains("put a new one into /"), "{}", answer.text());
     write_secret(&file, &next);
     wait_until("it has taken it", || fetch(&service, "openai", "key").status == 200);
 }

@@ -12,20 +12,20 @@ use super::lock;
 const FAILURES_TO_OPEN: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How long the last contact tells the server's health.
+/// How long the last contact counts as the server's present health.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// A circuit breaker. After a few failures in a row it is open: it refuses all requests, apart
 /// from one trial after each pause. The pauses double; a success closes the breaker. So a dead
 /// server gets about one request in two seconds, however many callers there are, and its
-/// return is noticed as fast.
+/// return is noticed within two seconds.
 pub(super) struct Breaker(Mutex<State>);
 
 struct State {
     failures: u32,
     backoff: Backoff,
     next_trial: Duration,
-    /// The time of the last contact with the server, or of the last probe's begin.
+    /// The time of the last contact with the server, or when the last probe began.
     last_contact: Duration,
     /// Why the server did not work at the last contact.
     failure: Option<String>,

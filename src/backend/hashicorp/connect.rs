@@ -64,7 +64,7 @@ fn connect_http(
     connector.connect(&details, None)
 }
 
-/// Leaves the resolving to [`Dialer`]. ureq resolves before every request, even where it has
+/// Resolves nothing, since [`Dialer`] resolves when it connects. ureq resolves before every request, even where it has
 /// a connection, and its own resolver starts a thread each time.
 #[derive(Debug)]
 pub(super) struct NoResolver;
@@ -84,7 +84,7 @@ impl Wiped {
     fn wipe_input(&mut self) {
         let buffers = self.0.buffers();
         buffers.input_consume(buffers.input().len());
-        // An empty buffer starts at its beginning again, so this is all of it.
+        // When nothing is left to read, the free part is the whole buffer.
         buffers.input_append_buf().zeroize();
     }
 }
@@ -154,7 +154,7 @@ impl Transport for UnixTransport {
         Ok(count > 0)
     }
 
-    /// There is nothing to read, not even the end.
+    /// An idle connection is open if there is nothing to read, not even its end.
     fn is_open(&mut self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let peeked = rustix::net::recv(&self.stream, &mut [0; 1], flags);
@@ -162,7 +162,7 @@ impl Transport for UnixTransport {
     }
 }
 
-/// Shows no buffers.
+/// Does not show the buffers.
 impl fmt::Debug for UnixTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("UnixTransport")

@@ -33,7 +33,7 @@ pub(super) struct Http {
     closed: AtomicBool,
 }
 
-/// One of the requests under way.
+/// The permission for one request to be under way.
 struct Permit<'a>(&'a Receiver<()>);
 
 impl Drop for Permit<'_> {
@@ -88,7 +88,7 @@ impl Http {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Refuses further requests. Those under way end by themselves.
+    /// Makes further requests fail. Those under way go on.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
@@ -195,7 +195,7 @@ impl Http {
         let retry_after = header("Retry-After").and_then(|seconds| seconds.parse::<u64>().ok());
         let location = header("Location").filter(|location| self.may_follow(location));
         let location = location.map(str::to_owned);
-        // Room for all of it: a buffer that grows leaves copies behind.
+        // The buffer has room for everything: one that grows leaves copies behind.
         let expected = response.body().content_length().unwrap_or(0).min(MAX_ANSWER_BYTES);
         let mut body =
             Zeroizing::new(Vec::with_capacity(usize::try_from(expected).unwrap_or(0) + 1));
@@ -211,8 +211,8 @@ impl Http {
         Ok(reply)
     }
 
-    /// Refuses to send a token unencrypted if the configured address is encrypted, and to leave
-    /// a Unix socket.
+    /// Whether a redirect may be followed: not from `https` to `http`, which would send the
+    /// token unencrypted, and not from a Unix socket.
     fn may_follow(&self, location: &str) -> bool {
         let is_plain = self.settings.address.starts_with("http://");
         let is_encrypted = self.settings.address.starts_with("https://");
@@ -237,7 +237,7 @@ impl Http {
         self.breaker.failure().is_none()
     }
 
-    /// Asks the server for its health. Needs neither the breaker's consent nor a permit.
+    /// Asks the server for its health, without a permit, and even if the breaker is open.
     fn probe(&self) {
         let time = PROBE_TIMEOUT.min(self.settings.timeout);
         let failure = match self.exchange(&Request::new("GET", HEALTH), None, None, time) {

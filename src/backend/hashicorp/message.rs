@@ -14,7 +14,8 @@ pub(super) struct Request<'a> {
     pub(super) path: &'a str,
     /// The content type and the content.
     pub(super) body: Option<(&'static str, &'a [u8])>,
-    /// Whether it may be repeated when it has failed. The server may have carried it out.
+    /// Whether it may be sent again after a failure, although the server may have carried it
+    /// out.
     pub(super) may_repeat: bool,
 }
 
@@ -47,8 +48,7 @@ impl Unavailable {
         Self { reason: reason.into(), retry_after: None, is_outage: false }
     }
 
-    /// How long to wait before another attempt: a second, unless a longer or shorter time is
-    /// known.
+    /// How long to wait before another attempt: `retry_after`, else a second.
     pub(super) fn pause(&self) -> Duration {
         self.retry_after.unwrap_or(Duration::from_secs(1))
     }
@@ -107,8 +107,8 @@ impl Reply {
         format!("Vault answered {}{separator}{}", self.status, self.errors)
     }
 
-    /// The body's JSON, unless it is longer than anything but a secret. Texts in it are not
-    /// wiped: take those that are secrets out with [`text`].
+    /// The body's JSON, or null if the body is no JSON or over 1 MiB, which only a secret can
+    /// be. Texts in the result are not wiped: take secrets out of it with [`text`].
     pub(super) fn json(&self) -> Value {
         const LONGEST: usize = 1024 * 1024;
 
@@ -116,7 +116,7 @@ impl Reply {
         body.and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default()
     }
 
-    /// Returns an answer that is final, and an error if the request may be repeated.
+    /// Returns the answer if it is final, and an error if another attempt may help.
     pub(super) fn judged(self) -> Result<Self, Unavailable> {
         let is_refusal = || REFUSALS.iter().any(|refusal| self.says(refusal));
         let (is_outage, reason) = match self.status {
@@ -150,7 +150,7 @@ pub(super) fn wiped_json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
         }
     }
 
-    // Room for all of it: a buffer that grows leaves copies behind.
+    // The buffer has room for everything: one that grows leaves copies behind.
     let mut length = Length(0);
     serde_json::to_writer(&mut length, value).expect("counting cannot fail");
     let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
@@ -158,7 +158,7 @@ pub(super) fn wiped_json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
     bytes
 }
 
-/// Takes a text out of JSON.
+/// Takes the text at `pointer` out of JSON.
 pub(super) fn text(json: &mut Value, pointer: &str) -> Option<String> {
     match json.pointer_mut(pointer)?.take() {
         Value::String(text) => Some(text),

@@ -163,7 +163,7 @@ fn invalid(reason: String) -> VaultError {
     VaultError::ValidationFailed { field: Field::Backend, reason }
 }
 
-/// Locks what a panic cannot leave half-changed.
+/// Locks a mutex whose content stays valid even if its holder panics.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -74,7 +74,7 @@ impl Namespaces {
         outcome
     }
 
-    /// The namespace's secret, as of a moment after this call.
+    /// The namespace's secret, as it is at some moment after the call has begun.
     pub(super) fn read(&self, namespace: &Namespace) -> Result<Arc<Found>, Error> {
         let run = |batch: &[()]| vec![self.kv.read(namespace).map(Arc::new); batch.len()];
         self.with(namespace, |calls| calls.reads.call((), VecDeque::len, run))
@@ -93,7 +93,8 @@ impl Namespaces {
     }
 }
 
-/// How many of the changes go together: one delete, or stores of different keys.
+/// How many stores of different keys are first in the queue and go together: 0 if a delete is
+/// first, which goes alone.
 fn batch_size(waiting: &VecDeque<(u64, Change)>) -> usize {
     let mut keys = HashSet::new();
     let mut bytes = 0;

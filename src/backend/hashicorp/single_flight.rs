@@ -9,6 +9,8 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use super::lock;
 use super::message::{Error, Unavailable};
 
+const PANICKED: &str = "a request to Vault failed; see the service's log";
+
 /// Runs one batch of calls at a time. `I` is a caller's input, `O` its outcome.
 pub(super) struct SingleFlight<I, O> {
     state: Mutex<State<I, O>>,
@@ -63,17 +65,14 @@ impl<I, O> SingleFlight<I, O> {
             state.runs = true;
             drop(state);
             let outcomes = catch_unwind(AssertUnwindSafe(|| run(&batch))).unwrap_or_default();
-            let outcomes = outcomes.into_iter().chain(repeat_with(|| Err(panicked())));
+            let failures = repeat_with(|| Err(Unavailable::new(PANICKED).into()));
+            let outcomes = outcomes.into_iter().chain(failures);
             state = lock(&self.state);
             state.runs = false;
             state.outcomes.extend(tickets.into_iter().zip(outcomes));
             self.ended.notify_all();
         }
     }
-}
-
-fn panicked() -> Error {
-    Unavailable::new("a request to Vault failed; see the service's log").into()
 }
 
 #[cfg(test)]

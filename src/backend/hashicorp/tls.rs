@@ -1,4 +1,4 @@
-//! TLS: the trusted certificates, and our own.
+//! TLS: the trusted authorities, the client certificate, and what errors about them mean.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use crate::settings::Environment;
 
 use super::variables::{SWITCH, parsed, read_file};
 
-/// The configuration for the HTTP library. Without TLS only the settings' form is checked.
+/// The configuration for the HTTP library. Without TLS, the settings are only checked to be
+/// readable and complete.
 ///
 /// # Errors
 ///

@@ -56,8 +56,8 @@ impl Found {
         let answer: Option<Answer> = serde_json::from_slice(&reply.body).ok();
         match (reply.status, answer.and_then(|answer| answer.data)) {
             (status @ (200 | 404), Some(Data { data, metadata })) => {
-                // 404: the version was soft-deleted or destroyed. The fields of one that is
-                // there are null if it was written so.
+                // A 404 with a version: it was soft-deleted or destroyed. The fields of an
+                // existing version are null if they were written so.
                 let fields = (status == 200).then(|| data.unwrap_or_default());
                 Some(Self { version: metadata["version"].as_u64()?, fields })
             }

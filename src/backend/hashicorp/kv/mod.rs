@@ -17,7 +17,7 @@ use super::token::Tokens;
 pub(super) use data::{Change, Found};
 pub(super) use writer::{Habits, Writer};
 
-/// The engine, as seen with one token.
+/// The engine, and the tokens for it.
 pub(super) struct Kv {
     pub(super) http: Arc<Http>,
     pub(super) tokens: Tokens,
@@ -35,14 +35,15 @@ impl Kv {
         format!("{mount}/{what}/{prefix}/{namespace}")
     }
 
-    /// Sends a request with the token; once more if that was dead and there is another.
+    /// Sends a request with the token, and once more with a new token if that one is dead.
     fn ask(&self, request: Request<'_>) -> Result<Reply, Error> {
         let token = self.tokens.token()?;
         let reply = self.http.send(&request, token.as_ref().map(|token| &token.value))?;
         let Some(token) = token.filter(|_| reply.status == 403) else { return Ok(reply) };
         match self.tokens.rejected(&token)? {
             None => Ok(reply),
-            // The login took time, and the request was right at its moment only.
+            // The login took time, so the caller must check first whether the request is still
+            // right.
             Some(_) if !request.may_repeat => {
                 Err(Unavailable::new("the token was replaced meanwhile").into())
             }
@@ -92,12 +93,12 @@ impl Kv {
     }
 }
 
-/// Turns a refusal into an error.
+/// Returns an error if the request was refused. `needs` is the capability that it takes.
 fn done(reply: &Reply, needs: &str, path: &str) -> Result<(), Error> {
     if reply.is_success() { Ok(()) } else { Err(refused(reply, needs, path)) }
 }
 
-/// The meaning of a refusal, and what to do about it.
+/// Explains a refusal, and says what to do about it.
 fn refused(reply: &Reply, needs: &str, path: &str) -> Error {
     let words = reply.explain();
     Error::Refused(match reply.status {

@@ -12,7 +12,7 @@ use crate::model::Namespace;
 use super::data::{Change, Found, patch, whole};
 use super::{Kv, done, refused};
 
-/// The way to write a secret, as earlier changes have shown it.
+/// How a secret must be written, as learnt from earlier changes.
 #[derive(Debug, Default)]
 pub(in super::super) struct Habits {
     /// When an old server or the policy refused `PATCH`.
@@ -29,7 +29,7 @@ impl Habits {
         self.patch_refused.is_none_or(|at| clock::now().saturating_sub(at) > Self::FORGET_AFTER)
     }
 
-    /// Whether there is nothing in them to remember.
+    /// Whether nothing has been learnt that must be remembered.
     pub(in super::super) fn are_usual(&self) -> bool {
         !self.cas_required && self.may_patch()
     }
@@ -42,7 +42,7 @@ pub(in super::super) struct Writer<'a> {
     /// The path of its data.
     path: String,
     habits: &'a mut Habits,
-    /// How often another writer may still be first.
+    /// How many more conflicts with other writers are tolerated.
     conflicts_left: u32,
     backoff: Backoff,
 }
@@ -122,7 +122,7 @@ impl<'a> Writer<'a> {
 
     /// The new version. Returns `None` after a pause if another writer was first.
     fn outcome(&mut self, reply: &Reply, needs: &str) -> Result<Option<u64>, Error> {
-        // Another writer was first. The status is not 412.
+        // Another writer was first. The server does not answer 412 for that.
         if reply.status == 400 && reply.says("did not match the current version") {
             self.pause()?;
             return Ok(None);
@@ -134,10 +134,10 @@ impl<'a> Writer<'a> {
     /// Removes a field; with the last one, the secret with all its versions and its metadata.
     /// Returns whether there was such a field.
     ///
-    /// The server deletes metadata without any condition. So the caller must not let anybody
-    /// in this process write to the namespace meanwhile. A write of another process is lost
-    /// only if it comes between the read that finds the field to be the last and the deletion
-    /// that follows at once.
+    /// The server deletes metadata without any condition. So the caller must prevent other
+    /// writes of this process to the namespace meanwhile. A write of another process is lost
+    /// only if it comes between the read that shows that the field is the last one and the
+    /// deletion, which follows at once.
     pub(in super::super) fn remove(&mut self, key: &str) -> Result<bool, Error> {
         let Settings { timeout, max_retries: mut retries, .. } = self.kv.http.settings;
         let deadline = clock::now() + timeout;
@@ -189,7 +189,7 @@ impl<'a> Writer<'a> {
 
     /// Removes the secret where the policy does not grant `delete` on metadata: empties it on
     /// the condition that it is at `version`, and destroys that version and those before it.
-    /// So nothing is lost that others have written since.
+    /// So it keeps what others have written since.
     fn destroy(&mut self, version: u64, metadata: &str, refusal: &Reply) -> Result<bool, Error> {
         let path = self.kv.path("destroy", self.namespace.as_str());
         let kv = self.kv;

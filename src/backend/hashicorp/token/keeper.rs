@@ -16,7 +16,7 @@ use crate::secret::{Secret, WatchedSecret};
 use super::login::{self, Lease, Login, checked};
 use super::{Current, Token};
 
-/// Something to do for a token.
+/// A step that keeps the token alive.
 #[derive(Clone, Copy)]
 enum Step {
     LookUp,
@@ -30,14 +30,14 @@ pub(super) struct Keeper {
     /// The next step for the token, and its time.
     plan: Option<(Duration, Step)>,
     backoff: Backoff,
-    /// Whether the token has looked itself up, which some policies forbid. Only then a lookup
+    /// Whether the token has looked itself up, which some policies forbid. If it has, a lookup
     /// that is refused means that the token is dead.
     has_looked_up: bool,
     /// When the token was obtained by a login.
     logged_in: Option<Duration>,
     /// The last failure and its time. It is the answer to all that asked before it.
     pub(super) failed: Option<(Duration, Unavailable)>,
-    /// The server's refusal of the last login, and until when there is no other attempt.
+    /// The server's refusal of the last login, and the time of the next attempt.
     login_refused: Option<(Duration, Unavailable)>,
     /// The wrapping token that was unwrapped last, and its secret ID.
     unwrapped: Option<(Secret, Secret)>,
@@ -89,7 +89,7 @@ impl Keeper {
         self.plan.map_or(Duration::MAX, |(at, _)| at.saturating_sub(clock::now()))
     }
 
-    /// The first token, or the one after a token that was used up.
+    /// Returns the first token, or another one when the current one is used up.
     pub(super) fn needed(&mut self) -> Result<Arc<Token>, Unavailable> {
         match (self.token(), &self.http.settings.token) {
             (Some(token), _) if token.take_use() => Ok(token),
@@ -126,15 +126,13 @@ impl Keeper {
         self.log_in().map(Some)
     }
 
-    /// Whether there is another token for one that may not look itself up, and so may be dead:
-    /// a new one in the file, or that of a login. Shortly after a login the token is taken to
-    /// be good.
+    /// Whether a token that may not look itself up, and so may be dead, can be replaced: by a
+    /// new one in the file, or by a login. Shortly after a login the token counts as good.
     fn has_other(&self) -> bool {
         const YOUNG: Duration = Duration::from_secs(5);
 
-        let is_young = |at: Duration| clock::now().saturating_sub(at) < YOUNG;
-        let may_log_in =
-            self.http.settings.app_role.is_some() && !self.logged_in.is_some_and(is_young);
+        let is_young = self.logged_in.is_some_and(|at| clock::now().saturating_sub(at) < YOUNG);
+        let may_log_in = self.http.settings.app_role.is_some() && !is_young;
         may_log_in || self.new_in_file().is_some()
     }
 
@@ -144,7 +142,7 @@ impl Keeper {
     }
 
     fn look_up(&mut self, token: &Token) -> Result<Option<Lease>, Unavailable> {
-        // If it is used up, the server says so.
+        // The server refuses a token that is used up.
         let _ = token.take_use();
         let lease = login::look_up(&self.http, &token.value)?;
         self.has_looked_up |= lease.is_some();
@@ -169,7 +167,7 @@ impl Keeper {
         /// Servers count whole seconds.
         const ROUNDING: Duration = Duration::from_secs(1);
 
-        // The next request finds a token that is used up, and replaces it.
+        // If it is used up, the next request replaces it.
         if !token.take_use() {
             return;
         }
@@ -178,7 +176,7 @@ impl Keeper {
         match login::renew(&self.http, &token.value) {
             Ok(Ok(lease)) => {
                 log::info!("renewed the Vault token");
-                // A life that has hardly grown ends soon, at the token's maximum TTL.
+                // A TTL that has hardly grown has reached the token's maximum TTL.
                 let grew = lease.ttl.is_none_or(|ttl| ttl > left + ROUNDING);
                 self.settle(Lease { renewable: lease.renewable && grew, ..lease });
             }
@@ -191,7 +189,7 @@ impl Keeper {
         }
     }
 
-    /// Another token, with one of its uses taken.
+    /// Obtains another token, with one of its uses taken.
     fn log_in(&mut self) -> Result<Arc<Token>, Unavailable> {
         if let Some((until, error)) = &self.login_refused
             && clock::now() < *until
@@ -227,9 +225,11 @@ impl Keeper {
         }
         let http = Arc::clone(&self.http);
         let Some(app_role) = &http.settings.app_role else {
-            let refusal = "VAULT_TOKEN is no longer good; set a new one and restart, or put a \
-                           new one into the file that VAULT_TOKEN_FILE names";
-            return Err(Error::Refused(refusal.to_owned()));
+            let advice = match &http.settings.token {
+                Some(Source::File { path, .. }) => format!("put a new one into {}", path.display()),
+                _ => "set a new one and restart".to_owned(),
+            };
+            return Err(Error::Refused(format!("VAULT_TOKEN is no longer good; {advice}")));
         };
         let Login { token, lease, uses } = self.app_role_login(app_role)?;
         log::info!("logged in to Vault by AppRole");
@@ -275,8 +275,8 @@ impl Keeper {
         Ok(secret_id)
     }
 
-    /// Makes this the token for all requests. One of its uses is taken, if they are limited (0
-    /// means that they are not).
+    /// Makes this the token for all requests. `uses` is their number, 0 for any number; one of
+    /// them is taken for the caller.
     fn adopt(&mut self, value: Secret, uses: u64) -> Arc<Token> {
         let uses_left = uses.checked_sub(1).map(AtomicU64::new);
         let token = Arc::new(Token { _watched: self.watched(&value), value, uses_left });
@@ -323,7 +323,7 @@ impl Keeper {
         self.report(RenewalState::Ended, Some(reason));
     }
 
-    /// Plans to repeat a step after a pause. Returns the time of that.
+    /// Plans to repeat a step after a pause. Returns the time of the next attempt.
     fn try_again(&mut self, step: Step, error: &Unavailable) -> Duration {
         let reason = &error.reason;
         let pause = jitter(self.backoff.next_pause());

@@ -12,10 +12,10 @@ use crate::backend::hashicorp::message::{
 };
 use crate::secret::Secret;
 
-/// A token's life, as the server states it.
+/// A token's lifetime, as the server states it.
 #[derive(Clone, Copy)]
 pub(super) struct Lease {
-    /// The rest of its life; `None` if it does not expire.
+    /// The time until it expires; `None` if it does not expire.
     pub(super) ttl: Option<Duration>,
     pub(super) renewable: bool,
 }
@@ -23,7 +23,7 @@ pub(super) struct Lease {
 impl Lease {
     /// From part of an answer, where 0 seconds mean that the token does not expire.
     fn in_json(json: &Value, seconds: &str) -> Self {
-        // A century is as long as 2^64 seconds, and does not overflow.
+        // A century: a lease of 2^64 seconds would overflow the clock.
         const LONGEST: u64 = 100 * 365 * 24 * 3600;
 
         let seconds = number(json, seconds).min(LONGEST);

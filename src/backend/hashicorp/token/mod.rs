@@ -86,13 +86,13 @@ impl Tokens {
         }
     }
 
-    /// Finds out why the server refused a request with this token: returns another token if
-    /// it was dead, and `None` if it is valid, so that the request itself was refused.
+    /// Finds out why the server refused a request with this token. Returns another token if
+    /// this one is dead, and `None` if it is valid and the request itself was refused.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`] if the token is dead and no other can be obtained, or if that cannot be
-    /// found out.
+    /// [`Unavailable`] if the token is dead and no other can be obtained, or if the server does
+    /// not tell whether it is dead.
     pub(super) fn rejected(&self, token: &Arc<Token>) -> Result<Option<Arc<Token>>, Unavailable> {
         self.with_keeper(|keeper| keeper.rejected(token))
     }
@@ -115,8 +115,7 @@ impl Tokens {
         if let Err(error) = &outcome {
             keeper.failed = Some((clock::now(), error.clone()));
         }
-        // The next step may be due earlier now. If the thread has been woken already, it will
-        // see that.
+        // The next step may be due earlier now. If the channel is full, the thread wakes anyway.
         let _ = wake.try_send(());
         outcome
     }
@@ -149,8 +148,8 @@ impl Tokens {
         }
     }
 
-    /// Ends the thread: at once if it sleeps, else when its request has ended. The token is
-    /// wiped when the last request has used it.
+    /// Waits for the thread to end: it ends at once if it sleeps, else after its request. The
+    /// token is wiped when no request uses it any more.
     pub(super) fn close(&self) {
         self.http.close();
         if let Some((thread, wake)) = lock(&self.renewal).take() {

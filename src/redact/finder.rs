@@ -145,25 +145,23 @@ fn windows_of(form: &Form, windows: &mut Vec<u32>) {
     }
 }
 
-/// A Bloom filter with two bits for each window: tells whether a window is certainly not in the
-/// set.
-struct Sieve {
-    bits: Vec<u64>,
-    shift: u32,
-}
+/// How many bits a sieve has: 128 KiB, so that few other windows pass, even with hundreds of
+/// values. A constant shift makes the search half as fast again as one that suits the values.
+const SIEVE_BITS: usize = 1 << 20;
+const SHIFT: u32 = u32::BITS - SIEVE_BITS.trailing_zeros();
 
-/// Enough bits for each window that few others pass.
-const BITS_EACH: usize = 64;
-const LEAST_BITS: usize = 1 << 12;
-const MOST_BITS: usize = 1 << 20;
+/// Tells whether a window may be one of a set, or certainly is not: a Bloom filter with two
+/// bits for each.
+struct Sieve(Box<[u64; SIEVE_BITS / 64]>);
 
 impl Sieve {
     fn new(windows: &[u32]) -> Self {
-        let size = (windows.len() * BITS_EACH).next_power_of_two().clamp(LEAST_BITS, MOST_BITS);
-        let mut sieve = Self { bits: vec![0; size / 64], shift: 32 - size.trailing_zeros() };
+        let bits = vec![0; SIEVE_BITS / 64].try_into().expect("the sizes are the same");
+        let mut sieve = Self(bits);
         for &window in windows {
-            for place in sieve.places(window) {
-                sieve.bits[place / 64] |= 1 << (place % 64);
+            for factor in FACTORS {
+                let place = place(window, factor);
+                sieve.0[place / 64] |= 1 << (place % 64);
             }
         }
         sieve
@@ -171,13 +169,18 @@ impl Sieve {
 
     #[inline]
     fn may_have(&self, window: u32) -> bool {
-        self.places(window).into_iter().all(|place| self.bits[place / 64] >> (place % 64) & 1 != 0)
+        FACTORS.into_iter().all(|factor| {
+            let place = place(window, factor);
+            self.0[place / 64] >> (place % 64) & 1 != 0
+        })
     }
+}
 
-    /// Multiplicative hashes: the upper bits of a product depend on all bits of the window.
-    #[inline]
-    fn places(&self, window: u32) -> [usize; 2] {
-        [0x9e37_79b1, 0x85eb_ca6b]
-            .map(|factor| (window.wrapping_mul(factor) >> self.shift) as usize)
-    }
+/// The factors of two multiplicative hashes.
+const FACTORS: [u32; 2] = [0x9e37_79b1, 0x85eb_ca6b];
+
+/// The upper bits of a product depend on all bits of the window.
+#[inline]
+fn place(window: u32, factor: u32) -> usize {
+    (window.wrapping_mul(factor) >> SHIFT) as usize
 }

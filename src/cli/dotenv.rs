@@ -12,9 +12,8 @@
 //! characters. If a name is set twice, the last one counts, as in python-dotenv. CRLF line
 //! ends and a byte order mark are accepted.
 
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::Path;
+use std::{fs, io};
 
 use intentframe_credentials::Secret;
 use zeroize::Zeroizing;
@@ -37,24 +36,21 @@ pub struct Variable {
 
 /// Reads and parses the file.
 pub fn read(path: &Path) -> io::Result<Dotenv> {
-    const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
-
-    let invalid = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidData, why));
-    let mut bytes = Zeroizing::new(Vec::new());
-    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return invalid("it is longer than 4 MiB, so it is not a .env file");
-    }
+    let bytes = Zeroizing::new(fs::read(path)?);
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-        return invalid("it is in UTF-16; save it as UTF-8");
+        let error = "it is in UTF-16; save it as UTF-8";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, error));
     }
     Ok(parse(&bytes))
 }
 
+const BLANKS: [char; 2] = [' ', '\t'];
+
 /// Parses the text of a file. Parsing continues after an invalid line.
 pub fn parse(text: &[u8]) -> Dotenv {
+    let text = String::from_utf8_lossy(text);
+    let mut rest = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let mut dotenv = Dotenv::default();
-    let mut rest = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let mut line = 1;
     while !rest.is_empty() {
         let mut after = rest;
@@ -69,76 +65,73 @@ pub fn parse(text: &[u8]) -> Dotenv {
                 after = rest;
             }
         }
-        after = &after[line_length(after)..];
-        let parsed = &rest[..rest.len() - after.len()];
-        line += parsed.split(|byte| *byte == b'\n').count() - 1;
-        rest = after;
+        let next = after.split_once('\n').map_or("", |(_, next)| next);
+        line += rest[..rest.len() - next.len()].matches('\n').count();
+        rest = next;
     }
     dotenv
 }
 
-/// Parses the statement that `text` begins with, and advances `text` past it.
-fn statement(text: &mut &[u8]) -> Result<Option<Variable>, &'static str> {
-    skip_blanks(text);
+/// Parses the statement that `text` begins with, and advances `text` to the end of its last
+/// line.
+fn statement(text: &mut &str) -> Result<Option<Variable>, &'static str> {
+    *text = text.trim_start_matches(BLANKS);
     if is_end_or_comment(text) {
         return Ok(None);
     }
-    if let Some(mut after) = text.strip_prefix(b"export")
-        && skip_blanks(&mut after)
+    if let Some(after) = text.strip_prefix("export")
+        && after.starts_with(BLANKS)
     {
-        *text = after;
+        *text = after.trim_start_matches(BLANKS);
     }
-    let is_of_name = |byte: &&u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
-    let length = text.iter().take_while(is_of_name).count();
-    let (name, after) = text.split_at(length);
-    if !name.first().is_some_and(|first| first.is_ascii_alphabetic() || *first == b'_') {
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    let after = text.trim_start_matches(is_of_name);
+    let name = &text[..text.len() - after.len()];
+    if !name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_') {
         return Err("it does not begin with a variable's name");
     }
-    *text = after;
-    skip_blanks(text);
-    *text = text.strip_prefix(b"=").ok_or("there is no = after the name")?;
-    let after_blank = skip_blanks(text);
-    let value = match text.first() {
-        Some(quote @ (b'"' | b'\'')) => quoted(text, *quote)?,
-        _ => bare(text, after_blank),
+    let after = after.trim_start_matches(BLANKS);
+    *text = after.strip_prefix('=').ok_or("there is no = after the name")?;
+    let value = match text.trim_start_matches(BLANKS).chars().next() {
+        Some(quote @ ('"' | '\'')) => quoted(text, quote)?,
+        _ => bare(text),
     };
-    let name = String::from_utf8_lossy(name).into_owned();
-    let value = Secret::from_utf8(value).map_err(|_| "the value is not UTF-8")?;
-    Ok(Some(Variable { name, value }))
+    if value.contains(char::REPLACEMENT_CHARACTER) {
+        return Err("the value is not UTF-8");
+    }
+    Ok(Some(Variable { name: name.to_owned(), value: Secret::new(value) }))
 }
 
 /// Parses a value without quotes. It ends before a `#` that follows a blank.
-fn bare(text: &[u8], mut after_blank: bool) -> Vec<u8> {
-    let line = &text[..line_length(text)];
-    let is_comment = |byte: &u8| {
-        let is_comment = *byte == b'#' && after_blank;
-        after_blank = is_blank(*byte);
-        is_comment
-    };
-    let length = line.iter().position(is_comment).unwrap_or(line.len());
-    line[..length].trim_ascii_end().to_vec()
+fn bare(text: &str) -> String {
+    let line = text.split('\n').next().unwrap_or_default();
+    let comment = line.match_indices('#').find(|(at, _)| line[..*at].ends_with(BLANKS));
+    comment.map_or(line, |(at, _)| &line[..at]).trim_ascii().to_owned()
 }
 
 /// Parses a value in quotes. Only a comment may follow it on its line.
-fn quoted(text: &mut &[u8], quote: u8) -> Result<Vec<u8>, &'static str> {
-    let mut value = Zeroizing::new(Vec::new());
-    let mut rest = &text[1..];
+fn quoted(text: &mut &str, quote: char) -> Result<String, &'static str> {
+    let mut value = Zeroizing::new(String::new());
+    let mut rest = text.trim_start_matches(BLANKS)[1..].chars();
     loop {
-        let (byte, length) = match rest {
-            [] => return Err("the quote is not closed"),
-            [byte, ..] if *byte == quote => break,
-            [b'\r', b'\n', ..] => (b'\n', 2),
-            [b'\\', b'n', ..] if quote == b'"' => (b'\n', 2),
-            [b'\\', b't', ..] if quote == b'"' => (b'\t', 2),
-            [b'\\', b'r', ..] if quote == b'"' => (b'\r', 2),
-            [b'\\', byte @ (b'"' | b'\\' | b'$'), ..] if quote == b'"' => (*byte, 2),
-            [byte, ..] => (*byte, 1),
+        let next = rest.next().ok_or("the quote is not closed")?;
+        let after = rest.as_str().chars().next();
+        let character = match (next, after) {
+            _ if next == quote => break,
+            ('\r', Some('\n')) => '\n',
+            ('\\', Some('n')) if quote == '"' => '\n',
+            ('\\', Some('t')) if quote == '"' => '\t',
+            ('\\', Some('r')) if quote == '"' => '\r',
+            ('\\', Some(escaped @ ('"' | '\\' | '$'))) if quote == '"' => escaped,
+            _ => {
+                value.push(next);
+                continue;
+            }
         };
-        value.push(byte);
-        rest = &rest[length..];
+        value.push(character);
+        rest.next();
     }
-    *text = &rest[1..];
-    skip_blanks(text);
+    *text = rest.as_str().trim_start_matches(BLANKS);
     if is_end_or_comment(text) {
         Ok(std::mem::take(&mut *value))
     } else {
@@ -146,24 +139,8 @@ fn quoted(text: &mut &[u8], quote: u8) -> Result<Vec<u8>, &'static str> {
     }
 }
 
-fn is_blank(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t')
-}
-
-/// Skips blanks, and returns whether there were any.
-fn skip_blanks(text: &mut &[u8]) -> bool {
-    let count = text.iter().take_while(|byte| is_blank(**byte)).count();
-    *text = &text[count..];
-    count > 0
-}
-
-fn is_end_or_comment(text: &[u8]) -> bool {
-    matches!(text, [] | [b'\n' | b'#', ..] | [b'\r'] | [b'\r', b'\n', ..])
-}
-
-/// The length of the first line, with its newline.
-fn line_length(text: &[u8]) -> usize {
-    text.iter().position(|byte| *byte == b'\n').map_or(text.len(), |at| at + 1)
+fn is_end_or_comment(text: &str) -> bool {
+    text == "\r" || text.is_empty() || ["\n", "\r\n", "#"].iter().any(|end| text.starts_with(end))
 }
 
 #[cfg(test)]

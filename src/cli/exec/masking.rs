@@ -5,9 +5,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use intentframe_credentials::redact::Masker;
@@ -16,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::Errno;
 use rustix::stdio::{stderr, stdin, stdout};
+use zeroize::Zeroizing;
 
 use crate::cli::start_thread;
 
@@ -37,34 +37,41 @@ const TELLING: usize = 8;
 const GENERATIONS: usize = 8;
 
 /// The values to mask: those that the command has, and those that it had.
-pub struct Masks {
-    /// Incremented at every change.
-    generation: AtomicU64,
-    state: Mutex<(Masker, Vec<Arc<RuntimeEnv>>)>,
+pub struct Masks(Mutex<Generations>);
+
+struct Generations {
+    /// How often the credentials have changed.
+    changes: usize,
+    masker: Masker,
+    credentials: Vec<Arc<RuntimeEnv>>,
 }
 
 impl Masks {
     pub fn new(credentials: &Arc<RuntimeEnv>) -> Arc<Self> {
-        let state = (Masker::new(credentials.values()), vec![Arc::clone(credentials)]);
-        Arc::new(Self { generation: AtomicU64::new(0), state: Mutex::new(state) })
+        let masker = Masker::new(credentials.values());
+        let credentials = vec![Arc::clone(credentials)];
+        Arc::new(Self(Mutex::new(Generations { changes: 0, masker, credentials })))
     }
 
     /// Masks these as well from now on.
     pub fn add(&self, credentials: &Arc<RuntimeEnv>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (masker, generations) = &mut *state;
-        generations.push(Arc::clone(credentials));
-        if generations.len() > GENERATIONS {
-            generations.remove(0);
+        let mut generations = self.lock();
+        generations.credentials.push(Arc::clone(credentials));
+        if generations.credentials.len() > GENERATIONS {
+            generations.credentials.remove(0);
         }
-        *masker = Masker::new(generations.iter().flat_map(|credentials| credentials.values()));
-        self.generation.fetch_add(1, Ordering::Release);
+        generations.masker = Masker::new(generations.credentials.iter().flat_map(|it| it.values()));
+        generations.changes += 1;
     }
 
-    fn masker(&self) -> (u64, Masker) {
-        let generation = self.generation.load(Ordering::Acquire);
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        (generation, state.0.another())
+    /// The number of changes so far, and a masker for another stream.
+    fn masker(&self) -> (usize, Masker) {
+        let generations = self.lock();
+        (generations.changes, generations.masker.another())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Generations> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -89,9 +96,8 @@ pub fn start(mut command: Command, masks: &Arc<Masks>) -> io::Result<(Child, Str
     let ended = Arc::new(OwnedFd::from(ended));
     let (done, busy) = bounded(0);
     let relay = |from, to, is_terminal| {
-        let output = Output { from, to, is_terminal };
         let (ended, masks, done) = (Arc::clone(&ended), Arc::clone(masks), done.clone());
-        start_thread("output", move || output.relay(&ended, &masks, done))
+        start_thread("output", move || relay_output(&from, to, is_terminal, &ended, &masks, done))
     };
     let piped = |to| -> io::Result<OwnedFd> {
         let (from, end) = pipe()?;
@@ -111,12 +117,15 @@ pub fn start(mut command: Command, masks: &Arc<Masks>) -> io::Result<(Child, Str
     } else {
         (None, None)
     };
-    let out = if terminals.stdout { None } else { Some(piped(stdout())?) };
-    let err = match &out {
-        _ if terminals.stderr => None,
+    let out = match &pts {
+        Some(pts) if terminals.stdout => pts.as_fd().try_clone_to_owned()?,
+        _ => piped(stdout())?,
+    };
+    let err = match &pts {
+        Some(pts) if terminals.stderr => pts.as_fd().try_clone_to_owned()?,
         // If both are one file, they stay one pipe, which keeps the order of the writes.
-        Some(out) if is_same(stdout(), stderr()) => Some(out.try_clone()?),
-        _ => Some(piped(stderr())?),
+        _ if is_same(stdout(), stderr()) => out.try_clone()?,
+        _ => piped(stderr())?,
     };
     // On failure, dropping this ends the threads.
     let mut streams = Streams { pty, raw: None, running: Some(running.into()), busy, is_session };
@@ -126,21 +135,10 @@ pub fn start(mut command: Command, masks: &Arc<Masks>) -> io::Result<(Child, Str
             streams.raw = Some(Raw::enter()?);
             let pty = pty.try_clone()?;
             start_thread("keys", move || relay_keys(&pty, &ended, done))?;
-            let mut command = pty_process::blocking::Command::from(command);
-            if let Some(err) = err {
-                command = command.stderr(err);
-            }
+            let command = pty_process::blocking::Command::from(command).stderr(err);
             command.spawn(pts).map_err(into_io_error)?
         }
-        (pts, _) => {
-            let terminal = || match &pts {
-                Some(pts) => pts.as_fd().try_clone_to_owned().map(Stdio::from),
-                None => Ok(Stdio::inherit()),
-            };
-            command.stdout(out.map_or_else(terminal, |end| Ok(end.into()))?);
-            command.stderr(err.map_or_else(terminal, |end| Ok(end.into()))?);
-            command.spawn()?
-        }
+        _ => command.stdout(out).stderr(err).spawn()?,
     };
     Ok((child, streams))
 }
@@ -169,143 +167,131 @@ impl Streams {
     }
 }
 
-/// One output stream of the command.
-struct Output {
-    from: OwnedFd,
+/// Relays one output stream until it ends. If nobody reads any more, it closes the stream, so
+/// that the command notices at its next write.
+fn relay_output(
+    from: &OwnedFd,
     to: BorrowedFd<'static>,
     is_terminal: bool,
-}
-
-/// The result of waiting for output.
-enum Read {
-    Bytes(usize),
-    TimedOut,
-    CommandEnded,
-    End,
-}
-
-impl Output {
-    /// Relays until the stream ends. If nobody reads any more, it closes the stream, so that
-    /// the command notices at its next write.
-    fn relay(self, ended: &OwnedFd, masks: &Masks, _busy: Sender<()>) {
-        let (mut generation, mut masker) = masks.masker();
-        let mut input = vec![0; CHUNK];
-        let mut output = Vec::with_capacity(CHUNK + 64 * 1024);
-        let mut may_hold = false;
-        // When the command has ended: how much of its output there may be. What its
-        // descendants write from then on is not waited for.
-        let mut left = None;
-        loop {
-            let timeout = match left {
-                None if !may_hold || !self.is_terminal => None,
-                Some(_) if !self.is_terminal => Some(&NOW),
-                // A terminal delivers output with a delay.
-                _ => Some(&IDLE),
-            };
-            let watched = if left.is_some() { &self.from } else { ended };
-            let count = match self.read(watched, timeout, &mut input[..left.unwrap_or(CHUNK)]) {
-                Read::Bytes(count) => count,
-                Read::TimedOut if left.is_none() => 0,
-                Read::CommandEnded => {
-                    left = Some(CHUNK);
-                    continue;
-                }
-                Read::TimedOut | Read::End => break,
-            };
-            if masks.generation.load(Ordering::Acquire) != generation {
-                masker.finish(&mut output);
-                (generation, masker) = masks.masker();
+    ended: &OwnedFd,
+    masks: &Masks,
+    _busy: Sender<()>,
+) {
+    let (mut changes, mut masker) = masks.masker();
+    let mut input = vec![0; CHUNK];
+    let mut output = Vec::with_capacity(CHUNK + 64 * 1024);
+    let mut may_hold = false;
+    // When the command has ended: how much of its output there may be. What its descendants
+    // write from then on is not waited for.
+    let mut left = None;
+    loop {
+        let timeout = match left {
+            None if !may_hold || !is_terminal => None,
+            Some(_) if !is_terminal => Some(&NOW),
+            // A terminal delivers output with a delay.
+            _ => Some(&IDLE),
+        };
+        let while_runs = left.is_none().then_some(ended);
+        let input = &mut input[..left.unwrap_or(CHUNK)];
+        let count = match read(from.as_fd(), input, while_runs, timeout) {
+            Ok(count) => count,
+            Err(Stop::TimedOut) if left.is_none() => 0,
+            Err(Stop::CommandEnded) => {
+                left = Some(CHUNK);
+                continue;
             }
-            masker.mask(&input[..count], &mut output);
-            // The echo of a key, or the end of a prompt.
-            if count == 0 && masker.held() < TELLING {
-                masker.finish(&mut output);
-            }
-            may_hold = count > 0;
-            left = left.map(|left| left - count);
-            if write_all(self.to, &output).is_err() {
-                return;
-            }
-            output.clear();
+            Err(Stop::TimedOut | Stop::Closed) => break,
+        };
+        let newest = masks.masker();
+        if newest.0 != changes {
+            masker.finish(&mut output);
+            (changes, masker) = newest;
         }
-        masker.finish(&mut output);
-        let _ = write_all(self.to, &output);
-    }
-
-    /// Waits for output, or for `ended` to close.
-    fn read(&self, ended: &OwnedFd, timeout: Option<&Timespec>, input: &mut [u8]) -> Read {
-        loop {
-            let mut fds =
-                [PollFd::new(&self.from, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
-            match poll(&mut fds, timeout) {
-                Ok(0) => return Read::TimedOut,
-                Ok(_) if fds[0].revents().is_empty() => return Read::CommandEnded,
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
-                Err(_) => return Read::End,
-            }
-            match rustix::io::read(&self.from, &mut *input) {
-                Ok(0) => return Read::End,
-                Ok(count) => return Read::Bytes(count),
-                Err(Errno::INTR | Errno::AGAIN) => {}
-                // A terminal ends with EIO.
-                Err(_) => return Read::End,
-            }
+        masker.mask(&input[..count], &mut output);
+        // The echo of a key, or the end of a prompt.
+        if count == 0 && masker.held() < TELLING {
+            masker.finish(&mut output);
         }
+        may_hold = count > 0;
+        left = left.map(|left| left - count);
+        if write_all(to, &output, None).is_err() {
+            return;
+        }
+        output.clear();
     }
+    masker.finish(&mut output);
+    let _ = write_all(to, &output, None);
 }
 
 /// Relays the keys typed at the terminal of this process to the command's.
 fn relay_keys(pty: &OwnedFd, ended: &OwnedFd, _busy: Sender<()>) {
     const KEYS: usize = 4096;
 
-    let mut keys = zeroize::Zeroizing::new([0; KEYS]);
-    while wait_for(stdin(), PollFlags::IN, ended) {
-        let mut rest: &[u8] = match rustix::io::read(stdin(), &mut keys[..]) {
-            Ok(0) => return,
-            Ok(count) => &keys[..count],
-            Err(Errno::INTR | Errno::AGAIN) => continue,
-            // The terminal is gone; a signal reports that too.
-            Err(_) => return,
-        };
-        while !rest.is_empty() {
-            if !wait_for(pty.as_fd(), PollFlags::OUT, ended) {
-                return;
-            }
-            match rustix::io::write(pty, rest) {
-                Ok(count) => rest = &rest[count..],
-                Err(Errno::INTR | Errno::AGAIN) => {}
-                Err(_) => return,
-            }
+    let mut keys = Zeroizing::new([0; KEYS]);
+    while let Ok(count) = read(stdin(), &mut keys[..], Some(ended), None) {
+        if write_all(pty.as_fd(), &keys[..count], Some(ended)).is_err() {
+            return;
         }
     }
 }
 
-/// Waits until `fd` is ready. Returns false if the command has ended.
-fn wait_for(fd: BorrowedFd<'_>, what: PollFlags, ended: &OwnedFd) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(fd, what), PollFd::new(ended, PollFlags::IN)];
+/// Why nothing was read, or not all was written.
+enum Stop {
+    TimedOut,
+    CommandEnded,
+    Closed,
+}
+
+/// Reads what there is, at least one byte.
+fn read(
+    from: BorrowedFd<'_>,
+    input: &mut [u8],
+    ended: Option<&OwnedFd>,
+    timeout: Option<&Timespec>,
+) -> Result<usize, Stop> {
     loop {
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => {}
-            Err(_) => return false,
-            Ok(_) => return fds[1].revents().is_empty(),
+        wait(from, PollFlags::IN, ended, timeout)?;
+        match rustix::io::read(from, &mut *input) {
+            Ok(count @ 1..) => return Ok(count),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // A terminal ends with EIO.
+            Ok(0) | Err(_) => return Err(Stop::Closed),
         }
     }
 }
 
-fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8], ended: Option<&OwnedFd>) -> Result<(), Stop> {
     while !bytes.is_empty() {
         match rustix::io::write(to, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::INTR) => {}
-            // Another process that shares the file has set O_NONBLOCK.
-            Err(Errno::AGAIN) => {
-                let _ = poll(&mut [PollFd::from_borrowed_fd(to, PollFlags::OUT)], None);
-            }
-            Err(error) => return Err(error.into()),
+            // It is the command's terminal, or another process that shares the file has set
+            // O_NONBLOCK.
+            Err(Errno::AGAIN) => wait(to, PollFlags::OUT, ended, None)?,
+            Err(_) => return Err(Stop::Closed),
         }
     }
     Ok(())
+}
+
+/// Waits until `fd` is ready or, if `ended` is given, the command has ended.
+fn wait(
+    fd: BorrowedFd<'_>,
+    what: PollFlags,
+    ended: Option<&OwnedFd>,
+    timeout: Option<&Timespec>,
+) -> Result<(), Stop> {
+    let mut fds = vec![PollFd::from_borrowed_fd(fd, what)];
+    fds.extend(ended.map(|ended| PollFd::new(ended, PollFlags::IN)));
+    loop {
+        match poll(&mut fds, timeout) {
+            Ok(0) => return Err(Stop::TimedOut),
+            Ok(_) if fds[0].revents().is_empty() => return Err(Stop::CommandEnded),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(_) => return Err(Stop::Closed),
+        }
+    }
 }
 
 /// The terminal that shows the output of this process.

@@ -87,29 +87,24 @@ pub fn run(args: Dev, context: &Context) -> Result<(), Failure> {
 
 /// Reads `asked_for`, else `.env`, else `.env.example`. Also returns which one, for the user.
 fn read_env_file(asked_for: Option<&Path>) -> Result<(String, Dotenv), Failure> {
-    let read = |file: &Path| match dotenv::read(file) {
-        Ok(dotenv) => Ok(Some(dotenv)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && asked_for.is_none() => Ok(None),
-        Err(error) => Err(Failure::usage(format!("cannot read {}: {error}", file.display()))),
-    };
     let file = asked_for.unwrap_or(Path::new(".env"));
-    if let Some(dotenv) = read(file)? {
-        return Ok((format!("Seeding from {}.\n", escaped(&file.to_string_lossy())), dotenv));
+    let seeding = format!("Seeding from {}.\n", escaped(&file.to_string_lossy()));
+    for (file, said) in [(file, &*seeding), (Path::new(".env.example"), EXAMPLE)] {
+        match dotenv::read(file) {
+            Ok(dotenv) => return Ok((said.to_owned(), dotenv)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && asked_for.is_none() => {}
+            Err(error) => {
+                return Err(Failure::usage(format!("cannot read {}: {error}", file.display())));
+            }
+        }
     }
-    let (said, dotenv) = match read(Path::new(".env.example"))? {
-        Some(dotenv) => (
-            "There is no .env here; seeding from .env.example, whose values are made up.\n\
-             To use your own: cp .env.example .env, and edit it.\n",
-            dotenv,
-        ),
-        None => (
-            "There is neither .env nor .env.example here; the vault starts empty.\n\
-             --env-file PATH selects another file.\n",
-            Dotenv::default(),
-        ),
-    };
-    Ok((said.to_owned(), dotenv))
+    Ok((NO_FILE.to_owned(), Dotenv::default()))
 }
+
+const EXAMPLE: &str = "There is no .env here; seeding from .env.example, whose values are made up.\n\
+    To use your own: cp .env.example .env, and edit it.\n";
+const NO_FILE: &str = "There is neither .env nor .env.example here; the vault starts empty.\n\
+    --env-file PATH selects another file.\n";
 
 /// Lists the seeds and the variables that are skipped: names and masked values only.
 fn report(dotenv: &Dotenv, plan: &Plan) -> String {
@@ -145,13 +140,11 @@ fn section<'a>(title: &str, lines: impl IntoIterator<Item = &'a str>) -> String 
 
 /// Requests to try the running service with. They can be pasted into a shell.
 fn curl_lines(endpoint: &Endpoint, address: Option<SocketAddr>) -> String {
-    let curl = match (endpoint, address) {
-        (Endpoint::Unix(path), _) => {
-            let quoted = path.to_string_lossy().replace('\'', r"'\''");
-            format!("curl --unix-socket '{}' http://localhost", escaped(&quoted))
-        }
-        (_, Some(address)) => format!("curl http://{address}"),
-        (endpoint, None) => format!("curl http://{endpoint}"),
+    let curl = if let Some(address) = address {
+        format!("curl http://{address}")
+    } else {
+        let socket = endpoint.to_string().replace('\'', r"'\''");
+        format!("curl --unix-socket '{}' http://localhost", escaped(&socket))
     };
     format!(
         "\nServing. Try:\n  {curl}/health\n  {curl}/v1/credentials\n  {curl}/v1/credentials/openai/api_key\n\n"

@@ -10,20 +10,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub struct CoreLimit(Rlimit);
 
 /// Sets the limit on core files to 0, and returns the one before.
-pub fn forbid_core() -> io::Result<CoreLimit> {
+pub fn forbid_core() -> CoreLimit {
     let before = getrlimit(Resource::Core);
-    setrlimit(Resource::Core, Rlimit { current: Some(0), ..before })?;
-    Ok(CoreLimit(before))
+    // This cannot fail: the hard limit stays, and the soft one is within it.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), ..before });
+    CoreLimit(before)
 }
 
 impl CoreLimit {
     /// Calls `start` with the original limit, so that the process it starts inherits that.
     pub fn lifted<T>(self, start: impl FnOnce() -> T) -> T {
-        let Self(before) = self;
-        // Neither can fail: the hard limit stays, and the soft one is within it.
-        let _ = setrlimit(Resource::Core, before);
+        let _ = setrlimit(Resource::Core, self.0);
         let started = start();
-        let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), ..before });
+        forbid_core();
         started
     }
 }

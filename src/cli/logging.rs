@@ -67,13 +67,9 @@ pub fn register_environment(environment: &Environment, secrets: &RegisteredSecre
 struct Bounded(Logger);
 
 fn is_within_bounds(metadata: &Metadata<'_>) -> bool {
-    let is_ours = |name: &str| match metadata.target().strip_prefix(name) {
-        Some(rest) => rest.is_empty() || rest.starts_with("::"),
-        None => false,
-    };
+    let name = metadata.target().split("::").next();
     metadata.level() <= Level::Info
-        || is_ours("intentframe_credentials")
-        || is_ours("credential_vault")
+        || matches!(name, Some("intentframe_credentials" | "credential_vault"))
 }
 
 impl Log for Bounded {

@@ -49,7 +49,7 @@ struct Context {
     /// Values that are replaced in what this process logs.
     secrets: RegisteredSecrets,
     /// For the processes that `exec` starts.
-    core_limit: Option<CoreLimit>,
+    core_limit: CoreLimit,
     /// The command that `exec` runs, and its arguments.
     program: Vec<OsString>,
 }
@@ -125,10 +125,10 @@ fn run(
     let is_service = matches!(command, Command::Serve(_) | Command::Dev(_));
     let level = if is_service { LevelFilter::Info } else { LevelFilter::Warn };
     logging::init(&environment, level, secrets)?;
-    for error in [core_limit.as_ref().err(), hidden.as_ref().err()].into_iter().flatten() {
+    if let Err(error) = hidden {
         log::warn!("the system may write a core of this process: {error}");
     }
-    let (secrets, core_limit) = (secrets.clone(), core_limit.ok());
+    let secrets = secrets.clone();
     let context = Context { environment, socket, server_uid, secrets, core_limit, program };
     match command {
         Command::Serve(args) => serve::run(args, &context),

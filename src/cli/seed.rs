@@ -1,115 +1,108 @@
 //! Which credentials the variables of a `.env` file stand for.
 
-use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest};
+use intentframe_credentials::{CredentialRef, DeliveryMode, StoreRequest};
 
 use super::dotenv::Variable;
 
 #[derive(Debug, Default)]
 pub struct Plan {
     /// The credentials to store.
-    pub seeds: Vec<(CredentialRef, StoreRequest)>,
+    pub seeds: Vec<Seed>,
     /// For each variable that looks like a credential and is not stored, its name and why.
     pub skipped: Vec<String>,
     /// The names of all other variables.
     pub others: Vec<String>,
 }
 
-/// The variables of API keys, and the namespace of each.
-const API_KEYS: [(&str, &str); 2] =
-    [("OPENAI_API_KEY", "openai"), ("ANTHROPIC_API_KEY", "anthropic")];
-
-const API_KEY_CONSUMERS: [&str; 2] = ["uwe", "jarvis"];
-
-const EMAIL_CONSUMERS: [&str; 1] = ["edi"];
+pub type Seed = (CredentialRef, StoreRequest);
 
 /// Decides for each variable whether it is stored, and as what.
 pub fn plan(variables: &[Variable]) -> Plan {
     let mut plan = Plan::default();
     for variable in variables {
         let name = variable.name.as_str();
-        let api_key = API_KEYS.iter().find(|(variable, _)| *variable == name);
-        let result = if let Some((_, namespace)) = api_key {
-            api_key_seed(namespace, variable).map(Some)
-        } else if let Some(label) = email_label(name, "ADDRESS") {
-            email_seed(&plan, variable, label, value_of(variables, label, "PASSWORD")).map(Some)
-        } else if let Some(label) = email_label(name, "PASSWORD") {
-            match value_of(variables, label, "ADDRESS") {
-                Some(_) => Ok(None),
-                None => Err(format!("{name}: there is no EMAIL_{label}_ADDRESS to go with it")),
+        let email = |half: &str| {
+            let label = name.strip_prefix("EMAIL_")?.strip_suffix(half)?;
+            Some(label).filter(|label| !label.is_empty())
+        };
+        let seed = if let Some(namespace) = api_key_namespace(name) {
+            api_key(namespace, variable)
+        } else if let Some(label) = email("_ADDRESS") {
+            partner(variables, name, label, "PASSWORD").and_then(|it| password(variable, it))
+        } else if let Some(label) = email("_PASSWORD") {
+            match partner(variables, name, label, "ADDRESS") {
+                Ok(_) => continue,
+                Err(reason) => Err(reason),
             }
         } else {
             plan.others.push(name.to_owned());
-            Ok(None)
+            continue;
         };
-        match result {
-            Ok(seed) => plan.seeds.extend(seed),
+        match seed {
+            Ok((at, _)) if plan.seeds.iter().any(|(earlier, _)| *earlier == at) => {
+                plan.skipped.push(format!("{name}: an earlier variable has the same address"));
+            }
+            Ok(seed) => plan.seeds.push(seed),
             Err(reason) => plan.skipped.push(reason),
         }
     }
     plan
 }
 
-/// The label in `EMAIL_<LABEL>_ADDRESS` or `_PASSWORD`.
-fn email_label<'a>(name: &'a str, half: &str) -> Option<&'a str> {
-    let label = name.strip_prefix("EMAIL_")?.strip_suffix(half)?.strip_suffix('_')?;
-    (!label.is_empty()).then_some(label)
-}
-
-fn value_of<'a>(variables: &'a [Variable], label: &str, half: &str) -> Option<&'a Secret> {
-    let of_label = |it: &&Variable| email_label(&it.name, half) == Some(label);
-    variables.iter().find(of_label).map(|it| &it.value)
-}
-
-type Seed = (CredentialRef, StoreRequest);
-
-fn api_key_seed(namespace: &str, variable: &Variable) -> Result<Seed, String> {
-    if variable.value.is_empty() {
-        return Err(format!("{}: it is empty", variable.name));
+fn api_key_namespace(name: &str) -> Option<&'static str> {
+    match name {
+        "OPENAI_API_KEY" => Some("openai"),
+        "ANTHROPIC_API_KEY" => Some("anthropic"),
+        _ => None,
     }
+}
+
+fn api_key(namespace: &str, variable: &Variable) -> Result<Seed, String> {
     let at = CredentialRef::parse(namespace, "api_key").expect("both names are valid");
-    let env_name = Some(variable.name.clone());
-    Ok((at, request(&variable.value, DeliveryMode::RuntimeEnv, &API_KEY_CONSUMERS, env_name)))
+    Ok((at, request(variable, DeliveryMode::RuntimeEnv, &["uwe", "jarvis"])?))
 }
 
-fn email_seed(
-    plan: &Plan,
-    address: &Variable,
+/// The other variable of a pair for an email account.
+fn partner<'a>(
+    variables: &'a [Variable],
+    name: &str,
     label: &str,
-    password: Option<&Secret>,
-) -> Result<Seed, String> {
+    half: &str,
+) -> Result<&'a Variable, String> {
+    let partner = format!("EMAIL_{label}_{half}");
+    let found = variables.iter().find(|it| it.name == partner);
+    found.ok_or_else(|| format!("{name}: there is no {partner} to go with it"))
+}
+
+fn password(address: &Variable, password: &Variable) -> Result<Seed, String> {
     let name = &address.name;
-    let password_name = format!("EMAIL_{label}_PASSWORD");
-    let password =
-        password.ok_or_else(|| format!("{name}: there is no {password_name} to go with it"))?;
-    if address.value.is_empty() {
-        return Err(format!("{name}: it is empty"));
-    }
-    if password.is_empty() {
-        return Err(format!("{password_name}: it is empty"));
-    }
+    check_content(address)?;
+    let request = request(password, DeliveryMode::ExecutorOnly, &["edi"])?;
     // The error does not repeat the address: somebody may have swapped it with the password.
     let namespace = format!("email.{}", address.value.expose());
     let at = CredentialRef::parse(&namespace, "password")
         .map_err(|_| format!("{name}: a namespace may have only letters, digits and _ . @ + -"))?;
-    if plan.seeds.iter().any(|(earlier, _)| *earlier == at) {
-        return Err(format!("{name}: an earlier variable has the same address"));
-    }
-    Ok((at, request(password, DeliveryMode::ExecutorOnly, &EMAIL_CONSUMERS, None)))
+    Ok((at, request))
+}
+
+fn check_content(variable: &Variable) -> Result<(), String> {
+    if variable.value.is_empty() { Err(format!("{}: it is empty", variable.name)) } else { Ok(()) }
 }
 
 fn request(
-    value: &Secret,
+    variable: &Variable,
     delivery_mode: DeliveryMode,
     consumers: &[&str],
-    env_name: Option<String>,
-) -> StoreRequest {
-    StoreRequest {
-        value: value.duplicate(),
+) -> Result<StoreRequest, String> {
+    check_content(variable)?;
+    let is_variable = delivery_mode == DeliveryMode::RuntimeEnv;
+    Ok(StoreRequest {
+        value: variable.value.duplicate(),
         delivery_mode,
         allowed_consumers: consumers.iter().copied().map(str::to_owned).collect(),
-        env_name,
+        env_name: is_variable.then(|| variable.name.clone()),
         validator_id: None,
-    }
+    })
 }
 
 #[cfg(test)]

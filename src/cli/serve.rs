@@ -1,5 +1,6 @@
 //! `serve`: from options and environment to a running service.
 
+use std::io;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -85,7 +86,7 @@ pub fn serve_until_signal(
     started: impl FnOnce(&Daemon) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     // Before the vault starts, so that no signal is lost.
-    let signals = handle_signals()?;
+    let signals = handle_signals().map_err(cannot("handle signals"))?;
     let Some(daemon) = start(settings, wait, &signals)? else {
         return Ok(());
     };
@@ -105,27 +106,24 @@ pub fn serve_until_signal(
     daemon.stop();
     match daemon.join() {
         // Stopping is what was asked for; the log has the requests that took too long.
-        Err(error @ DaemonError::NotDrained) => {
-            log::warn!("{error}");
-            Ok(())
-        }
-        result => Ok(result?),
+        Err(error @ DaemonError::NotDrained) => log::warn!("{error}"),
+        result => result?,
     }
+    Ok(())
 }
 
 /// Handles SIGTERM and SIGINT. Returns the names of those that arrive.
-fn handle_signals() -> Result<Receiver<&'static str>, Failure> {
+fn handle_signals() -> io::Result<Receiver<&'static str>> {
     let to_stop = [SIGTERM, SIGINT];
     let is_stopping = Arc::new(AtomicBool::new(false));
     for signal in to_stop {
         // In this order, the first signal finds the flag unset, and then sets it.
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&is_stopping))
-            .map_err(cannot("handle signals"))?;
-        flag::register(signal, Arc::clone(&is_stopping)).map_err(cannot("handle signals"))?;
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&is_stopping))?;
+        flag::register(signal, Arc::clone(&is_stopping))?;
     }
     // A write beyond the limit on file sizes fails, like one to a full disk. The signal that
     // comes with it must not end the process.
-    flag::register(SIGXFSZ, Arc::default()).map_err(cannot("handle signals"))?;
+    flag::register(SIGXFSZ, Arc::default())?;
     let (sender, names) = unbounded();
     signals::listen(to_stop, move |received| {
         let _ = sender.send(signal_name(received.signal.as_raw()).unwrap_or("signal"));

@@ -1,10 +1,11 @@
 //! Signals, received in a thread of their own.
 
+use std::io;
+
 use rustix::process::Signal;
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 
-use super::failure::{Failure, cannot};
 use super::start_thread;
 
 /// A signal that this process has received.
@@ -19,8 +20,8 @@ pub struct Received {
 pub fn listen(
     signals: impl IntoIterator<Item = i32>,
     tell: impl Fn(Received) + Send + 'static,
-) -> Result<(), Failure> {
-    let mut received = SignalsInfo::<WithOrigin>::new(signals).map_err(cannot("handle signals"))?;
+) -> io::Result<()> {
+    let mut received = SignalsInfo::<WithOrigin>::new(signals)?;
     let forward = move || {
         for origin in received.forever() {
             if let Some(signal) = Signal::from_named_raw(origin.signal) {
@@ -28,5 +29,5 @@ pub fn listen(
             }
         }
     };
-    start_thread("signals", forward).map_err(cannot("handle signals"))
+    start_thread("signals", forward)
 }

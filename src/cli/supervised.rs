@@ -64,7 +64,7 @@ impl ReadyFd {
         // Only unsafe code can own a descriptor by its number. Opening it again is safe.
         match OpenOptions::new().append(true).open(format!("/dev/fd/{number}")) {
             Ok(file) => {
-                close(number);
+                let _ = nix::unistd::close(number);
                 Ok(Self::File(file))
             }
             // A socket cannot be opened by name.
@@ -83,16 +83,10 @@ impl ReadyFd {
             Self::File(mut file) => file.write_all(READY),
             Self::Socket(number) => {
                 let sent = nix::sys::socket::send(number, READY, MsgFlags::empty());
-                close(number);
+                let _ = nix::unistd::close(number);
                 Ok(sent.map(drop)?)
             }
         }
-    }
-}
-
-fn close(number: RawFd) {
-    if let Err(error) = nix::unistd::close(number) {
-        log::debug!("cannot close descriptor {number}: {error}");
     }
 }
 

@@ -51,7 +51,7 @@ pub fn run(mut args: Exec, context: &Context) -> Result<(), Failure> {
 
     let (sender, events) = unbounded();
     // Before the command starts, so that its end is not missed.
-    handle_signals(sender.clone())?;
+    handle_signals(sender.clone()).map_err(cannot("handle signals"))?;
     let credentials = match &watch {
         None => Arc::new(selection.fetch(&client)?),
         Some(watch) => {
@@ -90,12 +90,12 @@ fn replace_this_process(
     let mut command = program.command();
     command.env_clear().envs(inherited.with_credentials(&credentials)?);
     drop(client);
-    Err(program.not_started(&program.start(|| command.exec())))
+    program.start(|| Err(command.exec()))
 }
 
 /// Handles the signals that matter while a command runs. Those that this process was started
 /// to ignore stay ignored, as nohup(1) and a shell's `&` expect.
-fn handle_signals(events: Sender<Event>) -> Result<(), Failure> {
+fn handle_signals(events: Sender<Event>) -> io::Result<()> {
     // A bit per signal: proc_pid_status(5). Other systems lack the file.
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -123,8 +123,8 @@ fn poll(client: &VaultClient, mut watcher: Watcher, interval: Duration, events: 
                 let message = error.to_string();
                 if problem.as_ref() != Some(&message) {
                     warn(&message);
-                    problem = Some(message);
                 }
+                problem = Some(message);
             }
         }
     }
@@ -140,7 +140,7 @@ fn warn(why: &str) {
 struct Program {
     name: OsString,
     arguments: Vec<OsString>,
-    core_limit: Option<CoreLimit>,
+    core_limit: CoreLimit,
 }
 
 impl Program {
@@ -161,24 +161,19 @@ impl Program {
         command
     }
 
-    /// Calls `start` with the core limit that this process was started with.
-    fn start<T>(&self, start: impl FnOnce() -> T) -> T {
-        match self.core_limit {
-            Some(limit) => limit.lifted(start),
-            None => start(),
-        }
-    }
-
-    /// The exit code is 127 if the command does not exist, else 126, as in env(1).
-    fn not_started(&self, error: &io::Error) -> Failure {
-        let (code, hint) = match error.kind() {
-            io::ErrorKind::NotFound => (127, ""),
-            // E2BIG in execve(2).
-            io::ErrorKind::ArgumentListTooLong => (126, TOO_LONG),
-            _ => (126, ""),
-        };
-        let name = self.name.to_string_lossy();
-        Failure::new(code, format!("cannot run {name}: {error}")).hint(hint)
+    /// Calls `start` with the core limit that this process was started with. The exit code is
+    /// 127 if the command does not exist, and 126 if it cannot be started, as in env(1).
+    fn start<T>(&self, start: impl FnOnce() -> io::Result<T>) -> Result<T, Failure> {
+        self.core_limit.lifted(start).map_err(|error| {
+            let (code, hint) = match error.kind() {
+                io::ErrorKind::NotFound => (127, ""),
+                // E2BIG in execve(2).
+                io::ErrorKind::ArgumentListTooLong => (126, TOO_LONG),
+                _ => (126, ""),
+            };
+            let name = self.name.to_string_lossy();
+            Failure::new(code, format!("cannot run {name}: {error}")).hint(hint)
+        })
     }
 }
 

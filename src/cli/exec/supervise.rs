@@ -6,7 +6,7 @@ use std::process::{self, Command, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, after, never, select};
+use crossbeam_channel::{Receiver, at, never, select};
 use intentframe_credentials::backoff::Backoff;
 use intentframe_credentials::spawn::RuntimeEnv;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -68,7 +68,7 @@ pub fn end_as(status: ExitStatus) -> Result<(), Failure> {
             let signal = signal.unwrap_or(0);
             // A core of this process would contain values; with --files, it could be written
             // until now.
-            let _ = hardening::forbid_core();
+            hardening::forbid_core();
             let _ = hardening::hide();
             // Returns only for a signal that does not end a process.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
@@ -79,6 +79,7 @@ pub fn end_as(status: ExitStatus) -> Result<(), Failure> {
 }
 
 /// The next step after a command has ended.
+#[derive(PartialEq)]
 enum Next {
     End,
     Restart,
@@ -88,46 +89,61 @@ enum Next {
 impl Supervisor {
     /// Runs the command until it ends for good, and returns how it ended.
     pub fn run(mut self) -> Result<ExitStatus, Failure> {
-        let fresh = || (0, Backoff::new(Duration::from_secs(1), Duration::from_mins(1)));
-        let (mut crashes, mut backoff) = fresh();
+        let max_restarts = self.watch.as_ref().map_or(0, |watch| watch.max_restarts);
+        let mut crashes = 0;
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
         loop {
             let started = Instant::now();
             let mut child = self.start()?;
             let (status, next) = self.attend(&mut child)?;
             // This restores the terminal while no command runs.
             drop(child);
+            if next == Next::Restart || started.elapsed() >= STEADY {
+                crashes = 0;
+                backoff.reset();
+            }
             match next {
-                Next::End => return Ok(status),
-                Next::Restart => {
-                    (crashes, backoff) = fresh();
-                    continue;
-                }
-                Next::RestartAfterCrash => {}
+                Next::Restart => continue,
+                Next::RestartAfterCrash if crashes < max_restarts => crashes += 1,
+                _ => return Ok(status),
             }
-            if started.elapsed() >= STEADY {
-                (crashes, backoff) = fresh();
-            }
-            if crashes >= self.watch.as_ref().map_or(0, |watch| watch.max_restarts) {
-                return Ok(status);
-            }
-            crashes += 1;
             let pause = backoff.next_pause();
             log::warn!("the command ended ({status}); starting it again in {} s", pause.as_secs());
-            match self.pause(pause) {
-                None => {}
-                Some(Event::Changed(_)) => (crashes, backoff) = fresh(),
-                Some(Event::Signal(Received { signal, .. })) => {
-                    return Ok(ExitStatus::from_raw(signal.as_raw()));
+            let end = Instant::now() + pause;
+            while let Some(event) = self.next_event(Some(end), &never()) {
+                match event {
+                    Event::Signal(Received { signal, .. }) if ends(signal) => {
+                        return Ok(ExitStatus::from_raw(signal.as_raw()));
+                    }
+                    Event::Signal(_) => {}
+                    Event::Changed(_) => {
+                        crashes = 0;
+                        backoff.reset();
+                        break;
+                    }
                 }
             }
         }
     }
 
-    /// Waits for the next event. Returns `None` at the deadline.
-    fn next_event(&self, deadline: Option<Instant>) -> Option<Event> {
-        match deadline {
-            Some(deadline) => self.events.recv_deadline(deadline).ok(),
-            None => Some(self.events.recv().expect("the thread of signals does not end")),
+    /// Waits for the next event; the first thing after a change is to deliver the new
+    /// credentials. Returns `None` at the deadline, or when `busy` is disconnected.
+    fn next_event(&mut self, deadline: Option<Instant>, busy: &Receiver<()>) -> Option<Event> {
+        let over = deadline.map_or_else(never, at);
+        loop {
+            let event = select! {
+                recv(self.events) -> event => event.expect("the thread of signals does not end"),
+                recv(over) -> _ => return None,
+                recv(busy) -> _ => return None,
+            };
+            match &event {
+                // If they cannot be delivered, everything stays as it is.
+                Event::Changed(credentials) => match self.deliver(credentials) {
+                    Ok(()) => return Some(event),
+                    Err(failure) => super::warn(&failure.message),
+                },
+                Event::Signal(_) => return Some(event),
+            }
         }
     }
 
@@ -139,104 +155,7 @@ impl Supervisor {
         self.inherited.with_credentials(credentials)
     }
 
-    fn start(&self) -> Result<Child, Failure> {
-        let mut command = self.program.command();
-        command.env_clear().envs(self.variables(&self.credentials)?);
-        let start = || Child::start(command, self.masks.as_ref());
-        self.program.start(start).map_err(|error| self.program.not_started(&error))
-    }
-
-    /// Handles events until the command ends.
-    fn attend(&mut self, child: &mut Child) -> Result<(ExitStatus, Next), Failure> {
-        let mut sent = Sent::default();
-        let mut kill_at = None;
-        let status = loop {
-            match self.next_event(kill_at) {
-                Some(Event::Signal(Received { signal: Signal::CHILD, .. })) => {
-                    if let Some(status) = child.ended()? {
-                        break status;
-                    }
-                }
-                Some(Event::Signal(received)) => child.forward(received, &mut sent),
-                Some(Event::Changed(credentials)) => {
-                    let Some(watch) = self.take(credentials) else { continue };
-                    if watch.hangs_up {
-                        sent.hang_up = true;
-                        child.signal(Signal::HUP);
-                    } else if !sent.restart {
-                        log::info!("a credential has changed; restarting the command");
-                        sent.restart = true;
-                        kill_at = Instant::now().checked_add(watch.grace);
-                        child.signal(Signal::TERM);
-                    }
-                }
-                None => {
-                    kill_at = None;
-                    child.signal(Signal::KILL);
-                }
-            }
-        };
-        self.write_rest(child, sent.end);
-        let by = status.signal().and_then(Signal::from_named_raw);
-        let next = if sent.end || by.is_some_and(|signal| sent.forwarded.contains(&signal)) {
-            Next::End
-        } else if sent.restart || (sent.hang_up && by == Some(Signal::HUP)) {
-            Next::Restart
-        } else if status.success() || self.watch.is_none() {
-            Next::End
-        } else {
-            Next::RestartAfterCrash
-        };
-        Ok((status, next))
-    }
-
-    /// Waits until all output is written. After a signal to end, a reader that takes nothing
-    /// is given only a moment.
-    fn write_rest(&mut self, child: &mut Child, is_to_end: bool) {
-        let Some(streams) = &mut child.streams else { return };
-        let busy = streams.ended();
-        let over = if is_to_end { after(LAST_OUTPUT) } else { never() };
-        loop {
-            let event = select! {
-                recv(busy) -> _ => return,
-                recv(over) -> _ => return,
-                recv(self.events) -> event => event,
-            };
-            match event {
-                Ok(Event::Signal(received)) if ends(received.signal) => return,
-                Ok(Event::Changed(credentials)) => drop(self.take(credentials)),
-                _ => {}
-            }
-        }
-    }
-
-    /// Waits before a restart. A signal to end, or new credentials, end the wait.
-    fn pause(&mut self, pause: Duration) -> Option<Event> {
-        let end = Instant::now() + pause;
-        loop {
-            let event = self.next_event(Some(end))?;
-            let ends_wait = match &event {
-                Event::Changed(credentials) => self.take(Arc::clone(credentials)).is_some(),
-                Event::Signal(received) => ends(received.signal),
-            };
-            if ends_wait {
-                return Some(event);
-            }
-        }
-    }
-
-    /// Delivers new credentials from now on, and returns how to tell the command. If that is
-    /// not possible, everything stays as it is.
-    fn take(&mut self, credentials: Arc<RuntimeEnv>) -> Option<&Watch> {
-        if let Err(failure) = self.try_take(&credentials) {
-            super::warn(&failure.message);
-            return None;
-        }
-        self.credentials = credentials;
-        self.watch.as_ref()
-    }
-
-    fn try_take(&mut self, credentials: &Arc<RuntimeEnv>) -> Result<(), Failure> {
+    fn deliver(&mut self, credentials: &Arc<RuntimeEnv>) -> Result<(), Failure> {
         self.variables(credentials)?;
         if let Some(masks) = &self.masks {
             masks.add(credentials);
@@ -245,7 +164,70 @@ impl Supervisor {
         if let Some(files) = &mut self.files {
             files.replace(credentials)?;
         }
+        self.credentials = Arc::clone(credentials);
         Ok(())
+    }
+
+    fn start(&self) -> Result<Child, Failure> {
+        let mut command = self.program.command();
+        command.env_clear().envs(self.variables(&self.credentials)?);
+        let start = || Child::start(command, self.masks.as_ref());
+        self.program.start(start)
+    }
+
+    /// Handles events until the command has ended and its output is written.
+    fn attend(&mut self, child: &mut Child) -> Result<(ExitStatus, Next), Failure> {
+        let mut kill_at = None;
+        let status = loop {
+            match self.next_event(kill_at, &never()) {
+                Some(Event::Signal(Received { signal: Signal::CHILD, .. })) => {
+                    let ended = child.process.try_wait().map_err(cannot("wait for the command"))?;
+                    if let Some(status) = ended {
+                        break status;
+                    }
+                }
+                Some(Event::Signal(received)) => child.forward(received),
+                Some(Event::Changed(_)) => match &self.watch {
+                    Some(watch) if watch.hangs_up => {
+                        child.sent.hang_up = true;
+                        child.signal(Signal::HUP);
+                    }
+                    Some(watch) if !child.sent.restart => {
+                        log::info!("a credential has changed; restarting the command");
+                        child.sent.restart = true;
+                        kill_at = Instant::now().checked_add(watch.grace);
+                        child.signal(Signal::TERM);
+                    }
+                    _ => {}
+                },
+                None => {
+                    kill_at = None;
+                    child.signal(Signal::KILL);
+                }
+            }
+        };
+        let Sent { end, restart, hang_up, forwarded } = &child.sent;
+        let by = status.signal().and_then(Signal::from_named_raw);
+        let next = if *end || by.is_some_and(|signal| forwarded.contains(&signal)) {
+            Next::End
+        } else if *restart || (*hang_up && by == Some(Signal::HUP)) {
+            Next::Restart
+        } else if status.success() {
+            Next::End
+        } else {
+            Next::RestartAfterCrash
+        };
+        // After a signal to end, a reader that takes nothing is given only a moment.
+        let deadline = end.then(|| Instant::now() + LAST_OUTPUT);
+        if let Some(streams) = &mut child.streams {
+            let busy = streams.ended();
+            while let Some(event) = self.next_event(deadline, busy) {
+                if matches!(event, Event::Signal(received) if ends(received.signal)) {
+                    break;
+                }
+            }
+        }
+        Ok((status, next))
     }
 }
 
@@ -263,6 +245,7 @@ struct Sent {
 struct Child {
     process: process::Child,
     streams: Option<Streams>,
+    sent: Sent,
     /// Whether it is in this process's group, so that the terminal signals both.
     is_in_our_group: bool,
     has_terminal: bool,
@@ -277,42 +260,30 @@ impl Child {
             command.process_group(0);
         }
         let (process, streams) = match masks {
-            Some(masks) => {
-                let (process, streams) = masking::start(command, masks)?;
-                (process, Some(streams))
-            }
+            Some(masks) => masking::start(command, masks).map(|(child, it)| (child, Some(it)))?,
             None => (command.spawn()?, None),
         };
         let is_session = streams.as_ref().is_some_and(|streams| streams.is_session);
-        Ok(Self { process, streams, is_in_our_group: has_terminal && !is_session, has_terminal })
+        let is_in_our_group = has_terminal && !is_session;
+        Ok(Self { process, streams, sent: Sent::default(), is_in_our_group, has_terminal })
     }
 
-    /// The status, if the command has ended.
-    fn ended(&mut self) -> Result<Option<ExitStatus>, Failure> {
-        self.process.try_wait().map_err(cannot("wait for the command"))
-    }
-
-    fn forward(&self, received: Received, sent: &mut Sent) {
+    fn forward(&mut self, received: Received) {
         let Received { signal, by_terminal } = received;
-        let has_it = by_terminal && self.is_in_our_group;
+        let mut has_it = by_terminal && self.is_in_our_group;
         match (signal, &self.streams) {
             (Signal::WINCH, Some(streams)) => {
                 // In a session of its own, the kernel signals the command when its terminal is
                 // resized. In our group, it got the signal too early, before the resize.
                 streams.resize();
-                if self.is_in_our_group {
-                    self.signal(signal);
-                }
-                return;
+                has_it = !self.is_in_our_group;
             }
             (Signal::CONT, Some(streams)) => return streams.resume(),
             (Signal::WINCH | Signal::CONT, None) => {}
             _ => {
-                if !sent.forwarded.contains(&signal) {
-                    sent.forwarded.push(signal);
-                }
+                self.sent.forwarded.push(signal);
                 // Without a terminal, HUP tells a service to read its configuration again.
-                sent.end |= ends(signal) && (signal != Signal::HUP || self.has_terminal);
+                self.sent.end |= ends(signal) && (signal != Signal::HUP || self.has_terminal);
             }
         }
         if !has_it {

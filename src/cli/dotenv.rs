@@ -36,12 +36,7 @@ pub struct Variable {
 
 /// Reads and parses the file.
 pub fn read(path: &Path) -> io::Result<Dotenv> {
-    let bytes = Zeroizing::new(fs::read(path)?);
-    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-        let error = "it is in UTF-16; save it as UTF-8";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-    }
-    Ok(parse(&bytes))
+    Ok(parse(&Zeroizing::new(fs::read(path)?)))
 }
 
 const BLANKS: [char; 2] = [' ', '\t'];

@@ -316,10 +316,5 @@ fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
 }
 
 fn into_io_error(error: pty_process::Error) -> io::Error {
-    match error {
-        pty_process::Error::Io(error) => error,
-        pty_process::Error::Rustix(error) => error.into(),
-        #[allow(unreachable_patterns, reason = "a feature of the crate adds more")]
-        error => io::Error::other(error),
-    }
+    if let pty_process::Error::Io(error) = error { error } else { io::Error::other(error) }
 }

@@ -8,7 +8,6 @@ mod options;
 mod supervise;
 mod terminal;
 
-use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -17,36 +16,41 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, tick, unbounded};
 use intentframe_credentials::client::VaultClient;
-use intentframe_credentials::spawn::{Selection, Watcher};
+use intentframe_credentials::spawn::Watcher;
 use signal_hook::consts::{
     SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
 };
 
 use super::Context;
 use super::failure::{Failure, cannot};
-use super::hardening::CoreLimit;
 use super::output::escaped;
 use super::signals;
 use super::start_thread;
 
-use environment::Inherited;
+use environment::{Inherited, Variables};
 use masking::Masks;
 pub use options::Exec;
 use supervise::{Event, Supervisor};
 
 /// Does not return if the command replaces this process.
 pub fn run(mut args: Exec, context: &Context) -> Result<(), Failure> {
+    const EXAMPLE: &str = "put -- before it, as in `credential-vault exec --mask -- make test`";
+
     let client = context.client(args.socket.take())?;
     let selection = args.selection()?;
     let inherited = Inherited::new(&args, std::env::vars_os());
     let watch = args.watch()?;
-    let program = Program::new(&args, context)?;
+    if context.program.is_empty() || !args.misplaced.is_empty() {
+        return Err(Failure::usage("no command to run after --").hint(EXAMPLE));
+    }
     #[cfg(not(target_os = "linux"))]
     if args.files.is_some() {
         return Err(Failure::usage("--files needs memfd_create(2), which this system lacks"));
     }
     if watch.is_none() && args.files.is_none() && !args.mask {
-        return replace_this_process(client, &selection, &inherited, &program);
+        let variables = inherited.with_credentials(&selection.fetch(&client)?)?;
+        let mut command = command(context, &variables);
+        return start(context, || Err(command.exec()));
     }
 
     let (sender, events) = unbounded();
@@ -64,7 +68,7 @@ pub fn run(mut args: Exec, context: &Context) -> Result<(), Failure> {
         }
     };
     let supervisor = Supervisor {
-        program,
+        context,
         inherited,
         masks: args.mask.then(|| Masks::new(&credentials)),
         #[cfg(target_os = "linux")]
@@ -78,19 +82,6 @@ pub fn run(mut args: Exec, context: &Context) -> Result<(), Failure> {
     };
     // This drops the supervisor, with the files and the masks, before the process ends.
     supervise::end_as(supervisor.run()?)
-}
-
-fn replace_this_process(
-    client: VaultClient,
-    selection: &Selection,
-    inherited: &Inherited,
-    program: &Program,
-) -> Result<(), Failure> {
-    let credentials = selection.fetch(&client)?;
-    let mut command = program.command();
-    command.env_clear().envs(inherited.with_credentials(&credentials)?);
-    drop(client);
-    program.start(|| Err(command.exec()))
 }
 
 /// Handles the signals that matter while a command runs. Those that this process was started
@@ -136,46 +127,27 @@ fn warn(why: &str) {
     log::warn!("the command keeps its present credentials: {why}");
 }
 
-/// The command and its arguments.
-struct Program {
-    name: OsString,
-    arguments: Vec<OsString>,
-    core_limit: CoreLimit,
+/// The command after `--`, with exactly these variables.
+fn command(context: &Context, variables: &Variables) -> Command {
+    let mut command = Command::new(&context.program[0]);
+    command.args(&context.program[1..]).env_clear().envs(variables);
+    command
 }
 
-impl Program {
-    fn new(args: &Exec, context: &Context) -> Result<Self, Failure> {
-        const EXAMPLE: &str = "put -- before it, as in `credential-vault exec --mask -- make test`";
+/// Calls `start` with the core limit that this process was started with. The exit code is 127
+/// if the command does not exist, and 126 if it cannot be started, as in env(1).
+fn start<T>(context: &Context, start: impl FnOnce() -> io::Result<T>) -> Result<T, Failure> {
+    const TOO_LONG: &str = "a variable may have 128 KiB, and all together somewhat more; \
+        --files DIR has no such limit";
 
-        let program = context.program.split_first().filter(|_| args.misplaced.is_empty());
-        let Some((name, arguments)) = program else {
-            return Err(Failure::usage("no command to run after --").hint(EXAMPLE));
+    context.core_limit.lifted(start).map_err(|error| {
+        let (code, hint) = match error.kind() {
+            io::ErrorKind::NotFound => (127, ""),
+            // E2BIG in execve(2).
+            io::ErrorKind::ArgumentListTooLong => (126, TOO_LONG),
+            _ => (126, ""),
         };
-        let (name, arguments) = (name.clone(), arguments.to_vec());
-        Ok(Self { name, arguments, core_limit: context.core_limit })
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.name);
-        command.args(&self.arguments);
-        command
-    }
-
-    /// Calls `start` with the core limit that this process was started with. The exit code is
-    /// 127 if the command does not exist, and 126 if it cannot be started, as in env(1).
-    fn start<T>(&self, start: impl FnOnce() -> io::Result<T>) -> Result<T, Failure> {
-        self.core_limit.lifted(start).map_err(|error| {
-            let (code, hint) = match error.kind() {
-                io::ErrorKind::NotFound => (127, ""),
-                // E2BIG in execve(2).
-                io::ErrorKind::ArgumentListTooLong => (126, TOO_LONG),
-                _ => (126, ""),
-            };
-            let name = self.name.to_string_lossy();
-            Failure::new(code, format!("cannot run {name}: {error}")).hint(hint)
-        })
-    }
+        let name = context.program[0].to_string_lossy();
+        Failure::new(code, format!("cannot run {name}: {error}")).hint(hint)
+    })
 }
-
-const TOO_LONG: &str = "a variable may have 128 KiB, and all together somewhat more; --files DIR \
-    has no such limit";

@@ -11,11 +11,11 @@ use intentframe_credentials::backoff::Backoff;
 use intentframe_credentials::spawn::RuntimeEnv;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+use crate::cli::Context;
 use crate::cli::failure::{Failure, cannot};
 use crate::cli::hardening;
 use crate::cli::signals::Received;
 
-use super::Program;
 use super::environment::{Inherited, Variables};
 #[cfg(target_os = "linux")]
 use super::files::Files;
@@ -36,8 +36,8 @@ pub enum Event {
 }
 
 /// A command and what it needs while it runs.
-pub struct Supervisor {
-    pub program: Program,
+pub struct Supervisor<'a> {
+    pub context: &'a Context,
     pub inherited: Inherited,
     pub credentials: Arc<RuntimeEnv>,
     #[cfg(target_os = "linux")]
@@ -78,15 +78,7 @@ pub fn end_as(status: ExitStatus) -> Result<(), Failure> {
     Err(Failure::silent(u8::try_from(code).unwrap_or(u8::MAX)))
 }
 
-/// The next step after a command has ended.
-#[derive(PartialEq)]
-enum Next {
-    End,
-    Restart,
-    RestartAfterCrash,
-}
-
-impl Supervisor {
+impl Supervisor<'_> {
     /// Runs the command until it ends for good, and returns how it ended.
     pub fn run(mut self) -> Result<ExitStatus, Failure> {
         let max_restarts = self.watch.as_ref().map_or(0, |watch| watch.max_restarts);
@@ -94,19 +86,24 @@ impl Supervisor {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
         loop {
             let started = Instant::now();
-            let mut child = self.start()?;
-            let (status, next) = self.attend(&mut child)?;
-            // This restores the terminal while no command runs.
-            drop(child);
-            if next == Next::Restart || started.elapsed() >= STEADY {
+            let child = self.start()?;
+            let (status, sent) = self.attend(child)?;
+            let by = status.signal().and_then(Signal::from_named_raw);
+            if sent.end || by.is_some_and(|signal| sent.forwarded.contains(&signal)) {
+                return Ok(status);
+            }
+            let is_restart = sent.restart || (sent.hang_up && by == Some(Signal::HUP));
+            if is_restart || started.elapsed() >= STEADY {
                 crashes = 0;
                 backoff.reset();
             }
-            match next {
-                Next::Restart => continue,
-                Next::RestartAfterCrash if crashes < max_restarts => crashes += 1,
-                _ => return Ok(status),
+            if is_restart {
+                continue;
             }
+            if status.success() || crashes >= max_restarts {
+                return Ok(status);
+            }
+            crashes += 1;
             let pause = backoff.next_pause();
             log::warn!("the command ended ({status}); starting it again in {} s", pause.as_secs());
             let end = Instant::now() + pause;
@@ -169,14 +166,13 @@ impl Supervisor {
     }
 
     fn start(&self) -> Result<Child, Failure> {
-        let mut command = self.program.command();
-        command.env_clear().envs(self.variables(&self.credentials)?);
-        let start = || Child::start(command, self.masks.as_ref());
-        self.program.start(start)
+        let command = super::command(self.context, &self.variables(&self.credentials)?);
+        super::start(self.context, || Child::start(command, self.masks.as_ref()))
     }
 
-    /// Handles events until the command has ended and its output is written.
-    fn attend(&mut self, child: &mut Child) -> Result<(ExitStatus, Next), Failure> {
+    /// Handles events until the command has ended and its output is written. The terminal is
+    /// restored when this returns.
+    fn attend(&mut self, mut child: Child) -> Result<(ExitStatus, Sent), Failure> {
         let mut kill_at = None;
         let status = loop {
             match self.next_event(kill_at, &never()) {
@@ -206,19 +202,8 @@ impl Supervisor {
                 }
             }
         };
-        let Sent { end, restart, hang_up, forwarded } = &child.sent;
-        let by = status.signal().and_then(Signal::from_named_raw);
-        let next = if *end || by.is_some_and(|signal| forwarded.contains(&signal)) {
-            Next::End
-        } else if *restart || (*hang_up && by == Some(Signal::HUP)) {
-            Next::Restart
-        } else if status.success() {
-            Next::End
-        } else {
-            Next::RestartAfterCrash
-        };
         // After a signal to end, a reader that takes nothing is given only a moment.
-        let deadline = end.then(|| Instant::now() + LAST_OUTPUT);
+        let deadline = child.sent.end.then(|| Instant::now() + LAST_OUTPUT);
         if let Some(streams) = &mut child.streams {
             let busy = streams.ended();
             while let Some(event) = self.next_event(deadline, busy) {
@@ -227,7 +212,7 @@ impl Supervisor {
                 }
             }
         }
-        Ok((status, next))
+        Ok((status, child.sent))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which credentials the variables of a `.env` file stand for.
 
-use intentframe_credentials::{CredentialRef, DeliveryMode, StoreRequest};
+use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest};
 
 use super::dotenv::Variable;
 
@@ -26,9 +26,15 @@ pub fn plan(variables: &[Variable]) -> Plan {
             Some(label).filter(|label| !label.is_empty())
         };
         let seed = if let Some(namespace) = api_key_namespace(name) {
-            api_key(namespace, variable)
+            let at = CredentialRef::parse(namespace, "api_key").expect("both names are valid");
+            let env_name = Some(name.to_owned());
+            request(variable, DeliveryMode::RuntimeEnv, env_name, &["uwe", "jarvis"])
+                .map(|request| (at, request))
         } else if let Some(label) = email("_ADDRESS") {
-            partner(variables, name, label, "PASSWORD").and_then(|it| password(variable, it))
+            partner(variables, name, label, "PASSWORD").and_then(|password| {
+                let at = mailbox(variable)?;
+                Ok((at, request(password, DeliveryMode::ExecutorOnly, None, &["edi"])?))
+            })
         } else if let Some(label) = email("_PASSWORD") {
             match partner(variables, name, label, "ADDRESS") {
                 Ok(_) => continue,
@@ -57,11 +63,6 @@ fn api_key_namespace(name: &str) -> Option<&'static str> {
     }
 }
 
-fn api_key(namespace: &str, variable: &Variable) -> Result<Seed, String> {
-    let at = CredentialRef::parse(namespace, "api_key").expect("both names are valid");
-    Ok((at, request(variable, DeliveryMode::RuntimeEnv, &["uwe", "jarvis"])?))
-}
-
 /// The other variable of a pair for an email account.
 fn partner<'a>(
     variables: &'a [Variable],
@@ -74,35 +75,29 @@ fn partner<'a>(
     found.ok_or_else(|| format!("{name}: there is no {partner} to go with it"))
 }
 
-fn password(address: &Variable, password: &Variable) -> Result<Seed, String> {
-    let name = &address.name;
-    check_content(address)?;
-    let request = request(password, DeliveryMode::ExecutorOnly, &["edi"])?;
+/// The password's credential.
+fn mailbox(address: &Variable) -> Result<CredentialRef, String> {
     // The error does not repeat the address: somebody may have swapped it with the password.
-    let namespace = format!("email.{}", address.value.expose());
-    let at = CredentialRef::parse(&namespace, "password")
-        .map_err(|_| format!("{name}: a namespace may have only letters, digits and _ . @ + -"))?;
-    Ok((at, request))
-}
-
-fn check_content(variable: &Variable) -> Result<(), String> {
-    if variable.value.is_empty() { Err(format!("{}: it is empty", variable.name)) } else { Ok(()) }
+    let namespace = format!("email.{}", value(address)?.expose());
+    CredentialRef::parse(&namespace, "password").map_err(|_| {
+        format!("{}: a namespace may have only letters, digits and _ . @ + -", address.name)
+    })
 }
 
 fn request(
     variable: &Variable,
     delivery_mode: DeliveryMode,
+    env_name: Option<String>,
     consumers: &[&str],
 ) -> Result<StoreRequest, String> {
-    check_content(variable)?;
-    let is_variable = delivery_mode == DeliveryMode::RuntimeEnv;
-    Ok(StoreRequest {
-        value: variable.value.duplicate(),
-        delivery_mode,
-        allowed_consumers: consumers.iter().copied().map(str::to_owned).collect(),
-        env_name: is_variable.then(|| variable.name.clone()),
-        validator_id: None,
-    })
+    let value = value(variable)?.duplicate();
+    let allowed_consumers = consumers.iter().copied().map(str::to_owned).collect();
+    Ok(StoreRequest { value, delivery_mode, allowed_consumers, env_name, validator_id: None })
+}
+
+fn value(variable: &Variable) -> Result<&Secret, String> {
+    let Variable { name, value } = variable;
+    if value.is_empty() { Err(format!("{name}: it is empty")) } else { Ok(value) }
 }
 
 #[cfg(test)]

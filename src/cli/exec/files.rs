@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use intentframe_credentials::spawn::RuntimeEnv;
 use rustix::fs::{MemfdFlags, Mode, SealFlags, fchmod, fcntl_add_seals, memfd_create};
 
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, cannot};
 
 /// The directory with its files, removed when this is dropped.
 pub struct Files {
@@ -27,16 +27,10 @@ impl Files {
     /// Creates the directory, or takes over one of this user that is empty or was left by an
     /// `exec` that was killed.
     pub fn new(directory: &Path, credentials: &RuntimeEnv) -> Result<Self, Failure> {
-        let failed =
-            |error: io::Error| Failure::usage(format!("--files {}: {error}", directory.display()));
-        let is_ours = match DirBuilder::new().mode(0o700).create(directory) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                take_over(directory).map_err(failed)?
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        let directory = fs::canonicalize(directory).map_err(failed)?;
+        let made = make_or_take_over(directory)
+            .and_then(|is_ours| Ok((fs::canonicalize(directory)?, is_ours)));
+        let (directory, is_ours) = made
+            .map_err(|error| Failure::usage(format!("--files {}: {error}", directory.display())))?;
         let mut files = Self { directory, is_ours, open: Vec::new() };
         files.replace(credentials)?;
         Ok(files)
@@ -49,24 +43,24 @@ impl Files {
 
     /// Replaces the files by those of `credentials`, each atomically.
     pub fn replace(&mut self, credentials: &RuntimeEnv) -> Result<(), Failure> {
-        let failed = |error: io::Error| {
-            let directory = self.directory.display();
-            Failure::other(format!("cannot create the files in {directory}: {error}"))
-        };
+        let what = format!("create the files in {}", self.directory.display());
+        self.try_replace(credentials).map_err(cannot(what))
+    }
+
+    fn try_replace(&mut self, credentials: &RuntimeEnv) -> io::Result<()> {
         let mut open = Vec::new();
         for (name, value) in credentials.iter() {
-            let file = sealed(name, value.expose().as_bytes()).map_err(failed)?;
+            let file = sealed(name, value.expose().as_bytes())?;
             let target = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
             open.push((name.to_owned(), file));
             // No variable's name begins with a dot.
             let new = self.directory.join(format!(".{name}"));
-            symlink(target, &new)
-                .and_then(|()| fs::rename(new, self.directory.join(name)))
-                .map_err(failed)?;
+            symlink(target, &new)?;
+            fs::rename(new, self.directory.join(name))?;
         }
         for (name, _) in &self.open {
             if credentials.get(name).is_none() {
-                fs::remove_file(self.directory.join(name)).map_err(failed)?;
+                fs::remove_file(self.directory.join(name))?;
             }
         }
         self.open = open;
@@ -95,8 +89,13 @@ fn sealed(name: &str, value: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Returns whether an earlier `exec` created the directory. Fails if it must not be used.
-fn take_over(directory: &Path) -> io::Result<bool> {
+/// Returns whether this or an earlier `exec` created the directory. Fails if it must not be
+/// used.
+fn make_or_take_over(directory: &Path) -> io::Result<bool> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        created => return created.map(|()| true),
+    }
     let metadata = fs::symlink_metadata(directory)?;
     let refuse = |why: &str| Err(io::Error::other(why.to_owned()));
     if !metadata.is_dir() {

@@ -1,14 +1,15 @@
 //! `dev`: from a `.env` file to a running service for development.
 
-use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use argh::FromArgs;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Settings};
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, mask_value, settings};
+use zeroize::Zeroizing;
 
 use super::Context;
 use super::dotenv::{self, Dotenv};
@@ -90,8 +91,8 @@ fn read_env_file(asked_for: Option<&Path>) -> Result<(String, Dotenv), Failure> 
     let file = asked_for.unwrap_or(Path::new(".env"));
     let seeding = format!("Seeding from {}.\n", escaped(&file.to_string_lossy()));
     for (file, said) in [(file, &*seeding), (Path::new(".env.example"), EXAMPLE)] {
-        match dotenv::read(file) {
-            Ok(dotenv) => return Ok((said.to_owned(), dotenv)),
+        match fs::read(file).map(Zeroizing::new) {
+            Ok(text) => return Ok((said.to_owned(), dotenv::parse(&text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound && asked_for.is_none() => {}
             Err(error) => {
                 return Err(Failure::usage(format!("cannot read {}: {error}", file.display())));

@@ -12,9 +12,6 @@
 //! characters. If a name is set twice, the last one counts, as in python-dotenv. CRLF line
 //! ends and a byte order mark are accepted.
 
-use std::path::Path;
-use std::{fs, io};
-
 use intentframe_credentials::Secret;
 use zeroize::Zeroizing;
 
@@ -34,12 +31,9 @@ pub struct Variable {
     pub value: Secret,
 }
 
-/// Reads and parses the file.
-pub fn read(path: &Path) -> io::Result<Dotenv> {
-    Ok(parse(&Zeroizing::new(fs::read(path)?)))
-}
-
-const BLANKS: [char; 2] = [' ', '\t'];
+/// Characters that are skipped around the parts of a line. A carriage return ends a line, with
+/// the newline after it.
+const BLANKS: [char; 3] = [' ', '\t', '\r'];
 
 /// Parses the text of a file. Parsing continues after an invalid line.
 pub fn parse(text: &[u8]) -> Dotenv {
@@ -135,7 +129,7 @@ fn quoted(text: &mut &str, quote: char) -> Result<String, &'static str> {
 }
 
 fn is_end_or_comment(text: &str) -> bool {
-    text == "\r" || text.is_empty() || ["\n", "\r\n", "#"].iter().any(|end| text.starts_with(end))
+    text.is_empty() || text.starts_with(['\n', '#'])
 }
 
 #[cfg(test)]

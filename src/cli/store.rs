@@ -94,18 +94,9 @@ fn read_value(at: &CredentialRef, keep_newline: bool) -> Result<Secret, Failure>
     if stdin.is_terminal() {
         let line = prompt(&format!("Value for {at} (not shown): "))
             .map_err(cannot("read a value from the terminal"))?;
-        return value(Zeroizing::new(line.into_bytes()), true);
+        return value(Zeroizing::new(line).as_bytes(), true);
     }
-    value(read_to_end(stdin.lock())?, keep_newline)
-}
-
-/// Reads all of `input`, or one byte more than is needed to know that it is too long.
-fn read_to_end(input: impl Read) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    const LIMIT: usize = MAX_VALUE_BYTES + "\r\n".len() + 1;
-    // With room for all of it from the start, growing leaves no copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LIMIT));
-    input.take(LIMIT as u64).read_to_end(&mut bytes).map_err(cannot("read standard input"))?;
-    Ok(bytes)
+    value(stdin.lock(), keep_newline)
 }
 
 /// Asks on the terminal. rpassword turns echo off only after it has asked, but a script, or
@@ -121,8 +112,14 @@ fn prompt(question: &str) -> io::Result<String> {
     line
 }
 
-/// Strips one newline, and checks what the service would refuse.
-fn value(mut bytes: Zeroizing<Vec<u8>>, keep_newline: bool) -> Result<Secret, Failure> {
+/// Reads all of `input`, or one byte more than is needed to know that it is too long. Strips
+/// one newline, and checks what the service would refuse.
+fn value(input: impl Read, keep_newline: bool) -> Result<Secret, Failure> {
+    const LIMIT: usize = MAX_VALUE_BYTES + "\r\n".len() + 1;
+
+    // With room for all of it from the start, growing leaves no copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LIMIT));
+    input.take(LIMIT as u64).read_to_end(&mut bytes).map_err(cannot("read standard input"))?;
     if !keep_newline && bytes.ends_with(b"\n") {
         bytes.pop();
         if bytes.ends_with(b"\r") {
@@ -143,7 +140,6 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8], keep_newline: bool) -> Option<String> {
-        let bytes = read_to_end(bytes).expect("reads");
         value(bytes, keep_newline).ok().map(|value| value.expose().to_owned())
     }
 

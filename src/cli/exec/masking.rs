@@ -84,8 +84,6 @@ pub struct Streams {
     running: Option<OwnedFd>,
     /// Disconnected when the last thread is done.
     busy: Receiver<()>,
-    /// Whether the command leads a session of its own.
-    pub is_session: bool,
 }
 
 /// Starts a command whose output is relayed.
@@ -128,7 +126,7 @@ pub fn start(mut command: Command, masks: &Arc<Masks>) -> io::Result<(Child, Str
         _ => piped(stderr())?,
     };
     // On failure, dropping this ends the threads.
-    let mut streams = Streams { pty, raw: None, running: Some(running.into()), busy, is_session };
+    let mut streams = Streams { pty, raw: None, running: Some(running.into()), busy };
 
     let child = match (pts, &streams.pty) {
         (Some(pts), Some(pty)) if is_session => {
@@ -157,6 +155,11 @@ impl Streams {
             raw.resume();
         }
         self.resize();
+    }
+
+    /// Whether the command leads a session of its own.
+    pub fn is_session(&self) -> bool {
+        self.raw.is_some()
     }
 
     /// The command has ended. Returns a channel that is disconnected when its remaining output

@@ -61,21 +61,19 @@ pub struct Watch {
 
 /// Ends this process as the command ended, so that the parent sees no difference.
 pub fn end_as(status: ExitStatus) -> Result<(), Failure> {
-    let code = match (status.code(), status.signal()) {
-        (Some(0), _) => return Ok(()),
-        (Some(code), _) => code,
-        (None, signal) => {
-            let signal = signal.unwrap_or(0);
-            // A core of this process would contain values; with --files, it could be written
-            // until now.
-            hardening::forbid_core();
-            let _ = hardening::hide();
-            // Returns only for a signal that does not end a process.
-            let _ = signal_hook::low_level::emulate_default_handler(signal);
-            128 + signal
-        }
-    };
-    Err(Failure::silent(u8::try_from(code).unwrap_or(u8::MAX)))
+    let signal = status.signal().unwrap_or(0);
+    if status.code().is_none() {
+        // A core of this process would contain values; with --files, it could be written until
+        // now.
+        hardening::forbid_core();
+        let _ = hardening::hide();
+        // Returns only for a signal that does not end a process.
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+    }
+    match status.code().unwrap_or(128 + signal) {
+        0 => Ok(()),
+        code => Err(Failure::silent(u8::try_from(code).unwrap_or(u8::MAX))),
+    }
 }
 
 impl Supervisor<'_> {
@@ -248,7 +246,7 @@ impl Child {
             Some(masks) => masking::start(command, masks).map(|(child, it)| (child, Some(it)))?,
             None => (command.spawn()?, None),
         };
-        let is_session = streams.as_ref().is_some_and(|streams| streams.is_session);
+        let is_session = streams.as_ref().is_some_and(Streams::is_session);
         let is_in_our_group = has_terminal && !is_session;
         Ok(Self { process, streams, sent: Sent::default(), is_in_our_group, has_terminal })
     }

@@ -22,12 +22,11 @@ pub fn listen(
     tell: impl Fn(Received) + Send + 'static,
 ) -> io::Result<()> {
     let mut received = SignalsInfo::<WithOrigin>::new(signals)?;
-    let forward = move || {
+    start_thread("signals", move || {
         for origin in received.forever() {
             if let Some(signal) = Signal::from_named_raw(origin.signal) {
                 tell(Received { signal, by_terminal: origin.process.is_none() });
             }
         }
-    };
-    start_thread("signals", forward)
+    })
 }

@@ -100,24 +100,17 @@ fn handle_signals(events: Sender<Event>) -> io::Result<()> {
 /// Polls the vault, and sends every change. Logs each problem once: the command goes on with
 /// the credentials that it has.
 fn poll(client: &VaultClient, mut watcher: Watcher, interval: Duration, events: &Sender<Event>) {
-    let mut problem = None;
+    let mut problem: Option<String> = None;
     for _ in tick(interval) {
-        match watcher.look(client) {
-            Ok(changed) => {
-                problem = None;
-                let changed = changed.map(|credentials| Event::Changed(Arc::clone(credentials)));
-                if changed.is_some_and(|event| events.send(event).is_err()) {
-                    return;
-                }
-            }
-            Err(error) => {
-                let message = error.to_string();
-                if problem.as_ref() != Some(&message) {
-                    warn(&message);
-                }
-                problem = Some(message);
-            }
+        let error = match watcher.look(client) {
+            Ok(Some(new)) if events.send(Event::Changed(Arc::clone(new))).is_err() => return,
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(error) = error.as_ref().filter(|error| problem.as_ref() != Some(error)) {
+            warn(error);
         }
+        problem = error;
     }
 }
 

@@ -121,8 +121,8 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Waits for the next event; the first thing after a change is to deliver the new
-    /// credentials. Returns `None` at the deadline, or when `busy` is disconnected.
+    /// Waits for the next event, and delivers new credentials. Returns `None` at the deadline, or
+    /// when `busy` is disconnected.
     fn next_event(&mut self, deadline: Option<Instant>, busy: &Receiver<()>) -> Option<Event> {
         let over = deadline.map_or_else(never, at);
         loop {
@@ -131,14 +131,14 @@ impl Supervisor<'_> {
                 recv(over) -> _ => return None,
                 recv(busy) -> _ => return None,
             };
-            match &event {
-                // If they cannot be delivered, everything stays as it is.
-                Event::Changed(credentials) => match self.deliver(credentials) {
-                    Ok(()) => return Some(event),
-                    Err(failure) => super::warn(&failure.message),
-                },
-                Event::Signal(_) => return Some(event),
+            // If new credentials cannot be delivered, everything stays as it is.
+            if let Event::Changed(credentials) = &event
+                && let Err(failure) = self.deliver(credentials)
+            {
+                super::warn(&failure.message);
+                continue;
             }
+            return Some(event);
         }
     }
 

@@ -145,42 +145,35 @@ fn windows_of(form: &Form, windows: &mut Vec<u32>) {
     }
 }
 
-/// How many bits a sieve has: 128 KiB, so that few other windows pass, even with hundreds of
-/// values. A constant shift makes the search half as fast again as one that suits the values.
+/// A Bloom filter with two bits for each window: tells whether a window is certainly not in the
+/// set.
+struct Sieve(Box<[u64; SIEVE_BITS / 64]>);
+
+/// Enough bits that few other windows pass, even with hundreds of values. The size is constant,
+/// because the shift then is too, and the search is half as fast again.
 const SIEVE_BITS: usize = 1 << 20;
 const SHIFT: u32 = u32::BITS - SIEVE_BITS.trailing_zeros();
 
-/// Tells whether a window may be one of a set, or certainly is not: a Bloom filter with two
-/// bits for each.
-struct Sieve(Box<[u64; SIEVE_BITS / 64]>);
-
 impl Sieve {
     fn new(windows: &[u32]) -> Self {
-        let bits = vec![0; SIEVE_BITS / 64].try_into().expect("the sizes are the same");
+        let bits = vec![0; SIEVE_BITS / 64].try_into().expect("the lengths are equal");
         let mut sieve = Self(bits);
-        for &window in windows {
-            for factor in FACTORS {
-                let place = place(window, factor);
-                sieve.0[place / 64] |= 1 << (place % 64);
-            }
+        for place in windows.iter().copied().flat_map(places) {
+            sieve.0[place / 64] |= 1 << (place % 64);
         }
         sieve
     }
 
     #[inline]
     fn may_have(&self, window: u32) -> bool {
-        FACTORS.into_iter().all(|factor| {
-            let place = place(window, factor);
-            self.0[place / 64] >> (place % 64) & 1 != 0
-        })
+        places(window).all(|place| self.0[place / 64] >> (place % 64) & 1 != 0)
     }
 }
 
-/// The factors of two multiplicative hashes.
-const FACTORS: [u32; 2] = [0x9e37_79b1, 0x85eb_ca6b];
-
-/// The upper bits of a product depend on all bits of the window.
+/// Multiplicative hashes: the upper bits of a product depend on all bits of the window. The
+/// second is computed only if the first one's bit is set.
 #[inline]
-fn place(window: u32, factor: u32) -> usize {
-    (window.wrapping_mul(factor) >> SHIFT) as usize
+fn places(window: u32) -> impl Iterator<Item = usize> {
+    let factors: [u32; 2] = [0x9e37_79b1, 0x85eb_ca6b];
+    factors.into_iter().map(move |factor| (window.wrapping_mul(factor) >> SHIFT) as usize)
 }

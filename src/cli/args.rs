@@ -79,10 +79,8 @@ pub fn command(arguments: &[OsString]) -> Option<&'static str> {
 
 /// Takes `--` and what follows it: the command that `exec` runs, which need not be UTF-8.
 pub fn take_program(arguments: &mut Vec<OsString>) -> Vec<OsString> {
-    match arguments.iter().position(|it| it == "--") {
-        Some(dashes) => arguments.split_off(dashes).split_off(1),
-        None => Vec::new(),
-    }
+    let dashes = arguments.iter().position(|it| it == "--");
+    dashes.map_or_else(Vec::new, |dashes| arguments.split_off(dashes).split_off(1))
 }
 
 /// Turns `--name=value` into two arguments, the only form that argh knows.

@@ -1,5 +1,6 @@
 //! The commands that ask one question: health, list, get, has, delete, runtime-env, check.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use argh::FromArgs;
@@ -117,16 +118,11 @@ pub struct Get {
 }
 
 pub fn get(args: Get, context: &Context) -> Result<(), Failure> {
-    #[derive(Serialize)]
-    struct Value<'a> {
-        value: &'a str,
-    }
-
     let client = context.client(args.socket)?;
     let at = credential(&args.credential)?;
     let value = client.get(&at)?.ok_or_else(|| not_found(&at))?;
     if args.json {
-        output::json(&Value { value: value.expose() })
+        output::json(&BTreeMap::from([("value", value.expose())]))
     } else if output::is_terminal() {
         output::text(&Zeroizing::new(format!("{}\n", value.expose())))
     } else {

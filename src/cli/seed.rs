@@ -16,6 +16,10 @@ pub struct Plan {
 
 pub type Seed = (CredentialRef, StoreRequest);
 
+/// The variables of API keys, and the namespace of each.
+const API_KEYS: [(&str, &str); 2] =
+    [("OPENAI_API_KEY", "openai"), ("ANTHROPIC_API_KEY", "anthropic")];
+
 /// Decides for each variable whether it is stored, and as what.
 pub fn plan(variables: &[Variable]) -> Plan {
     let mut plan = Plan::default();
@@ -25,7 +29,8 @@ pub fn plan(variables: &[Variable]) -> Plan {
             let label = name.strip_prefix("EMAIL_")?.strip_suffix(half)?;
             Some(label).filter(|label| !label.is_empty())
         };
-        let seed = if let Some(namespace) = api_key_namespace(name) {
+        let api_key = API_KEYS.iter().find(|(variable, _)| *variable == name);
+        let seed = if let Some((_, namespace)) = api_key {
             let at = CredentialRef::parse(namespace, "api_key").expect("both names are valid");
             let env_name = Some(name.to_owned());
             request(variable, DeliveryMode::RuntimeEnv, env_name, &["uwe", "jarvis"])
@@ -53,14 +58,6 @@ pub fn plan(variables: &[Variable]) -> Plan {
         }
     }
     plan
-}
-
-fn api_key_namespace(name: &str) -> Option<&'static str> {
-    match name {
-        "OPENAI_API_KEY" => Some("openai"),
-        "ANTHROPIC_API_KEY" => Some("anthropic"),
-        _ => None,
-    }
 }
 
 /// The other variable of a pair for an email account.

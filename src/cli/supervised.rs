@@ -99,21 +99,17 @@ pub fn start_watchdog(socket: Option<PathBuf>, ended: Receiver<()>) -> io::Resul
     let client = socket.map(|socket| VaultClient::with_options(socket, &options));
     start_thread("watchdog", move || {
         while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-            if client.as_ref().is_none_or(answers) {
-                notify(&[NotifyState::Watchdog]);
+            match client.as_ref().map(VaultClient::health) {
+                // A restart would not help if the backend is unavailable or there are too many
+                // connections: the service answers.
+                None
+                | Some(Ok(_) | Err(ClientError::Failed { .. } | ClientError::Refused { .. })) => {
+                    notify(&[NotifyState::Watchdog]);
+                }
+                Some(Err(error)) => {
+                    log::error!("the service does not answer its watchdog: {error}");
+                }
             }
         }
     })
-}
-
-/// Whether the service answers at all. A restart would not help if its backend is unavailable
-/// or there are too many connections.
-fn answers(client: &VaultClient) -> bool {
-    match client.health() {
-        Ok(_) | Err(ClientError::Failed { .. } | ClientError::Refused { .. }) => true,
-        Err(error) => {
-            log::error!("the service does not answer its watchdog: {error}");
-            false
-        }
-    }
 }

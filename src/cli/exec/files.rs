@@ -17,7 +17,8 @@ use crate::cli::failure::{Failure, cannot};
 
 /// The directory with its files, removed when this is dropped.
 pub struct Files {
-    directory: PathBuf,
+    /// Its absolute path.
+    pub directory: PathBuf,
     /// Whether `exec` created the directory.
     is_ours: bool,
     open: Vec<(String, File)>,
@@ -34,11 +35,6 @@ impl Files {
         let mut files = Self { directory, is_ours, open: Vec::new() };
         files.replace(credentials)?;
         Ok(files)
-    }
-
-    /// The absolute path of the directory.
-    pub fn directory(&self) -> &Path {
-        &self.directory
     }
 
     /// Replaces the files by those of `credentials`, each atomically.

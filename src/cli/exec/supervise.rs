@@ -145,7 +145,7 @@ impl Supervisor<'_> {
     fn variables(&self, credentials: &RuntimeEnv) -> Result<Variables, Failure> {
         #[cfg(target_os = "linux")]
         if let Some(files) = &self.files {
-            return self.inherited.with([("CREDENTIALS_DIRECTORY", files.directory().as_os_str())]);
+            return self.inherited.with([("CREDENTIALS_DIRECTORY", files.directory.as_os_str())]);
         }
         self.inherited.with_credentials(credentials)
     }

@@ -250,10 +250,11 @@ impl From<CredentialRecord> for RuntimeEnvEntry {
     }
 }
 
-/// A value to store, with its metadata.
-#[derive(Debug)]
+/// A value to store, with its metadata. It serialises to the metadata alone, in wire order.
+#[derive(Debug, Serialize)]
 pub struct StoreRequest {
     /// The value. The empty string is a value.
+    #[serde(skip)]
     pub value: Secret,
     /// How the credential is delivered.
     pub delivery_mode: DeliveryMode,

@@ -163,6 +163,9 @@ enum Script {
     SwallowSecond,
     /// Reads the first request, and ends the connection.
     SwallowFirst,
+    /// Answers one request, then answers half of the next one, and ends the connection with the
+    /// end of that request unread.
+    HalfAnswer,
 }
 
 /// A server that treats its connections by `scripts`, one after the other. Sends each request
@@ -207,6 +210,15 @@ fn scripted(scripts: Vec<Script>) -> (tempfile::TempDir, PathBuf, mpsc::Receiver
                 }
                 Script::SwallowFirst => {
                     read();
+                }
+                Script::HalfAnswer => {
+                    read();
+                    answer();
+                    let mut start = [0; 4];
+                    (&stream).read_exact(&mut start).expect("the next request comes");
+                    let _ = tell.send(String::from_utf8_lossy(&start).into_owned());
+                    write!(&stream, "HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{{")
+                        .expect("writes");
                 }
             }
         }
@@ -259,6 +271,14 @@ fn a_store_is_repeated_only_if_it_was_not_read() {
     let error = put(&client).expect_err("it was read, and nobody knows what came of it");
     assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error:?}");
     assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+    assert!(get(&client).expect("gets, over a new connection"));
+    assert_eq!(lines(told), ["GET", "PUT", "GET"], "the store went once");
+
+    let (_dir, socket, told) = scripted(vec![Script::HalfAnswer, Script::Answer]);
+    let client = VaultClient::new(socket);
+    assert!(get(&client).expect("gets"));
+    let error = put(&client).expect_err("it was half answered");
+    assert!(matches!(error, ClientError::OutcomeUnknown { .. }), "{error:?}");
     assert!(get(&client).expect("gets, over a new connection"));
     assert_eq!(lines(told), ["GET", "PUT", "GET"], "the store went once");
 

@@ -3,78 +3,47 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a [`VaultClient`](super::VaultClient) returns no answer. No variant carries a value or
-/// any part of a request.
+/// Why a [`VaultClient`](super::VaultClient) returns no answer. `socket` is the one that the
+/// client was made for. No variant carries a value or any part of a request.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "each variant's sentence explains its fields")]
 pub enum ClientError {
-    /// No service answers on the socket.
+    /// No service answers on the socket. The `reason` says why, and what to do.
     #[error("no vault answers at {}: {reason}", socket.display())]
-    Unreachable {
-        /// The socket that was tried.
-        socket: PathBuf,
-        /// Why, and what to do.
-        reason: String,
-    },
+    Unreachable { socket: PathBuf, reason: String },
 
-    /// The service did not answer in time. It may have carried out a store or a delete.
+    /// The client waited for the time `after`, and there was no whole answer. The service may
+    /// have carried out a store or a delete.
     #[error("the vault at {} did not answer within {} s; its log may say why", socket.display(), after.as_secs_f32())]
-    TimedOut {
-        /// The socket of the service.
-        socket: PathBuf,
-        /// How long the client waited.
-        after: Duration,
-    },
+    TimedOut { socket: PathBuf, after: Duration },
 
-    /// The connection broke after a store or a delete was sent and before its answer came.
-    /// The service may have carried it out.
+    /// The connection broke after a store or a delete was sent and before its whole answer
+    /// came. The service may have carried it out.
     #[error(
         "the vault at {} closed the connection without an answer; it may or may not have made \
          the change: look before you try again",
         socket.display()
     )]
-    OutcomeUnknown {
-        /// The socket of the service.
-        socket: PathBuf,
-    },
+    OutcomeUnknown { socket: PathBuf },
 
-    /// Another user's process listens on the socket. Nothing was sent to it.
+    /// A process of another user, `uid`, listens on the socket. Nothing was sent to it.
     #[error(
         "the socket {} is served by user ID {uid}, which is neither this user nor root; nothing \
          was sent to it",
         socket.display()
     )]
-    ForeignServer {
-        /// The socket.
-        socket: PathBuf,
-        /// The user ID of the process that listens.
-        uid: u32,
-    },
+    ForeignServer { socket: PathBuf, uid: u32 },
 
-    /// The service refused the request (status 4xx).
+    /// The service refused the request with the HTTP `status` 4xx. The `detail` is its reason.
     #[error("the vault refused: {detail} (HTTP {status})")]
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// The reason that the service gave.
-        detail: String,
-    },
+    Refused { status: u16, detail: String },
 
-    /// The service failed (status 5xx).
+    /// The service failed with the HTTP `status` 5xx. The `detail` is its reason.
     #[error("the vault failed: {detail} (HTTP {status})")]
-    Failed {
-        /// The HTTP status.
-        status: u16,
-        /// The reason that the service gave.
-        detail: String,
-    },
+    Failed { status: u16, detail: String },
 
-    /// The answer is not one that the vault gives.
+    /// The answer is not one that the vault gives. The `reason` names the rule that it breaks.
     #[error("the server at {} does not answer like a vault: {reason}", socket.display())]
-    Protocol {
-        /// The socket that was asked.
-        socket: PathBuf,
-        /// The rule that the answer breaks.
-        reason: String,
-    },
+    Protocol { socket: PathBuf, reason: String },
 }

@@ -54,36 +54,30 @@ impl Http {
     pub(super) fn ask(&self, method: &str, path: &str, body: &[u8]) -> Result<Answer, ClientError> {
         let deadline = Instant::now() + self.options.timeout.min(LONGEST_TIMEOUT);
         let request = request(method, path, body);
-        let exchange = |mut connection: Connection| {
-            let answer = connection.exchange(method, &request, deadline)?;
-            let mut idle = self.idle();
-            if !answer.closes && idle.len() < MAX_IDLE {
-                idle.push(connection);
-            }
-            Ok(answer)
-        };
-        let may_repeat = |error: &io::Error| match error.kind() {
-            ErrorKind::TimedOut | ErrorKind::InvalidData => false,
-            _ => matches!(method, "GET" | "HEAD") || is_unread(error),
-        };
-        let kept = self.idle().pop();
-        let outcome = match kept.map(exchange) {
-            Some(Err(error)) if may_repeat(&error) => {
+        let is_read = matches!(method, "GET" | "HEAD");
+        loop {
+            let kept = self.idle().pop();
+            let is_kept = kept.is_some();
+            let mut connection = kept.map_or_else(|| self.connect(deadline), Ok)?;
+            let error = match connection.exchange(method, &request, deadline) {
+                Ok(answer) => {
+                    let mut idle = self.idle();
+                    if !answer.closes && idle.len() < MAX_IDLE {
+                        idle.push(connection);
+                    }
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            match error.kind() {
+                ErrorKind::UnexpectedEof if !is_read => {
+                    return Err(ClientError::OutcomeUnknown { socket: self.socket.clone() });
+                }
                 // A restart that closed this connection has closed the others as well.
-                self.idle().clear();
-                exchange(self.connect(deadline)?)
+                ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof if is_kept => self.idle().clear(),
+                _ => return Err(self.failure(&error)),
             }
-            Some(outcome) => outcome,
-            None => exchange(self.connect(deadline)?),
-        };
-        outcome.map_err(|error| match error.kind() {
-            ErrorKind::TimedOut => self.timed_out(),
-            ErrorKind::InvalidData => self.protocol(&error),
-            _ if may_repeat(&error) => {
-                self.unreachable(&"it closed the connection without an answer; see its log")
-            }
-            _ => ClientError::OutcomeUnknown { socket: self.socket.clone() },
-        })
+        }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
@@ -95,20 +89,9 @@ impl Http {
         const ROOT: u32 = 0;
         // The kernel takes a timeout of zero for none.
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_micros(1));
-        let stream = connect(&self.socket, left).map_err(|error| {
-            self.unreachable(&match error.kind() {
-                ErrorKind::TimedOut => return self.timed_out(),
-                ErrorKind::NotFound => {
-                    "there is no such socket; is credential-vault serve running?"
-                }
-                ErrorKind::ConnectionRefused => {
-                    "nothing listens on it; start credential-vault serve"
-                }
-                ErrorKind::PermissionDenied => "the vault serves only the user that started it",
-                _ => return self.unreachable(&error),
-            })
-        })?;
-        let uid = Process::across(&stream).map_err(|error| self.unreachable(&error))?.uid;
+        let (stream, uid) = connect(&self.socket, left)
+            .and_then(|stream| Process::across(&stream).map(|server| (stream, server.uid)))
+            .map_err(|error| self.failure(&error))?;
         let ours = rustix::process::geteuid().as_raw();
         if uid != ours && uid != ROOT && Some(uid) != self.options.server_uid {
             return Err(ClientError::ForeignServer { socket: self.socket.clone(), uid });
@@ -116,25 +99,28 @@ impl Http {
         Ok(Connection { stream, limit: Duration::ZERO })
     }
 
-    fn timed_out(&self) -> ClientError {
-        ClientError::TimedOut { socket: self.socket.clone(), after: self.options.timeout }
+    /// The meaning of an error of [`connect`] or of [`Connection::exchange`].
+    fn failure(&self, error: &io::Error) -> ClientError {
+        let reason = match error.kind() {
+            ErrorKind::TimedOut => {
+                let (socket, after) = (self.socket.clone(), self.options.timeout);
+                return ClientError::TimedOut { socket, after };
+            }
+            ErrorKind::InvalidData => return self.protocol(error.to_string()),
+            ErrorKind::NotFound => "there is no such socket; is credential-vault serve running?",
+            ErrorKind::ConnectionRefused => "nothing listens on it; start credential-vault serve",
+            ErrorKind::PermissionDenied => "the vault serves only the user that started it",
+            ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
+                "it closed the connection without an answer; see its log"
+            }
+            _ => &error.to_string(),
+        };
+        ClientError::Unreachable { socket: self.socket.clone(), reason: reason.to_owned() }
     }
 
-    fn unreachable(&self, reason: &dyn ToString) -> ClientError {
-        ClientError::Unreachable { socket: self.socket.clone(), reason: reason.to_string() }
+    pub(super) fn protocol(&self, reason: String) -> ClientError {
+        ClientError::Protocol { socket: self.socket.clone(), reason }
     }
-
-    pub(super) fn protocol(&self, reason: &dyn ToString) -> ClientError {
-        ClientError::Protocol { socket: self.socket.clone(), reason: reason.to_string() }
-    }
-}
-
-/// Whether the server certainly did not read the whole request: it could not be sent, or the
-/// connection was reset. On Linux, a Unix socket that is closed with unread input resets the
-/// connection, one without ends it (`unix_release_sock` in `af_unix.c`).
-fn is_unread(error: &io::Error) -> bool {
-    let kind = error.kind();
-    kind == ErrorKind::BrokenPipe || cfg!(target_os = "linux") && kind == ErrorKind::ConnectionReset
 }
 
 #[derive(Debug)]
@@ -145,6 +131,16 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// Sends a request and reads the answer.
+    ///
+    /// # Errors
+    ///
+    /// | kind | meaning |
+    /// |---|---|
+    /// | `BrokenPipe` | the server certainly did not read the whole request |
+    /// | `UnexpectedEof` | the connection ended before the whole answer came |
+    /// | `InvalidData` | the answer breaks a rule, which the text names |
+    /// | `TimedOut` | the deadline passed |
     fn exchange(&mut self, method: &str, request: &[u8], deadline: Instant) -> io::Result<Answer> {
         let sent = self.send(request, deadline);
         // A server that refuses a connection may answer without reading. So the answer counts
@@ -167,9 +163,14 @@ impl Connection {
         let mut bytes = Zeroizing::new(vec![0; FIRST_READ]);
         let (mut filled, mut head) = (0, None);
         loop {
-            match self.until(deadline, |mut stream| stream.read(&mut bytes[filled..]))? {
-                0 => return Err(ErrorKind::UnexpectedEof.into()),
-                count => filled += count,
+            match self.until(deadline, |mut stream| stream.read(&mut bytes[filled..])) {
+                Ok(count @ 1..) => filled += count,
+                Err(error) if error.kind() == ErrorKind::TimedOut => return Err(error),
+                // After a part of an answer the server may have acted on what it read.
+                Err(error) if filled == 0 && is_unread(&error) => {
+                    return Err(ErrorKind::BrokenPipe.into());
+                }
+                _ => return Err(ErrorKind::UnexpectedEof.into()),
             }
             if head.is_none() {
                 head = parse(&bytes[..filled], method)?;
@@ -215,6 +216,13 @@ impl Connection {
             }
         }
     }
+}
+
+/// Whether a read before any answer shows that the server did not read the whole request. On
+/// Linux, a Unix socket that is closed with unread input resets the connection, one without
+/// ends it (`unix_release_sock` in `af_unix.c`).
+fn is_unread(error: &io::Error) -> bool {
+    cfg!(target_os = "linux") && error.kind() == ErrorKind::ConnectionReset
 }
 
 impl Answer {

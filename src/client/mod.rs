@@ -14,9 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::model::{
-    CredentialRef, DeliveryMode, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest,
-};
+use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
 use crate::secret::Secret;
 use crate::settings::{self, Environment, PathError};
 use http::{Answer, Http};
@@ -131,8 +129,8 @@ impl VaultClient {
             value: String,
         }
 
-        found(self.read::<Found>(&path_of(at)))
-            .map(|found| found.map(|Found { value }| Secret::new(value)))
+        let found = found(self.read::<Found>(&path_of(at)))?;
+        Ok(found.map(|found| Secret::new(found.value)))
     }
 
     /// Asks whether there is such a credential. Does not set `last_used_at`.
@@ -196,7 +194,7 @@ impl VaultClient {
         serde_json::from_slice(answer.body()).map_err(|error| {
             // serde_json's message may quote what it read.
             let column = error.column();
-            self.0.protocol(&format!("the JSON of its answer is wrong (column {column})"))
+            self.0.protocol(format!("the JSON of its answer is wrong (column {column})"))
         })
     }
 
@@ -207,18 +205,16 @@ impl VaultClient {
         if status == 200 {
             return Ok(answer);
         }
-        let detail = match detail(answer.body()) {
-            Some(detail) => detail,
-            // Any web server answers 404, but not with a reason like that of the vault.
-            None if status == 404 && method != "HEAD" => {
-                return Err(self.0.protocol(&"it answered 404 without a reason"));
-            }
-            None => "it gave no reason; its log may".to_owned(),
-        };
+        let given = detail(answer.body());
+        // Any web server answers 404, but not with a reason like that of the vault.
+        if status == 404 && given.is_none() && method != "HEAD" {
+            return Err(self.0.protocol("it answered 404 without a reason".to_owned()));
+        }
+        let detail = given.unwrap_or_else(|| "it gave no reason; its log may".to_owned());
         Err(match status {
             400..=499 => ClientError::Refused { status, detail },
             500..=599 => ClientError::Failed { status, detail },
-            _ => self.0.protocol(&format!("it answered with status {status}")),
+            _ => self.0.protocol(format!("it answered with status {status}")),
         })
     }
 }
@@ -255,16 +251,13 @@ fn path_of(at: &CredentialRef) -> String {
 /// A path segment, in which all but the unreserved characters of RFC 3986 are
 /// percent-encoded.
 fn segment(text: &str) -> String {
-    let digit = |half: u8| char::from(b"0123456789ABCDEF"[usize::from(half)]);
-    let mut segment = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            segment.push(byte.into());
-        } else {
-            segment.extend(['%', digit(byte >> 4), digit(byte & 0xf)]);
+    let encode = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+            char::from(byte).to_string()
         }
-    }
-    segment
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
 }
 
 /// The JSON of a store, in a buffer that is wiped.
@@ -272,18 +265,10 @@ fn store_body(request: &StoreRequest) -> Zeroizing<Vec<u8>> {
     #[derive(Serialize)]
     struct Body<'a> {
         value: &'a str,
-        delivery_mode: DeliveryMode,
-        allowed_consumers: &'a [String],
-        env_name: Option<&'a str>,
-        validator_id: Option<&'a str>,
+        #[serde(flatten)]
+        rest: &'a StoreRequest,
     }
-    let body = Body {
-        value: request.value.expose(),
-        delivery_mode: request.delivery_mode,
-        allowed_consumers: &request.allowed_consumers,
-        env_name: request.env_name.as_deref(),
-        validator_id: request.validator_id.as_deref(),
-    };
+    let body = Body { value: request.value.expose(), rest: request };
     // Growing would leave a copy of the value behind. It comes first, so only the rest can. A
     // control character takes six bytes: `\u0000`.
     let mut bytes = Zeroizing::new(Vec::with_capacity(6 * request.value.len() + 4096));

@@ -18,7 +18,7 @@ use super::CredentialVault;
 #[derive(Debug)]
 pub struct EnvVault {
     environment: Environment,
-    overlay: RwLock<HashMap<Namespace, HashMap<String, Secret>>>,
+    overlay: RwLock<HashMap<CredentialRef, Secret>>,
 }
 
 impl EnvVault {
@@ -46,42 +46,30 @@ impl CredentialVault for EnvVault {
 
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
         let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
-        let stored = overlay.get(at.namespace()).and_then(|keys| keys.get(at.key()));
-        Ok(match stored {
-            Some(value) => Some(value.duplicate()),
-            None => self.environment.var(&variable_name(at)).map(Secret::duplicate),
-        })
+        let value = overlay.get(at).or_else(|| self.environment.var(&variable_name(at)));
+        Ok(value.map(Secret::duplicate))
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
         let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
-        overlay
-            .entry(at.namespace().clone())
-            .or_default()
-            .insert(at.key().to_owned(), value.duplicate());
+        overlay.insert(at.clone(), value.duplicate());
         Ok(())
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(keys) = overlay.get_mut(at.namespace()) else { return Ok(false) };
-        let existed = keys.remove(at.key()).is_some();
-        if keys.is_empty() {
-            overlay.remove(at.namespace());
-        }
-        Ok(existed)
+        Ok(overlay.remove(at).is_some())
     }
 
     fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
-        let stored = overlay.get(at.namespace()).is_some_and(|keys| keys.contains_key(at.key()));
-        Ok(stored || self.environment.var(&variable_name(at)).is_some())
+        Ok(overlay.contains_key(at) || self.environment.var(&variable_name(at)).is_some())
     }
 
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
         let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
-        let mut keys: Vec<String> =
-            overlay.get(namespace).map(|keys| keys.keys().cloned().collect()).unwrap_or_default();
+        let stored = overlay.keys().filter(|at| at.namespace() == namespace);
+        let mut keys: Vec<String> = stored.map(|at| at.key().to_owned()).collect();
         keys.sort_unstable();
         Ok(keys)
     }

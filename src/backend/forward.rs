@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 
-use crate::client::{ClientError, ClientOptions, VaultClient};
-use crate::error::{Field, VaultError};
+use crate::client::{ClientError, ClientOptions, Health, VaultClient};
+use crate::error::VaultError;
 use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
 use crate::secret::Secret;
 use crate::settings;
 
+use super::registry::invalid;
 use super::{BackendOptions, BackendStatus, CredentialVault, MetadataKeeper};
 
 /// The setting for the socket of the service to forward to.
@@ -60,42 +61,18 @@ impl ServiceVault {
             .map_err(|_| invalid(format!("{UPSTREAM_UID_VARIABLE} is a user ID, a number")))?;
         Ok(Self { own: options.own_socket.clone(), ..Self::new(socket, server_uid) })
     }
-
-    /// Follows the chain of forwarding services. Rejects a loop, direct or indirect.
-    fn check_for_loop(&self, own: &Path) -> Result<(), VaultError> {
-        let mut next = resolved(self.client.socket());
-        let mut seen = HashSet::from([resolved(own)]);
-        while seen.insert(next.clone()) {
-            let health = if seen.len() == 2 {
-                self.health.health().map_err(unavailable)?
-            } else if let Ok(health) = VaultClient::new(&next).health() {
-                health
-            } else {
-                // The service before it reports whether this one works.
-                return Ok(());
-            };
-            match health.more.get("upstream").and_then(serde_json::Value::as_str) {
-                Some(upstream) => next = resolved(Path::new(upstream)),
-                None => return Ok(()),
-            }
-        }
-        Err(invalid(format!(
-            "the service at {} would forward to itself; set {UPSTREAM_VARIABLE} to the socket of \
-             another service, or listen on another socket",
-            next.display()
-        )))
-    }
 }
 
-fn invalid(reason: String) -> VaultError {
-    VaultError::ValidationFailed { field: Field::Backend, reason }
+/// The socket that a forwarding service forwards to.
+fn upstream_of(health: &Health) -> Option<PathBuf> {
+    Some(resolved(Path::new(health.more.get("upstream")?.as_str()?)))
 }
 
 /// The error of a call that the other service refused: `failed` makes it from the reason.
 fn refused(error: ClientError, failed: impl FnOnce(String) -> VaultError) -> VaultError {
     match error {
-        ClientError::Failed { status: 503, .. } => unavailable(error),
-        ClientError::Refused { detail, .. } | ClientError::Failed { detail, .. } => failed(detail),
+        ClientError::Refused { detail, .. }
+        | ClientError::Failed { status: ..=502 | 504.., detail } => failed(detail),
         error => unavailable(error),
     }
 }
@@ -156,24 +133,35 @@ impl CredentialVault for ServiceVault {
     }
 
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
-        let listed = self.client.list_namespace(namespace).map_err(unavailable)?;
-        let mut keys: Vec<String> = listed.into_iter().map(|summary| summary.key).collect();
-        keys.sort_unstable();
-        Ok(keys)
+        let listed = self.summaries(Some(namespace))?;
+        Ok(listed.into_iter().map(|summary| summary.key).collect())
     }
 
+    /// Follows the chain of forwarding services. Rejects a loop, direct or indirect.
     fn check(&self) -> Result<(), VaultError> {
-        match &self.own {
-            Some(own) => self.check_for_loop(own),
-            None => self.health.health().map(drop).map_err(unavailable),
+        let mut seen: HashSet<PathBuf> = self.own.iter().map(|own| resolved(own)).collect();
+        let mut next = resolved(self.client.socket());
+        let mut first = Some(&self.health);
+        while seen.insert(next.clone()) {
+            let upstream = match first.take() {
+                Some(client) => upstream_of(&client.health().map_err(unavailable)?),
+                // The service before this one reports whether it works.
+                None => VaultClient::new(&next).health().ok().as_ref().and_then(upstream_of),
+            };
+            let Some(upstream) = upstream else { return Ok(()) };
+            next = upstream;
         }
+        Err(invalid(format!(
+            "the service at {} would forward to itself; set {UPSTREAM_VARIABLE} to the socket of \
+             another service, or listen on another socket",
+            next.display()
+        )))
     }
 
     fn status(&self) -> BackendStatus {
-        let health = self.health.health();
-        let works = health.as_ref().is_ok_and(|health| health.status == "ok");
+        let health = self.health.health().ok();
         BackendStatus {
-            works,
+            works: health.as_ref().is_some_and(|health| health.status == "ok"),
             renewal: None,
             upstream: Some(self.client.socket().to_owned()),
             credential_count: Some(health.map_or(0, |health| health.credential_count)),

@@ -42,7 +42,8 @@ static REGISTRY: LazyLock<RwLock<BTreeMap<String, BackendFactory>>> = LazyLock::
     RwLock::new(BUILT_IN.iter().map(|&(name, make)| (name.to_owned(), make)).collect())
 });
 
-fn invalid(reason: String) -> VaultError {
+/// The error of a setting of a backend.
+pub(super) fn invalid(reason: String) -> VaultError {
     VaultError::ValidationFailed { field: Field::Backend, reason }
 }
 

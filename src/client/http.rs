@@ -21,9 +21,6 @@ const MAX_ANSWER_BYTES: usize = 128 * 1024 * 1024;
 /// Room for the most frequent answers: a head and a short value.
 const FIRST_READ: usize = 1024;
 
-/// As many connections as threads are likely to ask at a time.
-const MAX_IDLE: usize = 64;
-
 /// Keeps a deadline within what the clock can express.
 const LONGEST_TIMEOUT: Duration = Duration::from_hours(24 * 365);
 
@@ -32,7 +29,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_hours(24 * 365);
 pub(super) struct Http {
     pub(super) socket: PathBuf,
     pub(super) options: ClientOptions,
-    /// The most recently used one is last.
+    /// As many as there were calls at a time. The most recently used one is last.
     pub(super) idle: Mutex<Vec<Connection>>,
 }
 
@@ -59,23 +56,23 @@ impl Http {
             let kept = self.idle().pop();
             let is_kept = kept.is_some();
             let mut connection = kept.map_or_else(|| self.connect(deadline), Ok)?;
-            let error = match connection.exchange(method, &request, deadline) {
+            match connection.exchange(method, &request, deadline) {
                 Ok(answer) => {
-                    let mut idle = self.idle();
-                    if !answer.closes && idle.len() < MAX_IDLE {
-                        idle.push(connection);
+                    if !answer.closes {
+                        self.idle().push(connection);
                     }
                     return Ok(answer);
                 }
-                Err(error) => error,
-            };
-            match error.kind() {
-                ErrorKind::UnexpectedEof if !is_read => {
-                    return Err(ClientError::OutcomeUnknown { socket: self.socket.clone() });
-                }
-                // A restart that closed this connection has closed the others as well.
-                ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof if is_kept => self.idle().clear(),
-                _ => return Err(self.failure(&error)),
+                Err(error) => match error.kind() {
+                    ErrorKind::UnexpectedEof if !is_read => {
+                        return Err(ClientError::OutcomeUnknown { socket: self.socket.clone() });
+                    }
+                    // A restart that closed this connection has closed the others as well.
+                    ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof if is_kept => {
+                        self.idle().clear();
+                    }
+                    _ => return Err(self.failure(&error)),
+                },
             }
         }
     }
@@ -209,10 +206,10 @@ impl Connection {
                 self.stream.set_write_timeout(Some(left))?;
                 self.limit = left;
             }
-            let outcome = call(&self.stream);
-            let kind = outcome.as_ref().err().map(io::Error::kind);
-            if !matches!(kind, Some(ErrorKind::Interrupted | ErrorKind::WouldBlock)) {
-                return outcome;
+            match call(&self.stream) {
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+                outcome => return outcome,
             }
         }
     }
@@ -262,13 +259,12 @@ fn invalid(reason: &'static str) -> io::Error {
 /// A request, in a buffer that is wiped.
 fn request(method: &str, path: &str, body: &[u8]) -> Zeroizing<Vec<u8>> {
     const USER_AGENT: &str = concat!("credential-vault/", env!("CARGO_PKG_VERSION"));
-    let mut head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: credential-vault\r\nUser-Agent: {USER_AGENT}\r\n"
+    let content = match body.len() {
+        0 => String::new(),
+        length => format!("Content-Type: application/json\r\nContent-Length: {length}\r\n"),
+    };
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: credential-vault\r\nUser-Agent: {USER_AGENT}\r\n{content}\r\n"
     );
-    if !body.is_empty() {
-        head += "Content-Type: application/json\r\nContent-Length: ";
-        head += &body.len().to_string();
-        head += "\r\n";
-    }
-    Zeroizing::new([head.as_bytes(), b"\r\n", body].concat())
+    Zeroizing::new([head.as_bytes(), body].concat())
 }

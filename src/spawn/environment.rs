@@ -10,13 +10,9 @@ use super::{Problem, SpawnError};
 
 /// Variables and their values. Its `Debug` shows no values.
 #[derive(Default)]
-pub struct RuntimeEnv(BTreeMap<String, (CredentialRef, Secret)>);
+pub struct RuntimeEnv(pub(super) BTreeMap<String, (CredentialRef, Secret)>);
 
 impl RuntimeEnv {
-    pub(super) fn insert(&mut self, name: String, at: CredentialRef, value: Secret) {
-        self.0.insert(name, (at, value));
-    }
-
     /// The variables and their values, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
         self.0.iter().map(|(name, (_, value))| (name.as_str(), value))
@@ -31,12 +27,6 @@ impl RuntimeEnv {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Secret> {
         self.0.get(name).map(|(_, value)| value)
-    }
-
-    /// The credential that a variable holds.
-    #[must_use]
-    pub fn credential(&self, name: &str) -> Option<&CredentialRef> {
-        self.0.get(name).map(|(at, _)| at)
     }
 
     /// The number of variables.

@@ -36,7 +36,7 @@ pub(super) fn fetch(client: &VaultClient, plan: &Plan) -> Result<RuntimeEnv, Spa
             let outcome = client.get(at);
             let mut progress = lock();
             match outcome {
-                Ok(Some(value)) => progress.read.insert(name.clone(), at.clone(), value),
+                Ok(Some(value)) => drop(progress.read.0.insert(name.clone(), (at.clone(), value))),
                 Ok(None) => progress.problems.push(Problem::Missing { at: at.clone() }),
                 // Status 403: the service serves this user nothing at all.
                 Err(

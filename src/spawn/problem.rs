@@ -30,9 +30,6 @@ pub enum Problem {
     /// Its value has a NUL byte, which the variable `name` cannot hold.
     #[error("{at} in {name}: its value has a NUL byte, which no variable can hold")]
     HasNul { at: CredentialRef, name: String },
-    /// The vault lists it with a `namespace` and a `key` that no credential may have.
-    #[error("{namespace}/{key}: the vault lists it under a name that is not valid")]
-    Unnameable { namespace: String, key: String },
     /// The vault answered the read of its value with `error`.
     #[error("{at}: {error}")]
     NotGiven { at: CredentialRef, error: ClientError },

@@ -84,23 +84,20 @@ impl Selection {
 
     /// Finds the credential for each variable, by what the vault lists now.
     pub(super) fn plan(&self, client: &VaultClient) -> Result<Plan, SpawnError> {
-        let mut problems = Vec::new();
-        let mut listed = BTreeMap::new();
-        for entry in client.list_runtime_env()? {
-            match CredentialRef::parse(&entry.namespace, &entry.key) {
-                Ok(at) => drop(listed.insert(at, entry)),
-                Err(_) if self.covers(&entry.namespace) => problems
-                    .push(Problem::Unnameable { namespace: entry.namespace, key: entry.key }),
-                Err(_) => {}
-            }
-        }
-        let covered = listed.iter().filter(|(at, entry)| {
-            self.covers(at.namespace().as_str()) && self.is_for_consumer(entry)
-        });
+        // A vault lists only valid names.
+        let listed: BTreeMap<CredentialRef, RuntimeEnvEntry> = client
+            .list_runtime_env()?
+            .into_iter()
+            .filter_map(|it| Some((CredentialRef::parse(&it.namespace, &it.key).ok()?, it)))
+            .collect();
+        let covered = listed
+            .iter()
+            .filter(|(at, entry)| self.covers(at.namespace()) && self.is_for_consumer(entry));
         let is_mapped = |at| self.mapped.iter().any(|(_, mapped)| mapped == at);
         let own = covered.map(|(at, _)| at).chain(&self.only).filter(|at| !is_mapped(*at));
         let mapped = self.mapped.iter().map(|(name, at)| (at, Some(name)));
 
+        let mut problems = Vec::new();
         let mut chosen: BTreeMap<String, BTreeSet<CredentialRef>> = BTreeMap::new();
         for (at, name) in own.map(|at| (at, None)).chain(mapped) {
             match self.variable(client, at, name, listed.get(at))? {
@@ -119,9 +116,9 @@ impl Selection {
     }
 
     /// Whether a namespace is selected as a whole.
-    fn covers(&self, namespace: &str) -> bool {
+    fn covers(&self, namespace: &Namespace) -> bool {
         let is_for_all = self.only.is_empty() && self.namespaces.is_empty();
-        is_for_all || self.namespaces.iter().any(|it| it.as_str() == namespace)
+        is_for_all || self.namespaces.contains(namespace)
     }
 
     fn is_for_consumer(&self, entry: &RuntimeEnvEntry) -> bool {

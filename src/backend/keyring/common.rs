@@ -4,11 +4,11 @@
 #![allow(clippy::unnecessary_wraps, clippy::unused_self)]
 
 use keyring_core::Error;
+use keyring_core::error::PlatformError;
 
 use super::Failure;
 
 /// These stores do not tell whether the keyring is locked.
-#[derive(Debug)]
 pub(super) struct Watch;
 
 impl Watch {
@@ -31,6 +31,6 @@ pub(super) fn found<T>(result: keyring_core::Result<T>) -> Result<Option<T>, Fai
 }
 
 /// The kind of an error of these stores says all that its cause says.
-pub(super) fn failure_of(_: &(dyn std::error::Error + Send + Sync + 'static)) -> Option<Failure> {
-    None
+pub(super) fn failure_of(cause: PlatformError, other: fn(String) -> Failure) -> Failure {
+    other(cause.to_string())
 }

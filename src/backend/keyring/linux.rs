@@ -10,6 +10,7 @@ use std::sync::Arc;
 use dbus_secret_service::{EncryptionType, Error as ServiceError, Item, Path, SecretService};
 use dbus_secret_service_keyring_store::{Store, cred::Wrapper};
 use keyring_core::api::CredentialStoreApi;
+use keyring_core::error::PlatformError;
 use keyring_core::{Entry, Error};
 
 use crate::secret::Secret;
@@ -29,7 +30,6 @@ pub(super) const START: &str = "start a Secret Service (gnome-keyring, KWallet, 
 const APPLICATION: (&str, &str) = ("application", "Python keyring library");
 
 /// The store, whose calls may prompt, and a connection beside it that never does.
-#[derive(Debug)]
 pub(super) struct Keyring {
     store: Arc<Store>,
     watch: Watch,
@@ -171,12 +171,6 @@ fn make_findable_by_python(entry: &Entry) -> Result<(), Error> {
 /// A connection for questions that never open a prompt.
 pub(super) struct Watch(SecretService);
 
-impl std::fmt::Debug for Watch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Watch")
-    }
-}
-
 impl Watch {
     pub(super) fn open() -> Result<Self, Failure> {
         // No secret travels here, so nothing must be encrypted.
@@ -205,38 +199,35 @@ impl Watch {
     }
 }
 
-/// The meaning of an error's cause, if it comes from the Secret Service.
-pub(super) fn failure_of(
-    cause: &(dyn std::error::Error + Send + Sync + 'static),
-) -> Option<Failure> {
-    cause.downcast_ref::<ServiceError>().map(service_failure)
+/// The meaning of an error's cause, if it comes from the Secret Service, else `other` of it.
+pub(super) fn failure_of(cause: PlatformError, other: fn(String) -> Failure) -> Failure {
+    match cause.downcast::<ServiceError>() {
+        Ok(error) => (*error).into(),
+        Err(cause) => other(cause.to_string()),
+    }
 }
 
 impl From<ServiceError> for Failure {
     fn from(error: ServiceError) -> Self {
-        service_failure(&error)
-    }
-}
-
-fn service_failure(error: &ServiceError) -> Failure {
-    match error {
-        ServiceError::Locked | ServiceError::Prompt => Failure::Locked,
-        ServiceError::NoResult => Failure::Absent("there is no default collection".to_owned()),
-        ServiceError::Unavailable => Failure::Absent(error.to_string()),
-        // The service has forgotten the session, and with it the key.
-        ServiceError::Crypto(_) => Failure::Lost("a value could not be decrypted".to_owned()),
-        ServiceError::Dbus(cause) => {
-            let name = cause.name().unwrap_or_default();
-            let text = format!("{name}: {}", cause.message().unwrap_or_default());
-            match name.rsplit('.').next().unwrap_or_default() {
-                "IsLocked" => Failure::Locked,
-                "NoSession" | "NoSuchObject" | "UnknownObject" | "UnknownMethod"
-                | "UnknownInterface" | "NoReply" | "Disconnected" | "ServiceUnknown"
-                | "NameHasNoOwner" | "NoServer" | "Timeout" | "TimedOut" => Failure::Lost(text),
-                _ if name.contains(".Spawn.") => Failure::Lost(text),
-                _ => Failure::Refused(text),
+        match error {
+            ServiceError::Locked | ServiceError::Prompt => Failure::Locked,
+            ServiceError::NoResult => Failure::Absent("there is no default collection".to_owned()),
+            ServiceError::Unavailable => Failure::Absent(error.to_string()),
+            // The service has forgotten the session, and with it the key.
+            ServiceError::Crypto(_) => Failure::Lost("a value could not be decrypted".to_owned()),
+            ServiceError::Dbus(cause) => {
+                let name = cause.name().unwrap_or_default();
+                let text = format!("{name}: {}", cause.message().unwrap_or_default());
+                match name.rsplit('.').next().unwrap_or_default() {
+                    "IsLocked" => Failure::Locked,
+                    "NoSession" | "NoSuchObject" | "UnknownObject" | "UnknownMethod"
+                    | "UnknownInterface" | "NoReply" | "Disconnected" | "ServiceUnknown"
+                    | "NameHasNoOwner" | "NoServer" | "Timeout" | "TimedOut" => Failure::Lost(text),
+                    _ if name.contains(".Spawn.") => Failure::Lost(text),
+                    _ => Failure::Refused(text),
+                }
             }
+            other => Failure::Refused(other.to_string()),
         }
-        other => Failure::Refused(other.to_string()),
     }
 }

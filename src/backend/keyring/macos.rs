@@ -26,7 +26,6 @@ pub(super) const UNLOCK: &str = "unlock it: log in, or run `security unlock-keyc
 pub(super) const START: &str = "make a login keychain with Keychain Access";
 
 /// The login keychain.
-#[derive(Debug)]
 pub(super) struct Keyring(Arc<Store>);
 
 impl Keyring {

@@ -100,25 +100,17 @@ enum Failure {
     Closed,
 }
 
-/// Some of these errors carry data, so their own `Display` and `Debug` are not shown.
+/// Some of these errors carry data, so only those without show their own text.
 impl From<keyring_core::Error> for Failure {
     fn from(error: keyring_core::Error) -> Self {
         use keyring_core::Error;
         match error {
-            Error::PlatformFailure(cause) => {
-                platform::failure_of(&*cause).unwrap_or_else(|| Self::Refused(cause.to_string()))
-            }
-            Error::NoStorageAccess(cause) => {
-                platform::failure_of(&*cause).unwrap_or_else(|| Self::Absent(cause.to_string()))
-            }
-            // The item was deleted, or a second one made, since the keyring was searched.
-            Error::NoEntry => Self::Lost("an item vanished".to_owned()),
-            Error::Ambiguous(_) => Self::Lost("a second item appeared".to_owned()),
+            Error::PlatformFailure(cause) => platform::failure_of(cause, Self::Refused),
+            Error::NoStorageAccess(cause) => platform::failure_of(cause, Self::Absent),
+            // An item was deleted, or a second one made, since the keyring was searched.
+            Error::NoEntry | Error::Ambiguous(_) => Self::Lost("its items changed".to_owned()),
             Error::BadEncoding(_) | Error::BadDataFormat(..) => Self::NotText,
-            Error::TooLong(what, limit) => {
-                Self::Refused(format!("the {what} is longer than this keyring's limit of {limit}"))
-            }
-            Error::Invalid(what, why) => Self::Refused(format!("the {what} {why}")),
+            Error::TooLong(..) | Error::Invalid(..) => Self::Refused(error.to_string()),
             Error::NotSupportedByStore(what) | Error::BadStoreFormat(what) => Self::Refused(what),
             _ => Self::Refused("it gave no reason".to_owned()),
         }
@@ -132,38 +124,29 @@ impl KeyringVault {
         Self { calls: Worker::new("keyring"), watch: Worker::new("keyring-watch"), timeout }
     }
 
-    /// Runs a `task` that only reads.
-    fn read<T: Send + 'static>(
-        &self,
-        task: impl Fn(&Keyring) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, Failure> {
-        self.call(move |connection, ticket| connected(connection, ticket, Keyring::open, task))
-    }
-
     /// Runs a `task` that changes something, if the keyring will not prompt for it. The task
     /// must be idempotent, because it may be run again on a new connection.
     fn change<T: Send + 'static>(
         &self,
-        place: Place,
+        at: &CredentialRef,
         task: impl Fn(&Keyring, &Place) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        self.call(move |connection, ticket| {
-            connected(connection, ticket, Keyring::open, |keyring| {
-                if keyring.write_would_prompt(&place)? {
-                    return Err(Failure::Locked);
-                }
-                if !ticket.claim() {
-                    return Err(Failure::Silent);
-                }
-                task(keyring, &place)
-            })
+        let place = Place::of(at);
+        self.call(move |keyring, ticket| {
+            if keyring.write_would_prompt(&place)? {
+                return Err(Failure::Locked);
+            }
+            if !ticket.claim() {
+                return Err(Failure::Silent);
+            }
+            task(keyring, &place)
         })
     }
 
     /// Runs `task` on the keyring's thread, and waits for the result until the deadline.
     fn call<T: Send + 'static>(
         &self,
-        task: impl FnOnce(&mut Option<Keyring>, &Ticket) -> Result<T, Failure> + Send + 'static,
+        task: impl Fn(&Keyring, &Ticket) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let deadline = Instant::now() + self.timeout;
         if self.calls.is_stuck() {
@@ -173,7 +156,9 @@ impl KeyringVault {
             // It was unlocked without the prompt that the thread waits for.
             self.calls.abandon_if_stuck();
         }
-        let (ticket, result) = self.calls.submit(task)?;
+        let (ticket, result) = self.calls.submit(move |connection, ticket| {
+            connected(connection, ticket, Keyring::open, |keyring| task(keyring, ticket))
+        })?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match result.recv_timeout(left.min(PATIENCE)) {
@@ -226,27 +211,27 @@ impl KeyringVault {
     fn unavailable(&self, failure: Failure) -> VaultError {
         let others: Vec<String> =
             registered_backends().into_iter().filter(|name| name != BACKEND).collect();
-        let or_another = format!("or use another backend ({})", others.join(", "));
-        let timeout = self.timeout;
-        let reason = match failure {
-            Failure::Locked => format!("it is locked; {UNLOCK}; {or_another}"),
-            Failure::Absent(why) => format!("it cannot be reached ({why}); {START}; {or_another}"),
+        let (problem, advice) = match failure {
+            Failure::Locked => ("it is locked".to_owned(), UNLOCK),
+            Failure::Absent(why) => (format!("it cannot be reached ({why})"), START),
             Failure::Lost(why) | Failure::Refused(why) => {
-                format!("it failed ({why}); see its own log, {or_another}")
+                (format!("it failed ({why})"), "see its own log")
             }
-            Failure::NotText => format!("its answer is not text; {or_another}"),
-            Failure::Silent => {
-                format!("it does not answer; nothing was changed; restart it, {or_another}")
-            }
-            Failure::Late => format!(
-                "it did not answer within {timeout:?}; the request may still be carried out, so \
-                 ask again; if that does not help, restart it, {or_another}"
+            Failure::NotText => ("its answer is not text".to_owned(), "see its own log"),
+            Failure::Silent => ("it does not answer; nothing was changed".to_owned(), "restart it"),
+            Failure::Late => (
+                format!(
+                    "it did not answer within {:?} and may still do what was asked",
+                    self.timeout
+                ),
+                "ask again; if that does not help, restart it",
             ),
             Failure::AllHang => {
-                format!("too many calls hang in it; answer its prompts or restart it, {or_another}")
+                ("too many calls hang in it".to_owned(), "answer its prompts or restart it")
             }
-            Failure::Closed => "it was closed because the service is stopping".to_owned(),
+            Failure::Closed => ("it was closed".to_owned(), "start the service again"),
         };
+        let reason = format!("{problem}; {advice}, or use another backend ({})", others.join(", "));
         VaultError::BackendUnavailable {
             backend: BACKEND.to_owned(),
             reason,
@@ -265,10 +250,7 @@ fn connected<K, T>(
     task: impl Fn(&K) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let mut attempt = || {
-        let kept = match connection.take() {
-            Some(kept) => kept,
-            None => open()?,
-        };
+        let kept = connection.take().map_or_else(&open, Ok)?;
         let result = task(&kept);
         if !matches!(result, Err(Failure::Lost(_))) {
             *connection = Some(kept);
@@ -290,33 +272,33 @@ impl CredentialVault for KeyringVault {
     }
 
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
-        let (place, at) = (Place::of(at), at.clone());
-        self.read(move |keyring| keyring.get(&place))
-            .map_err(|failure| self.failed(failure, |reason| VaultError::ReadFailed { at, reason }))
+        let place = Place::of(at);
+        let refused = |reason| VaultError::ReadFailed { at: at.clone(), reason };
+        self.call(move |keyring, _| keyring.get(&place))
+            .map_err(|error| self.failed(error, refused))
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
-        let (place, at, value) = (Place::of(at), at.clone(), value.duplicate());
-        self.change(place, move |keyring, place| keyring.set(place, &value)).map_err(|failure| {
-            self.failed(failure, |reason| VaultError::StoreFailed { at, reason })
-        })
+        let value = value.duplicate();
+        let refused = |reason| VaultError::StoreFailed { at: at.clone(), reason };
+        self.change(at, move |keyring, place| keyring.set(place, &value))
+            .map_err(|error| self.failed(error, refused))
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        let (place, at) = (Place::of(at), at.clone());
-        self.change(place, Keyring::delete).map_err(|failure| {
-            self.failed(failure, |reason| VaultError::DeleteFailed { at, reason })
-        })
+        let refused = |reason| VaultError::DeleteFailed { at: at.clone(), reason };
+        self.change(at, Keyring::delete).map_err(|error| self.failed(error, refused))
     }
 
     fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let place = Place::of(at);
-        self.read(move |keyring| keyring.has(&place)).map_err(|failure| self.unavailable(failure))
+        self.call(move |keyring, _| keyring.has(&place))
+            .map_err(|failure| self.unavailable(failure))
     }
 
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
         let service = service_of(namespace);
-        let users = self.read(move |keyring| keyring.users(&service));
+        let users = self.call(move |keyring, _| keyring.users(&service));
         let mut keys = users.map_err(|failure| self.unavailable(failure))?;
         keys.sort_unstable();
         keys.dedup();

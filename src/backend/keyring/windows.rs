@@ -28,7 +28,6 @@ pub(super) const UNLOCK: &str = "log in to Windows with the account that owns it
 pub(super) const START: &str = "run in a logon session that has a Credential Manager";
 
 /// The Credential Manager. The store makes `user@service` of the two by itself.
-#[derive(Debug)]
 pub(super) struct Keyring(Arc<Store>);
 
 impl Keyring {

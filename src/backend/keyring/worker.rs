@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use super::Failure;
 
@@ -19,7 +20,7 @@ const MAX_THREADS: usize = 1 + 4;
 
 /// A queue of jobs and the thread that does them. The thread owns a `K`: a connection, which
 /// the jobs open and use again. The first job starts the thread.
-pub(super) struct Worker<K> {
+pub(super) struct Worker<K: 'static> {
     name: &'static str,
     shared: Arc<Shared<K>>,
 }
@@ -30,23 +31,17 @@ struct Shared<K> {
 }
 
 struct State<K> {
-    queue: VecDeque<Job<K>>,
+    queue: VecDeque<(Arc<Ticket>, Task<K>)>,
+    /// The current thread. Any other ends after its job.
+    current: Option<ThreadId>,
     /// The job that the current thread is doing.
     running: Option<Arc<Ticket>>,
-    /// Counts the threads that were current. A thread ends when it is no longer current.
-    generation: u64,
-    has_thread: bool,
     is_closed: bool,
     /// The number of threads, with the abandoned ones.
     threads: usize,
 }
 
 type Task<K> = Box<dyn FnOnce(&mut Option<K>) + Send>;
-
-struct Job<K> {
-    ticket: Arc<Ticket>,
-    run: Task<K>,
-}
 
 impl<K> Shared<K> {
     fn lock(&self) -> MutexGuard<'_, State<K>> {
@@ -59,9 +54,8 @@ impl<K: 'static> Worker<K> {
     pub(super) fn new(name: &'static str) -> Self {
         let state = State {
             queue: VecDeque::new(),
+            current: None,
             running: None,
-            generation: 0,
-            has_thread: false,
             is_closed: false,
             threads: 0,
         };
@@ -84,7 +78,7 @@ impl<K: 'static> Worker<K> {
         });
         let mut state = self.shared.lock();
         self.ensure_thread(&mut state)?;
-        state.queue.push_back(Job { ticket: Arc::clone(&ticket), run });
+        state.queue.push_back((Arc::clone(&ticket), run));
         drop(state);
         self.shared.changed.notify_one();
         Ok((ticket, result))
@@ -94,18 +88,18 @@ impl<K: 'static> Worker<K> {
         if state.is_closed {
             return Err(Failure::Closed);
         }
-        if state.has_thread {
+        if state.current.is_some() {
             return Ok(());
         }
         if state.threads == MAX_THREADS {
             return Err(Failure::AllHang);
         }
-        let (shared, generation) = (Arc::clone(&self.shared), state.generation);
-        std::thread::Builder::new()
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new()
             .name(self.name.to_owned())
-            .spawn(move || run(&shared, generation))
+            .spawn(move || run(&shared))
             .map_err(|error| Failure::Absent(format!("no thread for it: {error}")))?;
-        state.has_thread = true;
+        state.current = Some(thread.thread().id());
         state.threads += 1;
         Ok(())
     }
@@ -131,9 +125,7 @@ impl<K: 'static> Worker<K> {
             }
         }
     }
-}
 
-impl<K> Worker<K> {
     /// Accepts no more jobs and drops the queued ones. The thread ends after the job that it is
     /// doing.
     pub(super) fn close(&self) {
@@ -152,44 +144,44 @@ impl<K> State<K> {
     }
 
     fn leave_thread(&mut self) {
-        self.generation += 1;
-        self.has_thread = false;
+        self.current = None;
         self.running = None;
     }
 }
 
-impl<K> Drop for Worker<K> {
+impl<K: 'static> Drop for Worker<K> {
     fn drop(&mut self) {
         self.close();
     }
 }
 
-impl<K> fmt::Debug for Worker<K> {
+impl<K: 'static> fmt::Debug for Worker<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 /// The loop of one thread.
-fn run<K>(shared: &Shared<K>, generation: u64) {
+fn run<K>(shared: &Shared<K>) {
+    let own = Some(thread::current().id());
     let mut connection = None;
     let mut state = shared.lock();
-    while state.generation == generation {
-        let Some(job) = state.queue.pop_front() else {
+    while state.current == own {
+        let Some((ticket, task)) = state.queue.pop_front() else {
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             continue;
         };
         // If its caller has gone, it was told that nothing changed.
-        if !job.ticket.is_wanted() {
+        if !ticket.is_wanted() {
             continue;
         }
-        state.running = Some(job.ticket);
+        state.running = Some(ticket);
         drop(state);
-        if catch_unwind(AssertUnwindSafe(|| (job.run)(&mut connection))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| task(&mut connection))).is_err() {
             connection = None;
         }
         state = shared.lock();
-        if state.generation == generation {
+        if state.current == own {
             state.running = None;
         }
     }

@@ -78,25 +78,29 @@ fn service_of(namespace: &Namespace) -> String {
 }
 
 /// The failure of a call. Never contains a value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Failure {
-    /// The keyring is locked, and only a person can unlock it.
+    /// Only a person can unlock it.
+    #[error("it is locked")]
     Locked,
     /// There is no keyring.
+    #[error("it cannot be reached ({0})")]
     Absent(String),
     /// This connection no longer works, but a new one may.
+    #[error("it failed ({0})")]
     Lost(String),
-    /// The keyring refused.
+    #[error("it refused ({0})")]
     Refused(String),
-    /// The stored value is not text.
+    #[error("what it has is not text; store it again")]
     NotText,
-    /// The keyring does not answer. Nothing was changed.
+    #[error("it does not answer; nothing was changed")]
     Silent,
-    /// The keyring did not answer in time, and the change may still be made.
+    #[error("it did not answer in time, and may still do what was asked")]
     Late,
-    /// Too many calls hang.
+    #[error("too many calls hang in it")]
     AllHang,
     /// The vault was closed.
+    #[error("it was closed, since the service is stopping")]
     Closed,
 }
 
@@ -198,45 +202,32 @@ impl KeyringVault {
             Err(Failure::Silent)
         })
     }
+}
 
-    /// The error of a call that fails with `refused` if the keyring answered, but refused.
-    fn failed(&self, failure: Failure, refused: impl FnOnce(String) -> VaultError) -> VaultError {
-        match failure {
-            Failure::NotText => refused("what the keyring has is not text; store it again".into()),
-            Failure::Refused(why) => refused(format!("the keyring refused ({why})")),
-            failure => self.unavailable(failure),
-        }
+/// The error of a call that fails with `refused` if the keyring answered, but refused.
+fn failed(failure: Failure, refused: impl FnOnce(String) -> VaultError) -> VaultError {
+    match failure {
+        Failure::NotText | Failure::Refused(_) => refused(format!("keyring: {failure}")),
+        failure => unavailable(failure),
     }
+}
 
-    fn unavailable(&self, failure: Failure) -> VaultError {
-        let others: Vec<String> =
-            registered_backends().into_iter().filter(|name| name != BACKEND).collect();
-        let (problem, advice) = match failure {
-            Failure::Locked => ("it is locked".to_owned(), UNLOCK),
-            Failure::Absent(why) => (format!("it cannot be reached ({why})"), START),
-            Failure::Lost(why) | Failure::Refused(why) => {
-                (format!("it failed ({why})"), "see its own log")
-            }
-            Failure::NotText => ("its answer is not text".to_owned(), "see its own log"),
-            Failure::Silent => ("it does not answer; nothing was changed".to_owned(), "restart it"),
-            Failure::Late => (
-                format!(
-                    "it did not answer within {:?} and may still do what was asked",
-                    self.timeout
-                ),
-                "ask again; if that does not help, restart it",
-            ),
-            Failure::AllHang => {
-                ("too many calls hang in it".to_owned(), "answer its prompts or restart it")
-            }
-            Failure::Closed => ("it was closed".to_owned(), "start the service again"),
-        };
-        let reason = format!("{problem}; {advice}, or use another backend ({})", others.join(", "));
-        VaultError::BackendUnavailable {
-            backend: BACKEND.to_owned(),
-            reason,
-            retry_after: RETRY_AFTER,
-        }
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` calls it")]
+fn unavailable(failure: Failure) -> VaultError {
+    let advice = match failure {
+        Failure::Locked => UNLOCK,
+        Failure::Absent(_) => START,
+        Failure::Silent => "restart it",
+        Failure::Late => "ask again; if that does not help, restart it",
+        Failure::AllHang => "answer its prompts or restart it",
+        _ => "see its own log",
+    };
+    let others: Vec<String> =
+        registered_backends().into_iter().filter(|name| name != BACKEND).collect();
+    VaultError::BackendUnavailable {
+        backend: BACKEND.to_owned(),
+        reason: format!("{failure}; {advice}; or use another backend ({})", others.join(", ")),
+        retry_after: RETRY_AFTER,
     }
 }
 
@@ -274,32 +265,30 @@ impl CredentialVault for KeyringVault {
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
         let place = Place::of(at);
         let refused = |reason| VaultError::ReadFailed { at: at.clone(), reason };
-        self.call(move |keyring, _| keyring.get(&place))
-            .map_err(|error| self.failed(error, refused))
+        self.call(move |keyring, _| keyring.get(&place)).map_err(|failure| failed(failure, refused))
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
         let value = value.duplicate();
         let refused = |reason| VaultError::StoreFailed { at: at.clone(), reason };
         self.change(at, move |keyring, place| keyring.set(place, &value))
-            .map_err(|error| self.failed(error, refused))
+            .map_err(|failure| failed(failure, refused))
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let refused = |reason| VaultError::DeleteFailed { at: at.clone(), reason };
-        self.change(at, Keyring::delete).map_err(|error| self.failed(error, refused))
+        self.change(at, Keyring::delete).map_err(|failure| failed(failure, refused))
     }
 
     fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let place = Place::of(at);
-        self.call(move |keyring, _| keyring.has(&place))
-            .map_err(|failure| self.unavailable(failure))
+        self.call(move |keyring, _| keyring.has(&place)).map_err(unavailable)
     }
 
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
         let service = service_of(namespace);
         let users = self.call(move |keyring, _| keyring.users(&service));
-        let mut keys = users.map_err(|failure| self.unavailable(failure))?;
+        let mut keys = users.map_err(unavailable)?;
         keys.sort_unstable();
         keys.dedup();
         Ok(keys)

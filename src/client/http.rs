@@ -51,7 +51,6 @@ impl Http {
     pub(super) fn ask(&self, method: &str, path: &str, body: &[u8]) -> Result<Answer, ClientError> {
         let deadline = Instant::now() + self.options.timeout.min(LONGEST_TIMEOUT);
         let request = request(method, path, body);
-        let is_read = matches!(method, "GET" | "HEAD");
         loop {
             let kept = self.idle().pop();
             let is_kept = kept.is_some();
@@ -64,9 +63,6 @@ impl Http {
                     return Ok(answer);
                 }
                 Err(error) => match error.kind() {
-                    ErrorKind::UnexpectedEof if !is_read => {
-                        return Err(ClientError::OutcomeUnknown { socket: self.socket.clone() });
-                    }
                     // A restart that closed this connection has closed the others as well.
                     ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof if is_kept => {
                         self.idle().clear();
@@ -83,14 +79,14 @@ impl Http {
 
     /// Connects, and asks the kernel who listens before a byte is sent.
     fn connect(&self, deadline: Instant) -> Result<Connection, ClientError> {
-        const ROOT: u32 = 0;
         // The kernel takes a timeout of zero for none.
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_micros(1));
         let (stream, uid) = connect(&self.socket, left)
             .and_then(|stream| Process::across(&stream).map(|server| (stream, server.uid)))
             .map_err(|error| self.failure(&error))?;
-        let ours = rustix::process::geteuid().as_raw();
-        if uid != ours && uid != ROOT && Some(uid) != self.options.server_uid {
+        // Root has the user ID 0.
+        let allowed = [Some(0), Some(rustix::process::geteuid().as_raw()), self.options.server_uid];
+        if !allowed.contains(&Some(uid)) {
             return Err(ClientError::ForeignServer { socket: self.socket.clone(), uid });
         }
         Ok(Connection { stream, limit: Duration::ZERO })
@@ -98,21 +94,18 @@ impl Http {
 
     /// The meaning of an error of [`connect`] or of [`Connection::exchange`].
     fn failure(&self, error: &io::Error) -> ClientError {
+        let (socket, after) = (self.socket.clone(), self.options.timeout);
         let reason = match error.kind() {
-            ErrorKind::TimedOut => {
-                let (socket, after) = (self.socket.clone(), self.options.timeout);
-                return ClientError::TimedOut { socket, after };
-            }
+            ErrorKind::TimedOut => return ClientError::TimedOut { socket, after },
+            ErrorKind::ConnectionAborted => return ClientError::OutcomeUnknown { socket },
             ErrorKind::InvalidData => return self.protocol(error.to_string()),
             ErrorKind::NotFound => "there is no such socket; is credential-vault serve running?",
             ErrorKind::ConnectionRefused => "nothing listens on it; start credential-vault serve",
             ErrorKind::PermissionDenied => "the vault serves only the user that started it",
-            ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
-                "it closed the connection without an answer; see its log"
-            }
+            ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => "it gave no answer; see its log",
             _ => &error.to_string(),
         };
-        ClientError::Unreachable { socket: self.socket.clone(), reason: reason.to_owned() }
+        ClientError::Unreachable { socket, reason: reason.to_owned() }
     }
 
     pub(super) fn protocol(&self, reason: String) -> ClientError {
@@ -135,7 +128,8 @@ impl Connection {
     /// | kind | meaning |
     /// |---|---|
     /// | `BrokenPipe` | the server certainly did not read the whole request |
-    /// | `UnexpectedEof` | the connection ended before the whole answer came |
+    /// | `UnexpectedEof` | the connection ended before the whole answer to a read came |
+    /// | `ConnectionAborted` | the same, and the request may have made a change |
     /// | `InvalidData` | the answer breaks a rule, which the text names |
     /// | `TimedOut` | the deadline passed |
     fn exchange(&mut self, method: &str, request: &[u8], deadline: Instant) -> io::Result<Answer> {
@@ -158,6 +152,7 @@ impl Connection {
 
     fn receive(&mut self, method: &str, deadline: Instant) -> io::Result<Answer> {
         let mut bytes = Zeroizing::new(vec![0; FIRST_READ]);
+        let is_read = matches!(method, "GET" | "HEAD");
         let (mut filled, mut head) = (0, None);
         loop {
             match self.until(deadline, |mut stream| stream.read(&mut bytes[filled..])) {
@@ -167,7 +162,8 @@ impl Connection {
                 Err(error) if filled == 0 && is_unread(&error) => {
                     return Err(ErrorKind::BrokenPipe.into());
                 }
-                _ => return Err(ErrorKind::UnexpectedEof.into()),
+                _ if is_read => return Err(ErrorKind::UnexpectedEof.into()),
+                _ => return Err(ErrorKind::ConnectionAborted.into()),
             }
             if head.is_none() {
                 head = parse(&bytes[..filled], method)?;

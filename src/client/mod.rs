@@ -193,8 +193,7 @@ impl VaultClient {
         let answer = self.call("GET", path, b"")?;
         serde_json::from_slice(answer.body()).map_err(|error| {
             // serde_json's message may quote what it read.
-            let column = error.column();
-            self.0.protocol(format!("the JSON of its answer is wrong (column {column})"))
+            self.0.protocol(format!("the JSON of its answer is wrong (column {})", error.column()))
         })
     }
 
@@ -231,7 +230,7 @@ fn found<T>(outcome: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
 /// service may echo the input in it.
 fn detail(body: &[u8]) -> Option<String> {
     let show = |fault: &Value| {
-        let part = |it: &Value| it.as_str().map_or_else(|| it.to_string(), str::to_owned);
+        let part = |it: &Value| it.to_string().replace('"', "");
         let place: Vec<String> = fault["loc"].as_array()?.iter().map(part).collect();
         Some(format!("{}: {}", place.join("."), fault["msg"].as_str()?))
     };

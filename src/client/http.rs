@@ -64,9 +64,7 @@ impl Http {
                 }
                 Err(error) => match error.kind() {
                     // A restart that closed this connection has closed the others as well.
-                    ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof if is_kept => {
-                        self.idle().clear();
-                    }
+                    ErrorKind::BrokenPipe if is_kept => self.idle().clear(),
                     _ => return Err(self.failure(&error)),
                 },
             }
@@ -102,7 +100,7 @@ impl Http {
             ErrorKind::NotFound => "there is no such socket; is credential-vault serve running?",
             ErrorKind::ConnectionRefused => "nothing listens on it; start credential-vault serve",
             ErrorKind::PermissionDenied => "the vault serves only the user that started it",
-            ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => "it gave no answer; see its log",
+            ErrorKind::BrokenPipe => "it closed the connection without an answer; see its log",
             _ => &error.to_string(),
         };
         ClientError::Unreachable { socket, reason: reason.to_owned() }
@@ -127,9 +125,8 @@ impl Connection {
     ///
     /// | kind | meaning |
     /// |---|---|
-    /// | `BrokenPipe` | the server certainly did not read the whole request |
-    /// | `UnexpectedEof` | the connection ended before the whole answer to a read came |
-    /// | `ConnectionAborted` | the same, and the request may have made a change |
+    /// | `BrokenPipe` | the connection ended; sending the request again makes no change twice |
+    /// | `ConnectionAborted` | the connection ended; the request may have made a change |
     /// | `InvalidData` | the answer breaks a rule, which the text names |
     /// | `TimedOut` | the deadline passed |
     fn exchange(&mut self, method: &str, request: &[u8], deadline: Instant) -> io::Result<Answer> {
@@ -162,7 +159,7 @@ impl Connection {
                 Err(error) if filled == 0 && is_unread(&error) => {
                     return Err(ErrorKind::BrokenPipe.into());
                 }
-                _ if is_read => return Err(ErrorKind::UnexpectedEof.into()),
+                _ if is_read => return Err(ErrorKind::BrokenPipe.into()),
                 _ => return Err(ErrorKind::ConnectionAborted.into()),
             }
             if head.is_none() {

@@ -1,7 +1,7 @@
 //! The parts that macOS and Windows share.
 
 // The signatures are those that Linux needs, where more can fail.
-#![allow(clippy::unnecessary_wraps, clippy::unused_self)]
+#![allow(clippy::needless_pass_by_value, clippy::unnecessary_wraps, clippy::unused_self)]
 
 use keyring_core::Error;
 use keyring_core::error::PlatformError;

@@ -47,6 +47,11 @@ impl VaultService {
         Ok(Self { vault, metadata: None, changing: ChangeLocks::default() })
     }
 
+    /// The database, for listings by the page. `None` if the backend keeps the metadata.
+    pub(crate) fn metadata(&self) -> Option<&MetadataStore> {
+        self.metadata.as_ref()
+    }
+
     fn keeper(&self) -> &dyn MetadataKeeper {
         self.vault.metadata_keeper().expect("`over_metadata_keeper` checked it")
     }
@@ -113,8 +118,8 @@ impl VaultService {
         visit: &mut dyn FnMut(MaskedSummary),
     ) -> Result<(), VaultError> {
         if let Some(metadata) = &self.metadata {
-            let filter = namespace.map_or(Filter::All, Filter::Namespace);
-            metadata.for_each(filter, &mut |record| visit(record.into()))?;
+            let filter = namespace.cloned().map_or(Filter::All, Filter::Namespace);
+            metadata.for_each(&filter, &mut |record| visit(record.into()))?;
         } else {
             self.keeper().summaries(namespace)?.into_iter().for_each(visit);
         }
@@ -128,7 +133,7 @@ impl VaultService {
     /// The error of the database, or of the backend.
     pub fn runtime_env(&self, visit: &mut dyn FnMut(RuntimeEnvEntry)) -> Result<(), VaultError> {
         if let Some(metadata) = &self.metadata {
-            metadata.for_each(Filter::RuntimeEnv, &mut |record| visit(record.into()))?;
+            metadata.for_each(&Filter::RuntimeEnv, &mut |record| visit(record.into()))?;
         } else {
             self.keeper().runtime_env()?.into_iter().for_each(visit);
         }
@@ -160,7 +165,7 @@ impl VaultService {
     pub fn forget_metadata_without_value(&self) -> Result<usize, VaultError> {
         let Some(metadata) = &self.metadata else { return Ok(0) };
         let mut all = Vec::new();
-        metadata.for_each(Filter::All, &mut |record| all.push(record.at))?;
+        metadata.for_each(&Filter::All, &mut |record| all.push(record.at))?;
         let mut forgotten = 0;
         for at in all {
             let _lock = self.changing.lock(&at);

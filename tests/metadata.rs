@@ -39,7 +39,7 @@ fn row(key: &str, value: &str) -> CredentialRecord {
 
 fn records(store: &MetadataStore) -> Vec<CredentialRecord> {
     let mut records = Vec::new();
-    store.for_each(Filter::All, &mut |record| records.push(record)).expect("lists");
+    store.for_each(&Filter::All, &mut |record| records.push(record)).expect("lists");
     records
 }
 
@@ -316,7 +316,7 @@ fn an_invalid_row_is_named_in_the_error() {
         .expect("opens")
         .execute_batch("UPDATE credential_metadata SET created_at = 'yesterday'")
         .expect("changes");
-    let error = store.for_each(Filter::All, &mut |_| ()).expect_err("no timestamp");
+    let error = store.for_each(&Filter::All, &mut |_| ()).expect_err("no timestamp");
     assert!(
         error.to_string().contains("n/key") && error.to_string().contains("created_at"),
         "{error}"

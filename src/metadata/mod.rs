@@ -4,7 +4,7 @@
 //! ```text
 //!  put, remove, restore ──channel──▶ writer thread ──one commit for many──▶ credentials.db
 //!  touch ──▶ map in memory ──────every half second──────▶ ▲                      │
-//!                  └──────────────overlay──────────▶ for_each ◀──────readers─────┘
+//!                  └──────────────overlay──────────▶     page ◀──────readers─────┘
 //! ```
 //!
 //! A change returns only after its transaction is on disk; changes that arrive together share
@@ -18,6 +18,7 @@ mod schema;
 mod writer;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,13 +33,13 @@ use self::reader::Readers;
 use self::schema::Reason;
 use self::writer::{Change, Message, Outcome};
 
-/// The records that [`MetadataStore::for_each`] visits.
-#[derive(Debug, Clone, Copy)]
-pub enum Filter<'a> {
+/// The records of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Filter {
     /// Every record.
     All,
     /// Those of one namespace.
-    Namespace(&'a Namespace),
+    Namespace(Namespace),
     /// Those delivered as environment variables.
     RuntimeEnv,
 }
@@ -146,15 +147,35 @@ impl MetadataStore {
     /// [`MetadataError::Closed`].
     pub fn for_each(
         &self,
-        filter: Filter<'_>,
+        filter: &Filter,
         visit: &mut dyn FnMut(CredentialRecord),
+    ) -> Result<(), MetadataError> {
+        self.page(filter, None, &mut |record| {
+            visit(record);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Visits the same records beginning with `from`, until `visit` breaks. Each page is as of a
+    /// moment of its own, and nothing is held between two of them. A record that exists all the
+    /// time is on exactly one of the pages of a listing. One that is created or removed meanwhile
+    /// may or may not be on one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`for_each`](Self::for_each).
+    pub fn page(
+        &self,
+        filter: &Filter,
+        from: Option<&CredentialRef>,
+        visit: &mut dyn FnMut(CredentialRecord) -> ControlFlow<()>,
     ) -> Result<(), MetadataError> {
         // A touch leaves memory after its commit. So with the touches read first, and the
         // rows second, none is missed.
         let touches = Arc::clone(&lock(&self.touches));
-        self.readers.for_each(filter, &mut |mut record| {
+        self.readers.visit(filter, from, &mut |mut record| {
             record.last_used_at = record.last_used_at.max(touches.get(&record.at).copied());
-            visit(record);
+            visit(record)
         })
     }
 

@@ -1,11 +1,12 @@
 //! The connections that read: opened on demand, used by one caller at a time.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use rusqlite::Connection;
 
-use crate::model::{CredentialRecord, DeliveryMode};
+use crate::model::{CredentialRecord, CredentialRef};
 
 use super::row::COLUMNS;
 use super::{Filter, MetadataError, lock, row, schema};
@@ -25,26 +26,33 @@ impl Readers {
         Self { path, idle: Mutex::new(Some(Vec::new())) }
     }
 
-    pub(super) fn for_each(
+    pub(super) fn visit(
         &self,
-        filter: Filter<'_>,
-        visit: &mut dyn FnMut(CredentialRecord),
+        filter: &Filter,
+        from: Option<&CredentialRef>,
+        visit: &mut dyn FnMut(CredentialRecord) -> ControlFlow<()>,
     ) -> Result<(), MetadataError> {
-        let (condition, parameter) = match filter {
-            Filter::All => ("", None),
-            Filter::Namespace(namespace) => ("WHERE namespace = ?1", Some(namespace.as_str())),
-            Filter::RuntimeEnv => {
-                ("WHERE delivery_mode = ?1", Some(DeliveryMode::RuntimeEnv.as_str()))
+        let (mut namespace, key) =
+            from.map_or(("", ""), |from| (from.namespace().as_str(), from.key()));
+        // Both forms of the comparison search the index of the primary key.
+        let condition = match filter {
+            Filter::All => "(namespace, key) >= (?1, ?2)",
+            Filter::Namespace(name) => {
+                namespace = name.as_str();
+                "namespace = ?1 AND key >= ?2"
             }
+            Filter::RuntimeEnv => "(namespace, key) >= (?1, ?2) AND delivery_mode = 'runtime_env'",
         };
         let sql = format!(
-            "SELECT {COLUMNS} FROM credential_metadata {condition} ORDER BY namespace, key"
+            "SELECT {COLUMNS} FROM credential_metadata WHERE {condition} ORDER BY namespace, key"
         );
         self.read(|connection| {
             let mut statement = connection.prepare_cached(&sql)?;
-            let mut rows = statement.query(rusqlite::params_from_iter(parameter))?;
+            let mut rows = statement.query([namespace, key])?;
             while let Some(row) = rows.next()? {
-                visit(row::read(row)?);
+                if visit(row::read(row)?).is_break() {
+                    break;
+                }
             }
             Ok(())
         })

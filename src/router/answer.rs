@@ -10,48 +10,43 @@ use zeroize::Zeroizing;
 use crate::error::{Field, VaultError};
 use crate::secret::Secret;
 
+use super::Call;
 use super::body::Problem;
 
 /// The name and the value of a header.
 pub type Header = (&'static str, Cow<'static, str>);
 
 /// An answer to a request.
-#[derive(Debug)]
 pub struct Answer {
-    status: u16,
-    headers: Vec<Header>,
-    body: Body,
+    /// The status code.
+    pub status: u16,
+    /// All headers but those of the connection and of the framing.
+    pub headers: Vec<Header>,
+    /// The bytes of the body; of a long listing, its first page.
+    pub body: Zeroizing<Vec<u8>>,
+    /// The call whose answer has the next page of the same body. If that answer does not have
+    /// status 200, the listing failed in the middle.
+    pub rest: Option<Call>,
 }
 
 impl Answer {
-    /// The status code.
-    #[must_use]
-    pub fn status(&self) -> u16 {
-        self.status
-    }
-
-    /// The status, the headers and the body, to be written.
-    #[must_use]
-    pub fn into_parts(self) -> (u16, Vec<Header>, Body) {
-        (self.status, self.headers, self.body)
-    }
-
     pub(super) fn empty(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Body::default() }
+        Self { status, headers: Vec::new(), body: Zeroizing::default(), rest: None }
     }
 
     /// The same answer to a HEAD request.
     pub(super) fn without_body(self) -> Self {
-        Self { body: Body::default(), ..self }
+        Self { body: Zeroizing::default(), ..self }
     }
 
-    fn json(status: u16, body: Body) -> Self {
-        Self { status, headers: vec![("Content-Type", "application/json".into())], body }
+    fn json(status: u16, body: Zeroizing<Vec<u8>>) -> Self {
+        let headers = vec![("Content-Type", "application/json".into())];
+        Self { headers, body, ..Self::empty(status) }
     }
 
     pub(super) fn json_of(status: u16, content: &(impl Serialize + ?Sized)) -> Self {
         let json = serde_json::to_vec(content).expect("names and texts always serialise");
-        Self::json(status, Body(vec![Zeroizing::new(json)]))
+        Self::json(status, Zeroizing::new(json))
     }
 
     /// `{"value":"..."}`: the only answer that contains a credential's value.
@@ -66,7 +61,7 @@ impl Answer {
         json.extend_from_slice(br#"{"value":"#);
         serde_json::to_writer(&mut *json, secret.expose()).expect("a Vec takes every write");
         json.push(b'}');
-        Self::json(200, Body(vec![json]))
+        Self::json(200, json)
     }
 
     /// `{"detail": ...}`, the body of every error.
@@ -112,6 +107,13 @@ impl Answer {
     }
 }
 
+/// Shows no content, which may be a value.
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Answer({}, {} bytes)", self.status, self.body.len())
+    }
+}
+
 /// Every error of the service as callers see it. No error carries a value.
 impl From<&VaultError> for Answer {
     fn from(error: &VaultError) -> Self {
@@ -140,63 +142,35 @@ impl From<&VaultError> for Answer {
     }
 }
 
-/// A JSON list that is written element by element, for listings of many thousands.
-#[derive(Default)]
-pub(super) struct JsonList(Body);
+/// The length of a page, in bytes. With one more element it mostly fits into 64 KiB.
+const PAGE_BYTES: usize = 60 * 1024;
 
-impl JsonList {
+/// A page of a JSON list.
+pub(super) struct JsonPage {
+    json: Zeroizing<Vec<u8>>,
+    /// Precedes the next element.
+    separator: u8,
+}
+
+impl JsonPage {
+    pub(super) fn new(is_first: bool) -> Self {
+        Self { json: Zeroizing::default(), separator: if is_first { b'[' } else { b',' } }
+    }
+
     pub(super) fn push(&mut self, element: &impl Serialize) {
-        let separator = if self.0.is_empty() { b'[' } else { b',' };
-        let segment = self.0.room_for_an_element();
-        segment.push(separator);
-        serde_json::to_writer(segment, element).expect("a Vec takes every write");
+        self.json.push(std::mem::replace(&mut self.separator, b','));
+        serde_json::to_writer(&mut *self.json, element).expect("a Vec takes every write");
     }
 
-    pub(super) fn into_answer(mut self) -> Answer {
-        let end: &[u8] = if self.0.is_empty() { b"[]" } else { b"]" };
-        self.0.room_for_an_element().extend_from_slice(end);
-        Answer::json(200, self.0)
-    }
-}
-
-/// A long body consists of segments of about this size. A listing of any length then needs
-/// no large block of memory, which the allocator would be slow to give back.
-const SEGMENT_BYTES: usize = 16 * 1024;
-
-/// The bytes of a body. They are wiped when they are dropped.
-#[derive(Default)]
-pub struct Body(Vec<Zeroizing<Vec<u8>>>);
-
-impl Body {
-    /// The number of bytes.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.iter().map(|segment| segment.len()).sum()
+    pub(super) fn is_full(&self) -> bool {
+        self.json.len() >= PAGE_BYTES
     }
 
-    /// Whether there are no bytes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|segment| segment.is_empty())
-    }
-
-    /// The bytes, in order. Nearly every body is one segment; a long listing has more.
-    pub fn into_segments(self) -> impl Iterator<Item = Zeroizing<Vec<u8>>> {
-        self.0.into_iter()
-    }
-
-    /// The last segment, or a new one when the last is three quarters full: an element is
-    /// mostly far shorter than the rest, and if it is not, the segment grows.
-    fn room_for_an_element(&mut self) -> &mut Vec<u8> {
-        if self.0.last().is_none_or(|last| last.len() >= SEGMENT_BYTES * 3 / 4) {
-            self.0.push(Zeroizing::new(Vec::with_capacity(SEGMENT_BYTES)));
+    /// The answer, of which `rest` has the next page.
+    pub(super) fn into_answer(mut self, rest: Option<Call>) -> Answer {
+        if rest.is_none() {
+            self.json.extend_from_slice(if self.separator == b'[' { b"[]" } else { b"]" });
         }
-        self.0.last_mut().expect("it was just made sure of")
-    }
-}
-
-impl fmt::Debug for Body {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.len())
+        Answer { rest, ..Answer::json(200, self.json) }
     }
 }

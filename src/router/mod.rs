@@ -6,6 +6,7 @@ mod answer;
 mod body;
 mod path;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -14,12 +15,14 @@ use tiny_http::Method;
 
 use crate::backend::{BackendStatus, RenewalStatus};
 use crate::error::VaultError;
-use crate::model::{CredentialRef, Namespace};
+use crate::metadata::Filter;
+use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry};
 use crate::peer::Peer;
 use crate::service::VaultService;
 
 pub use access::Access;
-pub use answer::{Answer, Body, Header};
+use answer::JsonPage;
+pub use answer::{Answer, Header};
 pub use body::MAX_VALUE_BYTES;
 use path::Resource;
 
@@ -45,10 +48,8 @@ pub struct RequestHead<'a> {
 pub enum Call {
     /// The state of the service.
     Health,
-    /// The summaries of all credentials, or of one namespace.
-    List(Option<Namespace>),
-    /// The credentials that are delivered as environment variables.
-    RuntimeEnv,
+    /// A listing, from this credential on.
+    List(Filter, Option<CredentialRef>),
     /// The value of a credential.
     Get(CredentialRef),
     /// Whether there is a credential.
@@ -96,11 +97,11 @@ impl Router {
                 credential_call(method, at, head.content_type)
             }
             (Resource::Health, Method::Get) => Ok(Call::Health),
-            (Resource::Credentials, Method::Get) => Ok(Call::List(None)),
-            (Resource::RuntimeEnv, Method::Get) => Ok(Call::RuntimeEnv),
+            (Resource::Credentials, Method::Get) => Ok(Call::List(Filter::All, None)),
+            (Resource::RuntimeEnv, Method::Get) => Ok(Call::List(Filter::RuntimeEnv, None)),
             (Resource::Namespace(name), Method::Get) => match Namespace::new(name) {
-                Ok(namespace) => Ok(Call::List(Some(namespace))),
-                Err(_) => Err(answer::JsonList::default().into_answer()),
+                Ok(namespace) => Ok(Call::List(Filter::Namespace(namespace), None)),
+                Err(_) => Err(JsonPage::new(true).into_answer(None)),
             },
             _ => Err(Answer::method_not_allowed("GET")),
         }
@@ -112,7 +113,7 @@ impl Router {
         match call {
             Call::Put(_) | Call::Delete(_) => true,
             Call::Get(_) | Call::Head(_) => self.service.reads_may_block(),
-            Call::Health | Call::List(_) | Call::RuntimeEnv => self.service.listings_may_block(),
+            Call::Health | Call::List(..) => self.service.listings_may_block(),
         }
     }
 
@@ -126,17 +127,9 @@ impl Router {
     }
 
     fn carry_out(&self, call: &Call, body: &[u8]) -> Result<Answer, VaultError> {
-        let mut list = answer::JsonList::default();
         Ok(match call {
             Call::Health => self.health()?,
-            Call::List(namespace) => {
-                self.service.summaries(namespace.as_ref(), &mut |summary| list.push(&summary))?;
-                list.into_answer()
-            }
-            Call::RuntimeEnv => {
-                self.service.runtime_env(&mut |entry| list.push(&entry))?;
-                list.into_answer()
-            }
+            Call::List(filter, from) => self.list(filter, from.as_ref())?,
             Call::Get(at) => Answer::value(&self.service.get(at)?),
             Call::Head(at) => Answer::empty(if self.service.has(at)? { 200 } else { 404 }),
             Call::Put(at) => match body::parse(body) {
@@ -151,6 +144,31 @@ impl Router {
                 done("deleted")
             }
         })
+    }
+
+    /// A page of a listing. Another service's listing arrives whole, so it is one page.
+    fn list(&self, filter: &Filter, from: Option<&CredentialRef>) -> Result<Answer, VaultError> {
+        let mut page = JsonPage::new(from.is_none());
+        let mut rest = None;
+        match (self.service.metadata(), filter) {
+            (Some(metadata), _) => metadata.page(filter, from, &mut |record| {
+                if page.is_full() {
+                    rest = Some(Call::List(filter.clone(), Some(record.at)));
+                    return ControlFlow::Break(());
+                }
+                match filter {
+                    Filter::RuntimeEnv => page.push(&RuntimeEnvEntry::from(record)),
+                    Filter::All | Filter::Namespace(_) => page.push(&MaskedSummary::from(record)),
+                }
+                ControlFlow::Continue(())
+            })?,
+            (None, Filter::RuntimeEnv) => self.service.runtime_env(&mut |it| page.push(&it))?,
+            (None, Filter::All) => self.service.summaries(None, &mut |it| page.push(&it))?,
+            (None, Filter::Namespace(name)) => {
+                self.service.summaries(Some(name), &mut |it| page.push(&it))?;
+            }
+        }
+        Ok(page.into_answer(rest))
     }
 
     fn health(&self) -> Result<Answer, VaultError> {

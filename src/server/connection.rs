@@ -6,20 +6,19 @@ use std::time::Instant;
 
 use rustix::io::{Errno, read};
 use rustix::net::{Shutdown, shutdown};
-use tiny_http::Method;
 
 use crate::peer::Peer;
 use crate::router::{Answer, Call};
 
 use super::buffer::{Input, Lent, Output};
-use super::head;
+use super::head::{self, Framing};
 use super::poll::Interest;
-use super::response::{self, CLOSED, KEPT, KEPT_ANNOUNCED};
+use super::response;
 use super::worker::Shared;
 
 /// One client. It is moved between the parking lot and the worker that serves it, and never
 /// shared. Between turns it holds only the start of an unfinished request and what the
-/// client has not taken of the answers; an idle one holds neither.
+/// client has not taken of the answers, at most a page of a listing; an idle one holds neither.
 #[derive(Debug)]
 pub(super) struct Connection {
     /// Non-blocking.
@@ -28,13 +27,16 @@ pub(super) struct Connection {
     peer: Peer,
     phase: Phase,
     input: Input,
-    /// The length of the request at the start of the input, once its head is known; else 0.
-    needed: usize,
+    /// Of the request at the start of the input, once its head is known. Before that, its length
+    /// is 0, and the rest is that of the request before.
+    framing: Framing,
     /// When the first byte of that request was seen.
     began: Option<Instant>,
     /// `100 Continue` has been sent for it.
     continued: bool,
     output: Output,
+    /// The call for the next page of the answer that is being sent.
+    rest: Option<Call>,
     /// When the parked connection is overdue.
     pub(super) deadline: Instant,
 }
@@ -56,39 +58,9 @@ enum Phase {
 #[derive(Debug)]
 pub(super) enum Next {
     Park(Interest),
-    /// The request may block: a blocking worker carries it out.
-    Block(Request),
+    /// The request at the start of the input may block: a blocking worker carries it out.
+    Block(Call),
     Close,
-}
-
-/// A whole request at the start of a connection's input.
-#[derive(Debug)]
-pub(super) struct Request {
-    pub(super) call: Call,
-    head_len: usize,
-    framing: Framing,
-}
-
-/// The facts about a request that its answer depends on.
-#[derive(Debug, Clone, Copy)]
-struct Framing {
-    /// Its length, head and body.
-    len: usize,
-    keep_alive: bool,
-    is_http_1_0: bool,
-    /// A HEAD request, whose answer has no body.
-    is_head: bool,
-}
-
-enum Served {
-    /// More input is needed.
-    All,
-    /// Enough for one turn; whole requests may be left.
-    Enough,
-    /// The next request may block.
-    Blocks(Request),
-    /// The connection is not read any further.
-    Ending,
 }
 
 /// Pipelined requests answered in one turn, so that other connections get theirs.
@@ -104,17 +76,23 @@ impl Connection {
             peer,
             phase: Phase::Open,
             input: Input::default(),
-            needed: 0,
+            framing: Framing::default(),
             began: None,
             continued: false,
             output: Output::default(),
+            rest: None,
             deadline,
         })
     }
 
     /// Whether it is between two requests.
     pub(super) fn is_idle(&self) -> bool {
-        self.phase == Phase::Open && self.input.is_empty() && self.output.is_empty()
+        self.phase == Phase::Open && self.input.is_empty() && !self.is_answering()
+    }
+
+    /// Whether the client has not got the whole of an answer.
+    fn is_answering(&self) -> bool {
+        !self.output.is_empty() || self.rest.is_some()
     }
 
     /// Reads, serves and writes as far as that goes without waiting.
@@ -124,25 +102,26 @@ impl Connection {
             log::debug!("a connection of {} broke: {error}", self.peer);
             Next::Close
         });
-        self.input.give_back(lent, self.needed);
+        self.input.give_back(lent, self.framing.len);
+        let (limits, now) = (&server.limits, Instant::now());
+        self.deadline = match self.phase {
+            Phase::Lingering => self.deadline,
+            _ if self.is_answering() => now + limits.write,
+            _ if !self.input.is_empty() => *self.began.get_or_insert(now) + limits.request,
+            _ => now + limits.idle,
+        };
         next
     }
 
     /// Adds the answer to a request that blocked, and goes on.
-    pub(super) fn answered(
-        &mut self,
-        request: &Request,
-        answer: Answer,
-        server: &Shared,
-        lent: &mut Lent,
-    ) -> Next {
-        self.respond(request.framing, answer, server, lent);
+    pub(super) fn answered(&mut self, answer: Answer, server: &Shared, lent: &mut Lent) -> Next {
+        self.respond(answer, server, lent);
         self.turn(server, lent)
     }
 
     /// Ends a connection whose deadline has passed, with 408 if a request has begun.
     pub(super) fn expire(&mut self, server: &Shared, lent: &mut Lent) -> Next {
-        if self.phase != Phase::Open || self.input.is_empty() || !self.output.is_empty() {
+        if self.phase != Phase::Open || self.input.is_empty() || self.is_answering() {
             return Next::Close;
         }
         self.refuse(Answer::error(408, "the request did not arrive in time"), lent);
@@ -150,116 +129,105 @@ impl Connection {
     }
 
     /// Answers, and reads no further request.
-    pub(super) fn refuse(&mut self, answer: Answer, lent: &mut Lent) {
-        self.input.consume(self.input.unserved().len());
-        response::write(&mut self.output, answer, CLOSED, false, lent);
+    pub(super) fn refuse(&mut self, mut answer: Answer, lent: &mut Lent) {
+        let input = self.input.unserved();
+        // A head that cannot be parsed may be that of a HEAD, whose answer never has a body.
+        let is_head = input.trim_ascii_start().starts_with(b"HEAD ");
+        self.input.consume(input.len());
+        let framing = Framing { is_head, ..Framing::default() };
+        response::write(&mut self.output, &mut answer, framing, true, lent);
         self.phase = Phase::Refusing;
     }
 
-    pub(super) fn body(&self, request: &Request) -> &[u8] {
-        &self.input.unserved()[request.head_len..request.framing.len]
+    /// The body of the request at the start of the input.
+    pub(super) fn body(&self) -> &[u8] {
+        &self.input.unserved()[self.framing.head_len..self.framing.len]
     }
 
     fn go_on(&mut self, server: &Shared, lent: &mut Lent) -> io::Result<Next> {
+        if !self.output.send(&self.stream, lent)? {
+            return Ok(Next::Park(Interest::Write));
+        }
+        if let Some(call) = self.rest.take() {
+            self.add_page(&call, server, lent)?;
+            // A page is enough for one turn.
+            if !self.output.send(&self.stream, lent)? || self.rest.is_some() {
+                return Ok(Next::Park(Interest::Write));
+            }
+        }
         let mut has_received = false;
         loop {
-            if !self.output.send(&self.stream, lent)? {
-                return Ok(self.park(Interest::Write, server));
+            let next = self.serve(server, lent);
+            let is_sent = self.output.send(&self.stream, lent)?;
+            match next {
+                None if !is_sent => return Ok(Next::Park(Interest::Write)),
+                Some(next) => return Ok(next),
+                None => {}
             }
-            let progress = match self.phase {
-                Phase::Open => self.serve(server, lent),
+            match self.phase {
+                Phase::Open if has_received => return Ok(Next::Park(Interest::Read)),
+                Phase::Open => {}
                 Phase::Closing => return Ok(Next::Close),
                 Phase::Refusing | Phase::Lingering => return self.linger(server),
-            };
-            match progress {
-                Served::Ending => continue,
-                Served::Blocks(request) => {
-                    self.output.send(&self.stream, lent)?;
-                    return Ok(Next::Block(request));
-                }
-                Served::All | Served::Enough => {}
             }
-            if !self.output.send(&self.stream, lent)? || matches!(progress, Served::Enough) {
-                return Ok(self.park(Interest::Write, server));
-            }
-            if has_received {
-                return Ok(self.park(Interest::Read, server));
-            }
-            match self.input.receive(&self.stream, self.needed)? {
+            match self.input.receive(&self.stream, self.framing.len)? {
                 Some(0) => return Ok(Next::Close),
                 Some(_) => has_received = true,
-                None => return Ok(self.park(Interest::Read, server)),
+                None => return Ok(Next::Park(Interest::Read)),
             }
         }
     }
 
-    /// Answers the whole requests at the start of the input.
-    fn serve(&mut self, server: &Shared, lent: &mut Lent) -> Served {
+    /// Answers the whole requests at the start of the input. `None` when more input is needed, or
+    /// none is read any more.
+    fn serve(&mut self, server: &Shared, lent: &mut Lent) -> Option<Next> {
         for _ in 0..REQUESTS_PER_TURN {
             let input = self.input.unserved();
-            if input.is_empty() || input.len() < self.needed {
-                return Served::All;
+            if self.phase != Phase::Open || input.is_empty() || input.len() < self.framing.len {
+                return None;
             }
             let head = match head::parse(input, self.peer, &server.limits) {
-                Ok(Some(head)) => head,
-                Ok(None) => return Served::All,
+                Ok(head) => head?,
                 Err(answer) => {
                     self.refuse(answer, lent);
-                    return Served::Ending;
+                    return None;
                 }
             };
-            let framing = Framing {
-                len: head.len + head.body_len,
-                keep_alive: head.keep_alive,
-                is_http_1_0: head.is_http_1_0,
-                is_head: head.request.method == Method::Head,
+            let call = server.router.resolve(&head.request);
+            self.framing = head.framing;
+            if input.len() < self.framing.len {
+                match call {
+                    _ if self.continued || !self.framing.expects_continue => {}
+                    Err(answer) => self.refuse(answer, lent),
+                    Ok(_) => {
+                        response::write_continue(&mut self.output, lent);
+                        self.continued = true;
+                    }
+                }
+                return None;
+            }
+            let answer = match call {
+                Ok(call) if server.router.may_block(&call) => return Some(Next::Block(call)),
+                Ok(call) => server.answer(&call, self.body()),
+                Err(answer) => answer,
             };
-            let is_whole = input.len() >= framing.len;
-            let must_continue = !is_whole && head.expects_continue && !self.continued;
-            let (head_len, call) = (head.len, server.router.resolve(&head.request));
-            self.needed = framing.len;
-            match call {
-                Err(answer) if must_continue => {
-                    self.refuse(answer, lent);
-                    return Served::Ending;
-                }
-                Ok(_) if must_continue => {
-                    response::write_continue(&mut self.output, lent);
-                    self.continued = true;
-                    return Served::All;
-                }
-                _ if !is_whole => return Served::All,
-                Err(answer) => self.respond(framing, answer, server, lent),
-                Ok(call) if server.router.may_block(&call) => {
-                    return Served::Blocks(Request { call, head_len, framing });
-                }
-                Ok(call) => {
-                    let body = &self.input.unserved()[head_len..framing.len];
-                    let answer = server.answer(&call, body);
-                    self.respond(framing, answer, server, lent);
-                }
-            }
-            if self.phase != Phase::Open {
-                return Served::Ending;
-            }
-            if self.output.is_long() {
-                return Served::Enough;
+            self.respond(answer, server, lent);
+            if self.rest.is_some() || self.phase == Phase::Open && self.output.is_long() {
+                break;
             }
         }
-        Served::Enough
+        Some(Next::Park(Interest::Write))
     }
 
     /// Adds the answer to the request at the start of the input, which is then done with.
-    fn respond(&mut self, framing: Framing, answer: Answer, server: &Shared, lent: &mut Lent) {
-        let is_last = !framing.keep_alive || server.parked.is_draining();
-        let connection = match (is_last, framing.is_http_1_0) {
-            (true, _) => CLOSED,
-            (false, true) => KEPT_ANNOUNCED,
-            (false, false) => KEPT,
-        };
-        response::write(&mut self.output, answer, connection, framing.is_head, lent);
+    fn respond(&mut self, mut answer: Answer, server: &Shared, lent: &mut Lent) {
+        let framing = self.framing;
+        let ends_with_connection = framing.is_http_1_0 && answer.rest.is_some();
+        let is_last = !framing.keep_alive || ends_with_connection || server.parked.is_draining();
+        response::write(&mut self.output, &mut answer, framing, is_last, lent);
+        self.rest = answer.rest;
         self.input.consume(framing.len);
-        self.needed = 0;
+        self.framing.len = 0;
         self.began = None;
         self.continued = false;
         if is_last {
@@ -267,16 +235,16 @@ impl Connection {
         }
     }
 
-    fn park(&mut self, interest: Interest, server: &Shared) -> Next {
-        let (limits, now) = (&server.limits, Instant::now());
-        self.deadline = if !self.output.is_empty() {
-            now + limits.write
-        } else if !self.input.is_empty() {
-            *self.began.get_or_insert(now) + limits.request
-        } else {
-            now + limits.idle
+    /// Adds the next page of the answer to the last request.
+    fn add_page(&mut self, call: &Call, server: &Shared, lent: &mut Lent) -> io::Result<()> {
+        let Answer { status: 200, body, rest, .. } = server.answer(call, b"") else {
+            // Without the last chunk, the client can tell.
+            log::error!("a listing for {} failed in the middle", self.peer);
+            return Err(io::Error::other("the rest of an answer is missing"));
         };
-        Next::Park(interest)
+        response::write_page(&mut self.output, body, rest.is_none(), self.framing, lent);
+        self.rest = rest;
+        Ok(())
     }
 
     /// Discards what the client still sends, until it closes or the deadline passes.

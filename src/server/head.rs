@@ -3,6 +3,8 @@
 use std::mem::MaybeUninit;
 use std::str;
 
+use tiny_http::Method;
+
 use crate::peer::Peer;
 use crate::router::{Answer, RequestHead};
 
@@ -12,15 +14,23 @@ use super::Limits;
 #[derive(Debug)]
 pub(super) struct Head<'a> {
     pub(super) request: RequestHead<'a>,
-    /// Its length in bytes, with the empty line at its end.
+    pub(super) framing: Framing,
+}
+
+/// Where a request ends, and how its answer is sent.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Framing {
+    /// The length of the head in bytes, with the empty line at its end.
+    pub(super) head_len: usize,
+    /// The length of head and body, in bytes.
     pub(super) len: usize,
-    /// The length of the body that follows, in bytes.
-    pub(super) body_len: usize,
     pub(super) keep_alive: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub(super) expects_continue: bool,
-    /// HTTP/1.0, whose clients have to be told that a connection is kept.
+    /// HTTP/1.0, whose clients must be told that a connection is kept, and know no chunks.
     pub(super) is_http_1_0: bool,
+    /// A HEAD request, whose answer has no body.
+    pub(super) is_head: bool,
 }
 
 /// Why a request is not served: the status, and what to do. The connection is closed after it,
@@ -55,7 +65,7 @@ fn try_parse<'a>(
     let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
     let start = &input[..end.unwrap_or(input.len())];
-    let len = match (parsed.parse_with_uninit_headers(start, &mut headers), end) {
+    let head_len = match (parsed.parse_with_uninit_headers(start, &mut headers), end) {
         // A head that is wrong already is rejected without waiting for the rest.
         (Ok(httparse::Status::Partial), None) => return Ok(None),
         (Ok(httparse::Status::Complete(parsed)), Some(len)) if parsed == len => len,
@@ -69,21 +79,27 @@ fn try_parse<'a>(
     else {
         return Err(MALFORMED);
     };
-    let method = method.parse().map_err(|()| MALFORMED)?;
+    let method: Method = method.parse().map_err(|()| MALFORMED)?;
     let target = origin_form(target)?;
+    let framing = Framing {
+        head_len,
+        keep_alive: version == 1,
+        is_http_1_0: version == 0,
+        is_head: method == Method::Head,
+        ..Framing::default()
+    };
     let request =
         RequestHead { method, target, content_type: None, host: None, has_origin: false, peer };
-    let is_http_1_0 = version == 0;
-    let (keep_alive, expects_continue) = (!is_http_1_0, false);
-    let mut head = Head { request, len, body_len: 0, keep_alive, expects_continue, is_http_1_0 };
+    let mut head = Head { request, framing };
     let mut content_length = None;
     for header in &*parsed.headers {
         head.take(header, &mut content_length)?;
     }
-    head.body_len = content_length.unwrap_or(0);
-    if head.body_len > limits.body_bytes {
+    let body_len = content_length.unwrap_or(0);
+    if body_len > limits.body_bytes {
         return Err((413, "the body is longer than 2 MiB"));
     }
+    head.framing.len = head_len + body_len;
     Ok(Some(head))
 }
 
@@ -94,6 +110,7 @@ impl<'a> Head<'a> {
         content_length: &mut Option<usize>,
     ) -> Result<(), Rejection> {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+        let framing = &mut self.framing;
         // By length first: most headers are none of these.
         match header.name.len() {
             4 if is("Host") => {
@@ -105,14 +122,14 @@ impl<'a> Head<'a> {
                 if !text(header)?.eq_ignore_ascii_case("100-continue") {
                     return Err((417, "the only expectation known is 100-continue"));
                 }
-                self.expects_continue = !self.is_http_1_0;
+                framing.expects_continue = !framing.is_http_1_0;
             }
             10 if is("Connection") => {
                 for option in text(header)?.split(',').map(str::trim) {
                     if option.eq_ignore_ascii_case("close") {
-                        self.keep_alive = false;
-                    } else if option.eq_ignore_ascii_case("keep-alive") && self.is_http_1_0 {
-                        self.keep_alive = true;
+                        framing.keep_alive = false;
+                    } else if option.eq_ignore_ascii_case("keep-alive") && framing.is_http_1_0 {
+                        framing.keep_alive = true;
                     }
                 }
             }

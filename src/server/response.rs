@@ -1,60 +1,87 @@
 //! Responses: an answer of the router's as the bytes of HTTP/1.1 (RFC 9112).
 
 use std::io::Write as _;
+use std::mem;
 use std::time::SystemTime;
 
 use httpdate::HttpDate;
 use tiny_http::StatusCode;
+use zeroize::Zeroizing;
 
 use crate::router::Answer;
 
 use super::buffer::{Lent, Output};
-
-/// The `Connection` header: the connection is kept, as HTTP/1.1 does by default.
-pub(super) const KEPT: &str = "";
-/// It is kept, and an HTTP/1.0 client has to be told.
-pub(super) const KEPT_ANNOUNCED: &str = "Connection: keep-alive\r\n";
-/// It is closed after this response.
-pub(super) const CLOSED: &str = "Connection: close\r\n";
+use super::head::Framing;
 
 /// Room for the head of any response: our headers are few and short.
 const HEAD_BYTES: usize = 512;
-/// A piece of a body up to this size is sent together with what is before it.
+/// A body up to this size is sent together with the head.
 const SHORT_BYTES: usize = 4096;
 
-/// Adds a response to what is to be sent.
+/// Adds a response to what is to be sent. A body of which this is the first page goes in chunks
+/// (RFC 9112, 7.1); HTTP/1.0 has none, so there the end of the connection ends it.
 pub(super) fn write(
     output: &mut Output,
-    answer: Answer,
-    connection: &'static str,
-    is_head: bool,
+    answer: &mut Answer,
+    framing: Framing,
+    is_last: bool,
     lent: &mut Lent,
 ) {
-    let (status, headers, body) = answer.into_parts();
-    let headers_len: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+    let headers_len: usize =
+        answer.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
     let head = output.room_for(HEAD_BYTES + headers_len, lent);
-    let reason = StatusCode(status).default_reason_phrase();
     let mut write = |line: std::fmt::Arguments<'_>| {
         head.write_fmt(line).expect("a Vec takes every write");
     };
-    write(format_args!("HTTP/1.1 {status} {reason}\r\n{connection}"));
-    for (name, value) in &headers {
+    let (status, reason) = (answer.status, StatusCode(answer.status).default_reason_phrase());
+    write(format_args!("HTTP/1.1 {status} {reason}\r\n"));
+    match (is_last, framing.is_http_1_0) {
+        (true, _) => write(format_args!("Connection: close\r\n")),
+        (false, true) => write(format_args!("Connection: keep-alive\r\n")),
+        (false, false) => {}
+    }
+    for (name, value) in &answer.headers {
         write(format_args!("{name}: {value}\r\n"));
     }
-    // The date: RFC 9110, 6.6.1.
-    let (length, date) = (body.len(), HttpDate::from(SystemTime::now()));
-    write(format_args!(
-        "Server: credential-vault\r\nContent-Length: {length}\r\nDate: {date}\r\n\r\n"
-    ));
-    if is_head {
-        return;
+    match (&answer.rest, framing.is_http_1_0) {
+        (None, _) => write(format_args!("Content-Length: {}\r\n", answer.body.len())),
+        (Some(_), false) => write(format_args!("Transfer-Encoding: chunked\r\n")),
+        (Some(_), true) => {}
     }
-    for piece in body.into_segments() {
-        if piece.len() <= SHORT_BYTES {
-            output.room_for(piece.len(), lent).extend_from_slice(&piece);
-        } else {
-            output.push(piece);
-        }
+    // The date: RFC 9110, 6.6.1.
+    let date = HttpDate::from(SystemTime::now());
+    write(format_args!("Server: credential-vault\r\nDate: {date}\r\n\r\n"));
+    let body = mem::take(&mut answer.body);
+    if answer.rest.is_some() {
+        write_page(output, body, false, framing, lent);
+    } else if !framing.is_head {
+        write_body(output, body, lent);
+    }
+}
+
+/// Adds a page of a body that has several.
+pub(super) fn write_page(
+    output: &mut Output,
+    page: Zeroizing<Vec<u8>>,
+    is_last: bool,
+    framing: Framing,
+    lent: &mut Lent,
+) {
+    if framing.is_http_1_0 {
+        return write_body(output, page, lent);
+    }
+    let size = format!("{:x}\r\n", page.len());
+    output.room_for(size.len(), lent).extend_from_slice(size.as_bytes());
+    write_body(output, page, lent);
+    let end: &[u8] = if is_last { b"\r\n0\r\n\r\n" } else { b"\r\n" };
+    output.room_for(end.len(), lent).extend_from_slice(end);
+}
+
+fn write_body(output: &mut Output, body: Zeroizing<Vec<u8>>, lent: &mut Lent) {
+    if body.len() <= SHORT_BYTES {
+        output.room_for(body.len(), lent).extend_from_slice(&body);
+    } else {
+        output.push(body);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::router::{Answer, Call, Router};
 
 use super::Limits;
 use super::buffer::Lent;
-use super::connection::{Connection, Next, Request};
+use super::connection::{Connection, Next};
 use super::parked::Parked;
 use super::poll::END;
 
@@ -27,7 +27,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Job {
     connection: Box<Connection>,
-    request: Request,
+    call: Call,
 }
 
 /// How many requests wait for a blocking worker, at most.
@@ -62,15 +62,15 @@ impl Shared {
     pub(super) fn serve_blocking(&self, jobs: &Receiver<Job>, ended: &Ended) {
         let mut lent = Lent::default();
         loop {
-            let Job { mut connection, request } = select! {
+            let Job { mut connection, call } = select! {
                 recv(jobs) -> job => match job {
                     Ok(job) => job,
                     Err(_) => return,
                 },
                 recv(ended) -> _ => return,
             };
-            let answer = self.answer(&request.call, connection.body(&request));
-            let next = connection.answered(&request, answer, self, &mut lent);
+            let answer = self.answer(&call, connection.body());
+            let next = connection.answered(answer, self, &mut lent);
             self.settle(connection, next, &mut lent);
         }
     }
@@ -98,12 +98,12 @@ impl Shared {
     /// Sends a connection where its turn has left it.
     fn settle(&self, mut connection: Box<Connection>, mut next: Next, lent: &mut Lent) {
         loop {
-            let request = match next {
+            let call = match next {
                 Next::Park(interest) => return self.parked.park(connection, interest),
                 Next::Close => return self.parked.close(connection),
-                Next::Block(request) => request,
+                Next::Block(call) => call,
             };
-            let job = match self.jobs.try_send(Job { connection, request }) {
+            let job = match self.jobs.try_send(Job { connection, call }) {
                 Ok(()) => return,
                 Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
             };
@@ -111,7 +111,7 @@ impl Shared {
                 Answer::error(503, "too many requests wait for the backend; try again later")
                     .with_header("Retry-After", "1");
             connection = job.connection;
-            next = connection.answered(&job.request, busy, self, lent);
+            next = connection.answered(busy, self, lent);
         }
     }
 

@@ -288,6 +288,29 @@ fn expect_100_continue_is_answered_before_the_body() {
     assert_eq!(statuses, [200]);
 }
 
+/// RFC 9110, 9.3.2: whatever the status, the answer to a HEAD has no body.
+#[test]
+fn a_refused_head_is_answered_without_a_body() {
+    let place = Place::new();
+    let service = place.start();
+    let json = "Content-Type: application/json\r\nContent-Length: 5\r\n";
+    let expecting = [json, "Expect: 100-continue\r\n"].concat();
+    let too_long = "Content-Length: 99999999\r\n";
+    for (target, headers, status) in [
+        ("/health", expecting.as_str(), 405),
+        ("/nothing", &expecting, 404),
+        ("/v1/credentials/a%2/key", &expecting, 400),
+        ("/v1/credentials/head/key", too_long, 413),
+        ("/v1/credentials/head/key", "Transfer-Encoding: chunked\r\n", 400),
+    ] {
+        let mut connection = service.connect();
+        connection.send(&request("HEAD", target, headers, b""));
+        let answer = connection.response_to_head();
+        assert_eq!((answer.status, answer.closes()), (status, true), "{target} {headers}");
+        connection.assert_closed();
+    }
+}
+
 /// curl asks to continue for a body over 1 MiB (older versions over 1 KiB), and waits a second if
 /// no answer comes.
 #[test]

@@ -26,7 +26,7 @@ pub struct Answer {
     pub body: Zeroizing<Vec<u8>>,
     /// The call whose answer has the next page of the same body. If that answer does not have
     /// status 200, the listing failed in the middle.
-    pub rest: Option<Call>,
+    pub rest: Option<Box<Call>>,
 }
 
 impl Answer {
@@ -167,7 +167,7 @@ impl JsonPage {
     }
 
     /// The answer, of which `rest` has the next page.
-    pub(super) fn into_answer(mut self, rest: Option<Call>) -> Answer {
+    pub(super) fn into_answer(mut self, rest: Option<Box<Call>>) -> Answer {
         if rest.is_none() {
             self.json.extend_from_slice(if self.separator == b'[' { b"[]" } else { b"]" });
         }

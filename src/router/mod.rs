@@ -153,7 +153,7 @@ impl Router {
         match (self.service.metadata(), filter) {
             (Some(metadata), _) => metadata.page(filter, from, &mut |record| {
                 if page.is_full() {
-                    rest = Some(Call::List(filter.clone(), Some(record.at)));
+                    rest = Some(Box::new(Call::List(filter.clone(), Some(record.at))));
                     return ControlFlow::Break(());
                 }
                 match filter {

@@ -36,7 +36,7 @@ pub(super) struct Connection {
     continued: bool,
     output: Output,
     /// The call for the next page of the answer that is being sent.
-    rest: Option<Call>,
+    rest: Option<Box<Call>>,
     /// When the parked connection is overdue.
     pub(super) deadline: Instant,
 }

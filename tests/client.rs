@@ -100,6 +100,46 @@ fn long_values_and_listings_arrive_whole() {
 }
 
 #[test]
+fn a_body_in_chunks_is_joined_and_malformed_chunks_are_rejected() {
+    let ask = |head: &str, chunks: &str| {
+        let answer = format!("HTTP/1.1 200 OK\r\n{head}\r\n{chunks}").into_bytes();
+        // Byte by byte, so that the client sees every beginning of it.
+        let fake = Fake::new(move |_| Reply::Slowly(answer.clone()));
+        let client = VaultClient::new(&fake.socket);
+        let value = client.get(&at("n", "k")).map(|value| value.expect("is there").expose().len());
+        value
+    };
+    let chunked = "Transfer-Encoding: Chunked\r\n";
+    let long = format!("7d0;x=y\r\n{}\r\n", "v".repeat(2000));
+    let whole = |last: &str| ["A\r\n{\"value\":\"\r\n", &long, "2\r\n\"}\r\n", last].concat();
+    assert_eq!(ask(chunked, &whole("0\r\n\r\n")).expect("gets"), 2000);
+
+    for malformed in [
+        "\r\n\r\n",
+        "-1\r\n",
+        "x\r\n",
+        ";a\r\n\r\n",
+        "0\r\nTrailer: a\r\n\r\n",
+        "1\r\n  \r\n",
+        "ffffffffffffffff\r\n",
+        "fffffffffffffffff\r\n",
+    ] {
+        let error = ask(chunked, &whole(malformed)).expect_err(malformed);
+        assert!(matches!(error, ClientError::Protocol { .. }), "{malformed:?}: {error:?}");
+    }
+    for head in [
+        "Transfer-Encoding: chunked\r\nContent-Length: 30\r\n",
+        "Transfer-Encoding: gzip, chunked\r\n",
+    ] {
+        let error = ask(head, &whole("0\r\n\r\n")).expect_err(head);
+        assert!(matches!(error, ClientError::Protocol { .. }), "{head}: {error:?}");
+    }
+    // Without the last chunk it is not whole.
+    let error = ask(chunked, &whole("")).expect_err("cut off");
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error:?}");
+}
+
+#[test]
 fn errors_are_told_apart() {
     let error = |reply: fn() -> Reply| {
         let fake = Fake::new(move |_| reply());

@@ -1,5 +1,5 @@
 //! HTTP/1.1 over the service's Unix socket (RFC 9112), as much as this client needs: one
-//! request at a time on each connection, and every body has a `Content-Length`.
+//! request at a time on each connection. Long listings arrive in chunks.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::ops::Range;
@@ -39,6 +39,8 @@ pub(super) struct Answer {
     bytes: Zeroizing<Vec<u8>>,
     /// Where in `bytes` the body is.
     body: Range<usize>,
+    /// Where the next chunk starts, if the body comes in chunks of which some are missing.
+    next_chunk: Option<usize>,
     closes: bool,
 }
 
@@ -165,7 +167,10 @@ impl Connection {
             if head.is_none() {
                 head = parse(&bytes[..filled], method)?;
             }
-            let needed = head.as_ref().map_or(2 * filled, |answer| answer.body.end);
+            let needed = match &mut head {
+                Some(answer) => answer.join_chunks(&mut bytes[..filled])?,
+                None => filled + 1,
+            };
             if needed > MAX_ANSWER_BYTES {
                 return Err(invalid("it is too long"));
             }
@@ -174,7 +179,8 @@ impl Connection {
             }
             if needed > bytes.len() {
                 // Unlike `resize`, this leaves no copy behind.
-                let mut larger = Zeroizing::new(vec![0; needed]);
+                let capacity = needed.max(2 * filled).min(MAX_ANSWER_BYTES);
+                let mut larger = Zeroizing::new(vec![0; capacity]);
                 larger[..filled].copy_from_slice(&bytes[..filled]);
                 bytes = larger;
             }
@@ -219,6 +225,32 @@ impl Answer {
     pub(super) fn body(&self) -> &[u8] {
         &self.bytes[self.body.clone()]
     }
+
+    /// Moves the chunks in `bytes` together (RFC 9112, 7.1), if the body comes in chunks. Returns
+    /// where the answer ends, or how many bytes more of it than there are must at least follow.
+    fn join_chunks(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        const MALFORMED: &str = "its chunks are malformed";
+        let mut end = self.body.end;
+        while let Some(start) = self.next_chunk {
+            let size = httparse::parse_chunk_size(&bytes[start..]);
+            let Status::Complete((line, size)) = size.map_err(|_| invalid(MALFORMED))? else {
+                return Ok(bytes.len() + 1);
+            };
+            let data_start = start + line;
+            let data_end = data_start.saturating_add(usize::try_from(size).unwrap_or(usize::MAX));
+            end = data_end.saturating_add(2);
+            let Some(line_end) = bytes.get(data_end..end) else { return Ok(end) };
+            // The last chunk is empty. Trailers after it are not supported. The parser takes a size
+            // without digits for 0.
+            if line_end != b"\r\n" || !bytes[start].is_ascii_hexdigit() {
+                return Err(invalid(MALFORMED));
+            }
+            bytes.copy_within(data_start..data_end, self.body.end);
+            self.body.end += data_end - data_start;
+            self.next_chunk = (size > 0).then_some(end);
+        }
+        Ok(end)
+    }
 }
 
 /// An answer whose bytes are still to be set. Returns `None` as long as its head is incomplete.
@@ -231,15 +263,19 @@ fn parse(bytes: &[u8], method: &str) -> io::Result<Option<Answer>> {
         let header = parsed.headers.iter().find(|it| it.name.eq_ignore_ascii_case(name))?;
         std::str::from_utf8(header.value).ok()
     };
-    let length = match method {
-        "HEAD" => Some(0),
-        _ => field("Content-Length").and_then(|length| length.parse().ok()),
+    let framing = (field("Transfer-Encoding"), field("Content-Length"));
+    let (length, is_chunked): (Option<usize>, bool) = match framing {
+        _ if method == "HEAD" => (Some(0), false),
+        (Some(coding), None) if coding.eq_ignore_ascii_case("chunked") => (Some(0), true),
+        (None, Some(length)) => (length.parse().ok(), false),
+        _ => (None, false),
     };
-    let length: usize = length.ok_or_else(|| invalid("its head does not tell its length"))?;
+    let length = length.ok_or_else(|| invalid("its head does not tell its length"))?;
     Ok(Some(Answer {
         status: parsed.code.unwrap_or_default(),
         bytes: Zeroizing::default(),
         body: start..start.saturating_add(length),
+        next_chunk: is_chunked.then_some(start),
         closes: field("Connection").is_some_and(|it| it.eq_ignore_ascii_case("close")),
     }))
 }

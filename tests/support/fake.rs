@@ -26,6 +26,8 @@ pub enum Reply {
     Bytes(Vec<u8>),
     /// Writes these bytes and closes the connection.
     Last(Vec<u8>),
+    /// Writes these bytes one by one and closes the connection.
+    Slowly(Vec<u8>),
     /// Never answers.
     Silence,
 }
@@ -94,6 +96,9 @@ fn serve(stream: &UnixStream, asked: &Mutex<Vec<Asked>>, answer: &Answer) {
         match answer(&request) {
             Reply::Bytes(bytes) => drop(stream.write_all(&bytes)),
             Reply::Last(bytes) => return drop(stream.write_all(&bytes)),
+            Reply::Slowly(bytes) => {
+                return drop(bytes.iter().try_for_each(|byte| stream.write_all(&[*byte])));
+            }
             Reply::Silence => {}
         }
     }

@@ -106,8 +106,7 @@ fn a_body_in_chunks_is_joined_and_malformed_chunks_are_rejected() {
         // Byte by byte, so that the client sees every beginning of it.
         let fake = Fake::new(move |_| Reply::Slowly(answer.clone()));
         let client = VaultClient::new(&fake.socket);
-        let value = client.get(&at("n", "k")).map(|value| value.expect("is there").expose().len());
-        value
+        client.get(&at("n", "k")).map(|value| value.expect("is there").expose().len())
     };
     let chunked = "Transfer-Encoding: Chunked\r\n";
     let long = format!("7d0;x=y\r\n{}\r\n", "v".repeat(2000));

@@ -1,93 +1,113 @@
-//! The accept loop: a thread that blocks until a client connects or the server stops.
+//! Accepting: the poller tells one I/O worker at a time that clients wait.
 
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::io::ErrorKind;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use crate::backoff::Backoff;
 use crate::peer::Peer;
 use crate::router::Answer;
 
 use super::buffer::Lent;
 use super::connection::{Connection, Next};
-use super::listener::{Accepted, Listener, Stop};
+use super::listener::Listener;
+use super::poll::{Interest, LISTENER};
 use super::worker::Shared;
 
-/// The running accept loop.
-pub(super) struct Acceptor(Mutex<Option<(Stop, JoinHandle<()>)>>);
+/// How many clients are taken in at a time, so that those inside get their turn.
+const CLIENTS_PER_TURN: usize = 16;
 
-impl Acceptor {
-    pub(super) fn start(listener: Listener, server: &Arc<Shared>) -> io::Result<Self> {
-        let (server, stop) = (Arc::clone(server), listener.stop()?);
-        let thread = thread::Builder::new()
-            .name("accept".to_owned())
-            .spawn(move || accept_until_stopped(&listener, &server))?;
-        Ok(Self(Mutex::new(Some((stop, thread)))))
+/// The listener, until the server stops.
+#[derive(Debug)]
+pub(super) struct Accepting(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    listener: Option<Listener>,
+    /// accept(2) failed, for want of a descriptor, say. The sweep arms the listener again.
+    is_failing: bool,
+}
+
+impl Accepting {
+    pub(super) fn new(listener: Listener) -> Self {
+        Self(Mutex::new(State { listener: Some(listener), is_failing: false }))
     }
 
-    /// Ends the loop and waits for it; the listener is closed and its file removed.
-    pub(super) fn stop(&self) {
-        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((stop, thread)) = running else { return };
-        stop.now();
-        if thread.join().is_err() {
-            log::error!("the accept loop panicked");
-        }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Acceptor {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// An error of accept(2), such as no descriptors left, makes the loop pause and never ends it.
-fn accept_until_stopped(listener: &Listener, server: &Shared) {
-    let mut lent = Lent::default();
-    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
-    loop {
-        match listener.accept() {
-            Ok(Accepted::Client(stream, peer)) => {
-                backoff.reset();
-                let deadline = Instant::now() + server.limits.idle;
-                admit(server, Connection::new(stream, peer, deadline), peer, &mut lent);
-            }
-            Ok(Accepted::Nobody) => {}
-            Ok(Accepted::Stopped) => return,
-            Err(error) => {
-                if backoff.is_fresh() {
-                    log::error!("connections cannot be accepted; trying again: {error}");
+impl Shared {
+    /// Takes in clients that wait, and arms the listener again.
+    pub(super) fn accept(&self, lent: &mut Lent) {
+        let mut state = self.accepting.state();
+        let State { listener: Some(listener), is_failing } = &mut *state else { return };
+        for _ in 0..CLIENTS_PER_TURN {
+            match listener.accept() {
+                Ok((stream, peer)) => {
+                    *is_failing = false;
+                    let deadline = Instant::now() + self.limits.idle;
+                    self.admit(Connection::new(stream, peer, deadline), peer, lent);
                 }
-                if listener.is_stopped_within(backoff.next_pause()) {
-                    return;
-                }
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => break,
+                    // The client is gone already.
+                    ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
+                    _ => {
+                        if !std::mem::replace(is_failing, true) {
+                            log::error!("connections cannot be accepted; trying again: {error}");
+                        }
+                        return;
+                    }
+                },
             }
+        }
+        self.arm(listener);
+    }
+
+    /// Tries again after accept(2) has failed.
+    pub(super) fn resume_accepting(&self) {
+        if let State { listener: Some(listener), is_failing: true } = &*self.accepting.state() {
+            self.arm(listener);
         }
     }
-}
 
-/// Takes a new connection in. One that is refused, for its peer or for want of a place, gets its
-/// answer before a byte of it is read.
-fn admit(server: &Shared, connection: Box<Connection>, peer: Peer, lent: &mut Lent) {
-    let refusal = server.router.admit(peer).err();
-    let is_trusted = refusal.is_none() && matches!(peer, Peer::Process(_));
-    match (server.parked.admit(connection, is_trusted), refusal) {
-        (Ok(connection), None) => server.parked.park_new(connection),
-        (Ok(mut connection), Some(answer)) => {
-            connection.refuse(answer, lent);
-            match connection.turn(server, lent) {
-                Next::Park(_) => server.parked.park_new(connection),
-                Next::Close | Next::Block(_) => server.parked.close(connection),
-            }
+    fn arm(&self, listener: &Listener) {
+        if let Err(error) = self.parked.poller.rearm(listener, LISTENER, Interest::Read) {
+            log::error!("the listening socket cannot be watched: {error}");
         }
-        (Err(mut connection), _) => {
-            log::warn!("refused a connection of {peer}: all places are taken");
-            let full = Answer::error(503, "too many connections; close some, or try again later")
-                .with_header("Retry-After", "1");
-            connection.refuse(full, lent);
-            connection.turn(server, lent);
+    }
+
+    /// Closes the listener. Its socket's file is gone when this returns. An inherited socket stays
+    /// open with its owner, so that it must be removed from the poller.
+    pub(super) fn stop_accepting(&self) {
+        if let Some(listener) = self.accepting.state().listener.take() {
+            self.parked.poller.remove(&listener);
+        }
+    }
+
+    /// Takes a new connection in. One that is refused, for its peer or for want of a place, gets
+    /// its answer before a byte of it is read.
+    fn admit(&self, connection: Box<Connection>, peer: Peer, lent: &mut Lent) {
+        let refusal = self.router.admit(peer).err();
+        let is_trusted = refusal.is_none() && matches!(peer, Peer::Process(_));
+        match (self.parked.admit(connection, is_trusted), refusal) {
+            (Ok(connection), None) => self.parked.park_new(connection),
+            (Ok(mut connection), Some(answer)) => {
+                connection.refuse(answer, lent);
+                match connection.turn(self, lent) {
+                    Next::Park(_) => self.parked.park_new(connection),
+                    Next::Close | Next::Block(_) => self.parked.close(connection),
+                }
+            }
+            (Err(mut connection), _) => {
+                log::warn!("refused a connection of {peer}: all places are taken");
+                let full =
+                    Answer::error(503, "too many connections; close some, or try again later")
+                        .with_header("Retry-After", "1");
+                connection.refuse(full, lent);
+                connection.turn(self, lent);
+            }
         }
     }
 }

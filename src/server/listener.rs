@@ -2,15 +2,13 @@
 //! when the server ends.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, PipeReader, PipeWriter};
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 use super::{Endpoint, StartError};
@@ -19,36 +17,18 @@ use crate::peer::{Peer, Process};
 /// How many connections wait to be accepted, at most; the kernel may allow fewer.
 const BACKLOG: i32 = 1024;
 
-/// A listening socket, non-blocking, and a pipe that tells when to stop.
+/// A listening socket, non-blocking.
+#[derive(Debug)]
 pub(super) struct Listener {
     socket: Socket,
-    stopped: PipeReader,
-    stop: PipeWriter,
     /// Held until here: the file of a socket that we have bound.
     _file: Option<SocketFile>,
 }
 
+#[derive(Debug)]
 enum Socket {
     Unix(UnixListener),
     Tcp(TcpListener),
-}
-
-/// The result of waiting for a connection.
-pub(super) enum Accepted {
-    Client(OwnedFd, Peer),
-    /// The client is gone already, or another process has accepted it.
-    Nobody,
-    Stopped,
-}
-
-/// Stops a listener.
-pub(super) struct Stop(PipeWriter);
-
-impl Stop {
-    pub(super) fn now(self) {
-        // The reader is the listener's, and the pipe is empty.
-        let _ = io::Write::write_all(&mut &self.0, &[0]);
-    }
 }
 
 impl Listener {
@@ -67,71 +47,27 @@ impl Listener {
                 (Socket::Tcp(bound.map_err(failed)?), None)
             }
         };
-        match &socket {
-            Socket::Unix(listener) => listener.set_nonblocking(true),
-            Socket::Tcp(listener) => listener.set_nonblocking(true),
-        }
-        .map_err(failed)?;
-        let (stopped, stop) = io::pipe().map_err(failed)?;
-        Ok(Self { socket, stopped, stop, _file: file })
+        let listener = Self { socket, _file: file };
+        rustix::io::ioctl_fionbio(&listener, true).map_err(|error| failed(error.into()))?;
+        Ok(listener)
     }
 
-    /// Waits for the next connection, or for the end. An inherited socket goes on with its
-    /// owner, so that it is neither shut down nor connected to for that: no client is lost.
-    pub(super) fn accept(&self) -> io::Result<Accepted> {
-        match self.try_accept() {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            accepted => return accepted,
-        }
-        let mut watched = match &self.socket {
-            Socket::Unix(listener) => [PollFd::new(listener, PollFlags::IN), self.end()],
-            Socket::Tcp(listener) => [PollFd::new(listener, PollFlags::IN), self.end()],
-        };
-        poll(&mut watched, None)?;
-        Ok(if watched[1].revents().is_empty() { Accepted::Nobody } else { Accepted::Stopped })
-    }
-
-    fn try_accept(&self) -> io::Result<Accepted> {
-        let accepted = match &self.socket {
-            Socket::Unix(listener) => listener.accept().and_then(|(stream, _)| {
+    /// The next client that waits, on a non-blocking socket.
+    pub(super) fn accept(&self) -> io::Result<(OwnedFd, Peer)> {
+        match &self.socket {
+            Socket::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
                 stream.set_nonblocking(true)?;
                 let peer = Peer::Process(Process::across(&stream)?);
-                Ok(Accepted::Client(stream.into(), peer))
-            }),
-            Socket::Tcp(listener) => listener.accept().and_then(|(stream, address)| {
+                Ok((stream.into(), peer))
+            }
+            Socket::Tcp(listener) => {
+                let (stream, address) = listener.accept()?;
                 stream.set_nonblocking(true)?;
                 stream.set_nodelay(true)?;
-                Ok(Accepted::Client(stream.into(), Peer::Tcp(address)))
-            }),
-        };
-        match accepted {
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::ConnectionAborted | ErrorKind::Interrupted
-                ) =>
-            {
-                Ok(Accepted::Nobody)
+                Ok((stream.into(), Peer::Tcp(address)))
             }
-            accepted => accepted,
         }
-    }
-
-    fn end(&self) -> PollFd<'_> {
-        PollFd::new(&self.stopped, PollFlags::IN)
-    }
-
-    /// Waits for `pause`, or until it is stopped.
-    pub(super) fn is_stopped_within(&self, pause: Duration) -> bool {
-        let mut watched = [self.end()];
-        let pause = Timespec::try_from(pause).expect("pauses are short");
-        // An interruption makes the pause shorter, no more.
-        poll(&mut watched, Some(&pause)).is_ok() && !watched[0].revents().is_empty()
-    }
-
-    /// A handle that makes [`accept`](Self::accept) return, now or later.
-    pub(super) fn stop(&self) -> io::Result<Stop> {
-        self.stop.try_clone().map(Stop)
     }
 
     pub(super) fn tcp_address(&self) -> Option<SocketAddr> {
@@ -142,7 +78,17 @@ impl Listener {
     }
 }
 
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Unix(listener) => listener.as_fd(),
+            Socket::Tcp(listener) => listener.as_fd(),
+        }
+    }
+}
+
 /// The file of a bound socket, and the lock that makes it the only one of its path.
+#[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
     /// Device and inode of the socket's file: only that very file is removed.

@@ -1,11 +1,11 @@
 //! The server: sockets and connections in front of the router.
 //!
 //! ```text
-//! accept ──> parked (poll, one-shot) ──> I/O workers, one per core
-//!               ^                          | read, parse, resolve the call
-//!               |                          |-- needs no backend: answer, park
-//!               |                          `-- may block ──queue──> blocking workers
-//!               `─────────────────────────────────────────────────────'  answer, park
+//! parked (poll, one-shot) ──> I/O workers, one per core
+//!    ^                          | accept, read, parse, resolve the call
+//!    |                          |-- needs no backend: answer, park
+//!    |                          `-- may block ──queue──> blocking workers
+//!    `─────────────────────────────────────────────────────'  answer, park
 //! ```
 //!
 //! A connection has one owner at a time: the parking lot, an I/O worker, or a blocking worker. It
@@ -34,10 +34,11 @@ use std::time::Duration;
 
 use crate::router::Router;
 
-use accept::Acceptor;
+use accept::Accepting;
 use crossbeam_channel::{Sender, bounded};
 use listener::Listener;
 use parked::Parked;
+use poll::{Interest, LISTENER};
 use worker::{MAX_QUEUED, Shared};
 
 /// The limits for clients.
@@ -112,36 +113,20 @@ pub enum StartError {
 }
 
 /// A bound endpoint that is not served yet. Dropping it closes it.
+#[derive(Debug)]
 pub struct Bound {
     listener: Listener,
     endpoint: String,
 }
 
-impl fmt::Debug for Bound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Bound({})", self.endpoint)
-    }
-}
-
 /// A running server. Dropping it stops it, as [`stop`](Self::stop) does, but does not wait.
+#[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
-    acceptor: Acceptor,
     address: Option<SocketAddr>,
-    threads: Threads,
-}
-
-/// The server's threads, which end when this is dropped.
-struct Threads {
-    shared: Arc<Shared>,
-    handles: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
+    /// Its end is that of the threads which do not wait for the poller.
     _running: Sender<Infallible>,
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        self.shared.parked.poller.end();
-    }
 }
 
 /// A worker's stack. Most of them wait.
@@ -170,26 +155,41 @@ impl Server {
         limits: Limits,
     ) -> Result<Self, StartError> {
         let Bound { listener, endpoint } = bound;
-        let address = listener.tcp_address();
+        Self::try_start(listener, router, workers, limits)
+            .map_err(|source| StartError::Io { endpoint, source })
+    }
+
+    fn try_start(
+        listener: Listener,
+        router: Router,
+        workers: usize,
+        limits: Limits,
+    ) -> io::Result<Self> {
         raise_descriptor_limit(limits.connections);
-        let started = Parked::new(limits.connections).and_then(|parked| {
-            let (jobs, queue) = bounded(MAX_QUEUED);
-            let shared = Arc::new(Shared { router, limits, parked, jobs });
-            let (running, ended) = bounded(0);
-            let handles = Vec::new();
-            let mut threads = Threads { shared: Arc::clone(&shared), handles, _running: running };
-            for _ in 0..io_workers() {
-                threads.spawn("io", Shared::serve_ready)?;
-            }
-            for _ in 0..workers.max(2) {
-                let (queue, ended) = (queue.clone(), ended.clone());
-                threads.spawn("blocking", move |shared| shared.serve_blocking(&queue, &ended))?;
-            }
-            threads.spawn("sweep", move |shared| shared.sweep(&ended))?;
-            let acceptor = Acceptor::start(listener, &shared)?;
-            Ok(Self { shared, acceptor, address, threads })
-        });
-        started.map_err(|source| StartError::Io { endpoint, source })
+        let address = listener.tcp_address();
+        let parked = Parked::new(limits.connections)?;
+        parked.poller.add(&listener, LISTENER, Interest::Read)?;
+        let (jobs, queue) = bounded(MAX_QUEUED);
+        let (running, ended) = bounded(0);
+        let accepting = Accepting::new(listener);
+        let shared = Arc::new(Shared { router, limits, parked, accepting, jobs });
+        let mut server = Self { shared, address, threads: Vec::new(), _running: running };
+        for _ in 0..io_workers() {
+            server.spawn("io", Shared::serve_ready)?;
+        }
+        for _ in 0..workers.max(2) {
+            let (queue, ended) = (queue.clone(), ended.clone());
+            server.spawn("blocking", move |shared| shared.serve_blocking(&queue, &ended))?;
+        }
+        server.spawn("sweep", move |shared| shared.sweep(&ended))?;
+        Ok(server)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
+        self.threads.push(thread.spawn(move || run(&shared))?);
+        Ok(())
     }
 
     /// Where it listens, when on TCP.
@@ -201,54 +201,40 @@ impl Server {
     /// Stops accepting, closes idle connections, and lets the others finish their answer. Does
     /// not wait. The socket file is gone when this returns.
     pub fn stop(&self) {
-        self.acceptor.stop();
+        self.shared.stop_accepting();
         self.shared.parked.drain();
     }
 
     /// Waits until all connections are served after a [`stop`](Self::stop), at most
     /// [`Limits::drain`]. Says whether all were.
     #[must_use]
-    pub fn join(self) -> bool {
+    pub fn join(mut self) -> bool {
         let drained = self.shared.parked.wait_until_drained(self.shared.limits.drain);
-        let mut threads = self.threads;
-        let handles = std::mem::take(&mut threads.handles);
-        drop(threads);
+        let threads = std::mem::take(&mut self.threads);
+        drop(self);
         if drained {
-            for handle in handles {
+            for thread in threads {
                 // A worker catches what panics in a request; nothing is left to report.
-                let _ = handle.join();
+                let _ = thread.join();
             }
         }
         drained
     }
 }
 
-impl Threads {
-    fn spawn(&mut self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let thread = thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
-        self.handles.push(thread.spawn(move || run(&shared))?);
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server")
-            .field("threads", &self.threads.handles.len())
-            .finish_non_exhaustive()
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+        self.shared.parked.poller.end();
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "{}", path.display()),
-            Self::Inherited(_) => match self.socket() {
-                Some(path) => write!(f, "{}", path.display()),
-                None => f.write_str("a socket without a path"),
-            },
-            Self::LoopbackTcp(port) => write!(f, "127.0.0.1:{port}"),
+        match (self.socket(), self) {
+            (Some(path), _) => write!(f, "{}", path.display()),
+            (None, Self::LoopbackTcp(port)) => write!(f, "127.0.0.1:{port}"),
+            (None, _) => f.write_str("a socket without a path"),
         }
     }
 }

@@ -53,7 +53,7 @@ impl Lot {
     fn release(&mut self, token: u64) {
         let (_, index) = split(token);
         let slot = &mut self.slots[index as usize];
-        // The token of `poll::END` has all bits set, and kqueue's tokens are not negative.
+        // Tokens are smaller than `poll::LISTENER`, and kqueue's are not negative.
         slot.generation = (slot.generation + 1) & 0x3fff_ffff;
         self.free.push(index);
     }

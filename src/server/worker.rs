@@ -9,10 +9,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, select
 use crate::router::{Answer, Call, Router};
 
 use super::Limits;
+use super::accept::Accepting;
 use super::buffer::Lent;
 use super::connection::{Connection, Next};
 use super::parked::Parked;
-use super::poll::END;
+use super::poll::{END, LISTENER};
 
 /// The state that all threads of the server share.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(super) struct Shared {
     pub(super) router: Router,
     pub(super) limits: Limits,
     pub(super) parked: Parked,
+    pub(super) accepting: Accepting,
     pub(super) jobs: Sender<Job>,
 }
 
@@ -50,7 +52,9 @@ impl Shared {
                 if token == END {
                     return;
                 }
-                if let Some(mut connection) = self.parked.take(token) {
+                if token == LISTENER {
+                    self.accept(&mut lent);
+                } else if let Some(mut connection) = self.parked.take(token) {
                     let next = connection.turn(self, &mut lent);
                     self.settle(connection, next, &mut lent);
                 }
@@ -83,6 +87,7 @@ impl Shared {
         let mut lent = Lent::default();
         let mut pause = longest_pause;
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(pause) {
+            self.resume_accepting();
             let now = Instant::now();
             let (overdue, next_due) = self.parked.take_overdue(now);
             for mut connection in overdue {

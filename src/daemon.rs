@@ -9,7 +9,7 @@ use crate::error::VaultError;
 use crate::metadata::{MetadataError, MetadataStore};
 use crate::model::{CredentialRef, StoreRequest};
 use crate::router::{Access, Router};
-use crate::server::{Endpoint, Limits, Server, StartError};
+use crate::server::{Endpoint, Limits, Listener, Server, StartError};
 use crate::service::VaultService;
 
 /// The database's file name in the data directory.
@@ -119,7 +119,7 @@ impl Daemon {
         vault.check()?;
         // The socket is taken before the database: of two that start at once for one
         // socket, the second touches no file of the first.
-        let listener = Server::bind(&settings.endpoint)?;
+        let listener = Listener::bind(&settings.endpoint)?;
         let service = match VaultService::over_metadata_keeper(vault) {
             Ok(service) => service,
             Err(vault) => {

@@ -22,7 +22,7 @@ use crate::time::Timestamp;
 pub struct VaultService {
     vault: Arc<dyn CredentialVault>,
     /// `None` if the backend keeps the metadata, as a [`MetadataKeeper`].
-    metadata: Option<MetadataStore>,
+    pub(crate) metadata: Option<MetadataStore>,
     changing: ChangeLocks,
 }
 
@@ -45,11 +45,6 @@ impl VaultService {
             return Err(vault);
         }
         Ok(Self { vault, metadata: None, changing: ChangeLocks::default() })
-    }
-
-    /// The database, for listings by the page. `None` if the backend keeps the metadata.
-    pub(crate) fn metadata(&self) -> Option<&MetadataStore> {
-        self.metadata.as_ref()
     }
 
     fn keeper(&self) -> &dyn MetadataKeeper {

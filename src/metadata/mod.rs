@@ -30,6 +30,7 @@ use crate::model::{CredentialRecord, CredentialRef, Namespace};
 use crate::time::Timestamp;
 
 use self::reader::Readers;
+use self::row::COLUMNS;
 use self::schema::Reason;
 use self::writer::{Change, Message, Outcome};
 
@@ -173,9 +174,29 @@ impl MetadataStore {
         // A touch leaves memory after its commit. So with the touches read first, and the
         // rows second, none is missed.
         let touches = Arc::clone(&lock(&self.touches));
-        self.readers.visit(filter, from, &mut |mut record| {
-            record.last_used_at = record.last_used_at.max(touches.get(&record.at).copied());
-            visit(record)
+        let (namespace, key) = from.map_or(("", ""), |at| (at.namespace().as_str(), at.key()));
+        // Both forms of the comparison search the index of the primary key.
+        let (condition, namespace) = match filter {
+            Filter::All => ("(namespace, key) >= (?1, ?2)", namespace),
+            Filter::Namespace(name) => ("namespace = ?1 AND key >= ?2", name.as_str()),
+            Filter::RuntimeEnv => {
+                ("(namespace, key) >= (?1, ?2) AND delivery_mode = 'runtime_env'", namespace)
+            }
+        };
+        let sql = format!(
+            "SELECT {COLUMNS} FROM credential_metadata WHERE {condition} ORDER BY namespace, key"
+        );
+        self.readers.read(|connection| {
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut rows = statement.query([namespace, key])?;
+            while let Some(row) = rows.next()? {
+                let mut record = row::read(row)?;
+                record.last_used_at = record.last_used_at.max(touches.get(&record.at).copied());
+                if visit(record).is_break() {
+                    break;
+                }
+            }
+            Ok(())
         })
     }
 
@@ -185,7 +206,11 @@ impl MetadataStore {
     ///
     /// [`MetadataError::Failed`], [`MetadataError::Closed`].
     pub fn count(&self) -> Result<u64, MetadataError> {
-        self.readers.count()
+        self.readers.read(|connection| {
+            let sql = "SELECT COUNT(*) FROM credential_metadata";
+            let count: i64 = connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+            Ok(count.unsigned_abs())
+        })
     }
 
     /// Writes the touches that are only in memory, ends the writer thread, and leaves the

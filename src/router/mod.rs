@@ -150,7 +150,7 @@ impl Router {
     fn list(&self, filter: &Filter, from: Option<&CredentialRef>) -> Result<Answer, VaultError> {
         let mut page = JsonPage::new(from.is_none());
         let mut rest = None;
-        match (self.service.metadata(), filter) {
+        match (&self.service.metadata, filter) {
             (Some(metadata), _) => metadata.page(filter, from, &mut |record| {
                 if page.is_full() {
                     rest = Some(Box::new(Call::List(filter.clone(), Some(record.at))));

@@ -1,7 +1,7 @@
 //! Accepting: the poller tells one I/O worker at a time that clients wait.
 
 use std::io::ErrorKind;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::peer::Peer;
@@ -16,36 +16,15 @@ use super::worker::Shared;
 /// How many clients are taken in at a time, so that those inside get their turn.
 const CLIENTS_PER_TURN: usize = 16;
 
-/// The listener, until the server stops.
-#[derive(Debug)]
-pub(super) struct Accepting(Mutex<State>);
-
-#[derive(Debug)]
-struct State {
-    listener: Option<Listener>,
-    /// accept(2) failed, for want of a descriptor, say. The sweep arms the listener again.
-    is_failing: bool,
-}
-
-impl Accepting {
-    pub(super) fn new(listener: Listener) -> Self {
-        Self(Mutex::new(State { listener: Some(listener), is_failing: false }))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Shared {
     /// Takes in clients that wait, and arms the listener again.
     pub(super) fn accept(&self, lent: &mut Lent) {
-        let mut state = self.accepting.state();
-        let State { listener: Some(listener), is_failing } = &mut *state else { return };
+        let mut place = self.listener();
+        let Some(listener) = &mut *place else { return };
         for _ in 0..CLIENTS_PER_TURN {
             match listener.accept() {
                 Ok((stream, peer)) => {
-                    *is_failing = false;
+                    listener.is_failing = false;
                     let deadline = Instant::now() + self.limits.idle;
                     self.admit(Connection::new(stream, peer, deadline), peer, lent);
                 }
@@ -54,7 +33,7 @@ impl Shared {
                     // The client is gone already.
                     ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
                     _ => {
-                        if !std::mem::replace(is_failing, true) {
+                        if !std::mem::replace(&mut listener.is_failing, true) {
                             log::error!("connections cannot be accepted; trying again: {error}");
                         }
                         return;
@@ -67,7 +46,7 @@ impl Shared {
 
     /// Tries again after accept(2) has failed.
     pub(super) fn resume_accepting(&self) {
-        if let State { listener: Some(listener), is_failing: true } = &*self.accepting.state() {
+        if let Some(listener) = self.listener().as_ref().filter(|listener| listener.is_failing) {
             self.arm(listener);
         }
     }
@@ -81,9 +60,13 @@ impl Shared {
     /// Closes the listener. Its socket's file is gone when this returns. An inherited socket stays
     /// open with its owner, so that it must be removed from the poller.
     pub(super) fn stop_accepting(&self) {
-        if let Some(listener) = self.accepting.state().listener.take() {
+        if let Some(listener) = self.listener().take() {
             self.parked.poller.remove(&listener);
         }
+    }
+
+    fn listener(&self) -> MutexGuard<'_, Option<Listener>> {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a new connection in. One that is refused, for its peer or for want of a place, gets

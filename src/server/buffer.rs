@@ -52,7 +52,10 @@ impl Input {
     /// all, or more. Returns 0 at the end of the stream, and `None` when nothing has come.
     pub(super) fn receive(&mut self, stream: &OwnedFd, needed: usize) -> io::Result<Option<usize>> {
         self.compact();
-        self.reserve(needed.saturating_sub(self.bytes.len()).max(1));
+        let needed = needed.max(self.bytes.len() + 1);
+        if self.bytes.capacity() < needed {
+            self.move_into(Vec::with_capacity(needed.max(LENT_BYTES)));
+        }
         loop {
             match recv(stream, spare_capacity(&mut self.bytes), RecvFlags::empty()) {
                 Ok((_, count)) => return Ok(Some(count)),
@@ -73,17 +76,13 @@ impl Input {
         }
     }
 
-    /// Makes room without leaving a copy behind, as growing a `Vec` would.
-    fn reserve(&mut self, additional: usize) {
-        if self.bytes.capacity() - self.bytes.len() < additional {
-            self.move_into(Vec::with_capacity((self.bytes.len() + additional).max(LENT_BYTES)));
-        }
-    }
-
-    fn move_into(&mut self, mut bytes: Vec<u8>) {
+    /// Moves the bytes, and returns the buffer that held them, empty. Unlike growing a `Vec`, this
+    /// leaves no copy behind.
+    fn move_into(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
         bytes.extend_from_slice(&self.bytes);
         wipe(&mut self.bytes);
-        self.bytes = bytes;
+        self.bytes.clear();
+        std::mem::replace(&mut self.bytes, bytes)
     }
 
     /// Borrows the worker's buffer, unless this holds bytes in one of its own.
@@ -96,20 +95,12 @@ impl Input {
     /// Gives the buffer back. What it holds goes to one with room for `needed` bytes.
     pub(super) fn give_back(&mut self, lent: &mut Lent, needed: usize) {
         self.compact();
-        let mut bytes = Vec::new();
-        if !self.bytes.is_empty() {
-            if self.bytes.capacity() != LENT_BYTES {
-                return;
-            }
-            bytes.reserve_exact(needed.max(self.bytes.len()));
-            bytes.extend_from_slice(&self.bytes);
-            wipe(&mut self.bytes);
-            self.bytes.clear();
-        }
+        let length = if self.is_empty() { 0 } else { needed.max(self.bytes.len()) };
         if self.bytes.capacity() == LENT_BYTES {
-            lent.input = std::mem::take(&mut self.bytes);
+            lent.input = self.move_into(Vec::with_capacity(length));
+        } else if length == 0 {
+            self.bytes = Vec::new();
         }
-        self.bytes = bytes;
     }
 }
 

@@ -65,6 +65,8 @@ pub(super) enum Next {
 
 /// Pipelined requests answered in one turn, so that other connections get theirs.
 const REQUESTS_PER_TURN: usize = 64;
+/// RFC 9110, 15.2.1.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// How much a refused client may go on sending before it is cut off.
 const MAX_DISCARDED_BYTES: usize = 4 * 1024 * 1024;
 
@@ -188,8 +190,8 @@ impl Connection {
             }
             let head = match head::parse(input, self.peer, &server.limits) {
                 Ok(head) => head?,
-                Err(answer) => {
-                    self.refuse(answer, lent);
+                Err((status, detail)) => {
+                    self.refuse(Answer::error(status, detail), lent);
                     return None;
                 }
             };
@@ -200,7 +202,7 @@ impl Connection {
                     _ if self.continued || !self.framing.expects_continue => {}
                     Err(answer) => self.refuse(answer, lent),
                     Ok(_) => {
-                        response::write_continue(&mut self.output, lent);
+                        self.output.room_for(CONTINUE.len(), lent).extend_from_slice(CONTINUE);
                         self.continued = true;
                     }
                 }

@@ -6,7 +6,7 @@ use std::str;
 use tiny_http::Method;
 
 use crate::peer::Peer;
-use crate::router::{Answer, RequestHead};
+use crate::router::RequestHead;
 
 use super::Limits;
 
@@ -35,7 +35,7 @@ pub(super) struct Framing {
 
 /// Why a request is not served: the status, and what to do. The connection is closed after it,
 /// since nobody can know where the next request starts.
-type Rejection = (u16, &'static str);
+pub(super) type Rejection = (u16, &'static str);
 
 const TOO_LARGE: Rejection = (431, "the request line and headers are longer than 16 KiB");
 const MALFORMED: Rejection = (400, "the request is not HTTP/1.1 (RFC 9112)");
@@ -43,19 +43,7 @@ const MALFORMED: Rejection = (400, "the request is not HTTP/1.1 (RFC 9112)");
 const MAX_HEADERS: usize = 64;
 
 /// Parses the head that `input` starts with. `None` when it is not whole yet.
-///
-/// # Errors
-///
-/// The answer, after which the connection is closed.
 pub(super) fn parse<'a>(
-    input: &'a [u8],
-    peer: Peer,
-    limits: &Limits,
-) -> Result<Option<Head<'a>>, Answer> {
-    try_parse(input, peer, limits).map_err(|(status, detail)| Answer::error(status, detail))
-}
-
-fn try_parse<'a>(
     input: &'a [u8],
     peer: Peer,
     limits: &Limits,

@@ -1,6 +1,7 @@
 //! The listening socket: one instance for each path, private from the moment it exists, removed
 //! when the server ends.
 
+use std::fmt::Display;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -17,10 +18,15 @@ use crate::peer::{Peer, Process};
 /// How many connections wait to be accepted, at most; the kernel may allow fewer.
 const BACKLOG: i32 = 1024;
 
-/// A listening socket, non-blocking.
+/// A bound endpoint. Clients may connect, and wait until a server is started on it. Dropping it
+/// closes it.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub struct Listener {
+    /// Non-blocking.
     socket: Socket,
+    pub(super) endpoint: String,
+    /// accept(2) failed, for want of a descriptor, say. The sweep arms the listener again.
+    pub(super) is_failing: bool,
     /// Held until here: the file of a socket that we have bound.
     _file: Option<SocketFile>,
 }
@@ -32,8 +38,13 @@ enum Socket {
 }
 
 impl Listener {
-    pub(super) fn bind(endpoint: &Endpoint) -> Result<Self, StartError> {
-        let failed = |source| StartError::Io { endpoint: endpoint.to_string(), source };
+    /// Takes the endpoint: from now on connections wait to be accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`], and nothing is left behind.
+    pub fn bind(endpoint: &Endpoint) -> Result<Self, StartError> {
+        let failed = |source| failed(endpoint, source);
         let (socket, file) = match endpoint {
             Endpoint::Unix(path) => {
                 let (listener, file) = SocketFile::bind(path)?;
@@ -47,7 +58,8 @@ impl Listener {
                 (Socket::Tcp(bound.map_err(failed)?), None)
             }
         };
-        let listener = Self { socket, _file: file };
+        let endpoint = endpoint.to_string();
+        let listener = Self { socket, endpoint, is_failing: false, _file: file };
         rustix::io::ioctl_fionbio(&listener, true).map_err(|error| failed(error.into()))?;
         Ok(listener)
     }
@@ -87,6 +99,10 @@ impl AsFd for Listener {
     }
 }
 
+fn failed(endpoint: impl Display, source: io::Error) -> StartError {
+    StartError::Io { endpoint: endpoint.to_string(), source }
+}
+
 /// The file of a bound socket, and the lock that makes it the only one of its path.
 #[derive(Debug)]
 struct SocketFile {
@@ -100,7 +116,7 @@ struct SocketFile {
 
 impl SocketFile {
     fn bind(path: &Path) -> Result<(UnixListener, Self), StartError> {
-        let failed = |source| StartError::Io { endpoint: path.display().to_string(), source };
+        let failed = |source| failed(path.display(), source);
         let directory = match path.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
@@ -134,7 +150,7 @@ fn lock_path(socket: &Path) -> PathBuf {
 
 fn lock(socket: &Path) -> Result<File, StartError> {
     let path = lock_path(socket);
-    let failed = |source| StartError::Io { endpoint: format!("{} (lock)", path.display()), source };
+    let failed = |source| failed(format_args!("{} (lock)", path.display()), source);
     let file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -152,7 +168,7 @@ fn lock(socket: &Path) -> Result<File, StartError> {
 /// Removes a socket file that no process serves. One that answers belongs to a service that
 /// does not use our lock.
 fn remove_stale(path: &Path) -> Result<(), StartError> {
-    let failed = |source| StartError::Io { endpoint: path.display().to_string(), source };
+    let failed = |source| failed(path.display(), source);
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -178,11 +194,10 @@ fn remove_stale(path: &Path) -> Result<(), StartError> {
 /// Makes a directory that holds only the vault's own files private (0700). A directory with
 /// other files is left as it is, and refused if other users could replace the socket.
 fn secure_directory(directory: &Path, socket: &Path) -> Result<(), StartError> {
-    const PRIVATE: u32 = 0o700;
+    const OPEN_TO_OTHERS: u32 = 0o077;
     const STICKY: u32 = 0o1000;
     const WRITABLE_BY_OTHERS: u32 = 0o022;
-    const OPEN_TO_OTHERS: u32 = 0o077;
-    let failed = |source| StartError::Io { endpoint: directory.display().to_string(), source };
+    let failed = |source| failed(directory.display(), source);
     let metadata = fs::metadata(directory).map_err(failed)?;
     let mode = metadata.mode() & 0o7777;
     if mode & OPEN_TO_OTHERS == 0 {
@@ -194,7 +209,7 @@ fn secure_directory(directory: &Path, socket: &Path) -> Result<(), StartError> {
         .all(|entry| entry.is_ok_and(|entry| entry.path() == lock || entry.path() == socket));
     let owned = metadata.uid() == rustix::process::geteuid().as_raw();
     if only_ours && owned && mode & STICKY == 0 {
-        return fs::set_permissions(directory, fs::Permissions::from_mode(PRIVATE)).map_err(failed);
+        return fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(failed);
     }
     if mode & WRITABLE_BY_OTHERS != 0 && mode & STICKY == 0 {
         return Err(StartError::BadPath {

@@ -28,15 +28,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::router::Router;
 
-use accept::Accepting;
 use crossbeam_channel::{Sender, bounded};
-use listener::Listener;
+pub use listener::Listener;
 use parked::Parked;
 use poll::{Interest, LISTENER};
 use worker::{MAX_QUEUED, Shared};
@@ -112,13 +111,6 @@ pub enum StartError {
     },
 }
 
-/// A bound endpoint that is not served yet. Dropping it closes it.
-#[derive(Debug)]
-pub struct Bound {
-    listener: Listener,
-    endpoint: String,
-}
-
 /// A running server. Dropping it stops it, as [`stop`](Self::stop) does, but does not wait.
 #[derive(Debug)]
 pub struct Server {
@@ -133,15 +125,6 @@ pub struct Server {
 const STACK_BYTES: usize = 512 * 1024;
 
 impl Server {
-    /// Takes the endpoint: from now on connections wait to be accepted.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`], and nothing is left behind.
-    pub fn bind(endpoint: &Endpoint) -> Result<Bound, StartError> {
-        Listener::bind(endpoint).map(|listener| Bound { listener, endpoint: endpoint.to_string() })
-    }
-
     /// Serves `router` at a bound endpoint. Requests that may wait for a backend are carried out
     /// by `workers` threads, at least 2; all others by a thread for each core.
     ///
@@ -149,40 +132,32 @@ impl Server {
     ///
     /// [`StartError::Io`], and nothing is left behind.
     pub fn start(
-        bound: Bound,
-        router: Router,
-        workers: usize,
-        limits: Limits,
-    ) -> Result<Self, StartError> {
-        let Bound { listener, endpoint } = bound;
-        Self::try_start(listener, router, workers, limits)
-            .map_err(|source| StartError::Io { endpoint, source })
-    }
-
-    fn try_start(
         listener: Listener,
         router: Router,
         workers: usize,
         limits: Limits,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, StartError> {
+        let (endpoint, address) = (listener.endpoint.clone(), listener.tcp_address());
         raise_descriptor_limit(limits.connections);
-        let address = listener.tcp_address();
-        let parked = Parked::new(limits.connections)?;
-        parked.poller.add(&listener, LISTENER, Interest::Read)?;
-        let (jobs, queue) = bounded(MAX_QUEUED);
-        let (running, ended) = bounded(0);
-        let accepting = Accepting::new(listener);
-        let shared = Arc::new(Shared { router, limits, parked, accepting, jobs });
-        let mut server = Self { shared, address, threads: Vec::new(), _running: running };
-        for _ in 0..io_workers() {
-            server.spawn("io", Shared::serve_ready)?;
-        }
-        for _ in 0..workers.max(2) {
-            let (queue, ended) = (queue.clone(), ended.clone());
-            server.spawn("blocking", move |shared| shared.serve_blocking(&queue, &ended))?;
-        }
-        server.spawn("sweep", move |shared| shared.sweep(&ended))?;
-        Ok(server)
+        let started = Parked::new(limits.connections).and_then(|parked| {
+            parked.poller.add(&listener, LISTENER, Interest::Read)?;
+            let (jobs, queue) = bounded(MAX_QUEUED);
+            let (running, ended) = bounded(0);
+            let listener = Mutex::new(Some(listener));
+            let shared = Arc::new(Shared { router, limits, parked, listener, jobs });
+            let mut server = Self { shared, address, threads: Vec::new(), _running: running };
+            // One at least goes on while another makes a page of a listing.
+            for _ in 0..thread::available_parallelism().map_or(2, usize::from).max(2) {
+                server.spawn("io", Shared::serve_ready)?;
+            }
+            for _ in 0..workers.max(2) {
+                let (queue, ended) = (queue.clone(), ended.clone());
+                server.spawn("blocking", move |shared| shared.serve_blocking(&queue, &ended))?;
+            }
+            server.spawn("sweep", move |shared| shared.sweep(&ended))?;
+            Ok(server)
+        });
+        started.map_err(|source| StartError::Io { endpoint, source })
     }
 
     fn spawn(&mut self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
@@ -251,11 +226,6 @@ impl Endpoint {
             Self::LoopbackTcp(_) => None,
         }
     }
-}
-
-/// One for each core, and two at least, so that a long listing holds up nobody.
-fn io_workers() -> usize {
-    thread::available_parallelism().map_or(2, usize::from).max(2)
 }
 
 /// Raises this process's soft limit on descriptors to the number that so many connections need,

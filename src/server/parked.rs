@@ -65,10 +65,9 @@ impl Lot {
 
     /// Takes out the connection that has been idle longest.
     fn take_longest_idle(&mut self) -> Option<Box<Connection>> {
-        let parked = self.slots.iter().filter_map(|slot| slot.connection.as_deref());
-        let idle = parked.filter(|connection| connection.is_idle());
-        let token = idle.min_by_key(|connection| connection.deadline)?.token;
-        self.slot(token)?.connection.take()
+        let parked = self.slots.iter_mut().map(|slot| &mut slot.connection);
+        let idle = parked.filter(|place| place.as_ref().is_some_and(|it| it.is_idle()));
+        idle.min_by_key(|place| place.as_ref().map(|it| it.deadline))?.take()
     }
 }
 
@@ -127,18 +126,20 @@ impl Parked {
     ) {
         // Under the lock, so that whoever gets the event finds the connection.
         let mut lot = self.lot();
-        let is_over = self.is_draining() && connection.is_idle();
-        let armed = if is_over { Ok(()) } else { arm(&self.poller, &connection) };
-        match (armed, lot.slot(connection.token)) {
-            (Ok(()), Some(slot)) if !is_over => slot.connection = Some(connection),
-            (armed, _) => {
-                drop(lot);
-                if let Err(error) = armed {
+        if !(self.is_draining() && connection.is_idle()) {
+            match arm(&self.poller, &connection) {
+                Ok(()) => {
+                    let (_, index) = split(connection.token);
+                    lot.slots[index as usize].connection = Some(connection);
+                    return;
+                }
+                Err(error) => {
                     log::error!("a connection could not be watched, and is closed: {error}");
                 }
-                self.close(connection);
             }
         }
+        drop(lot);
+        self.close(connection);
     }
 
     /// Hands out the connection of an event, unless it has been taken or closed meanwhile.
@@ -163,12 +164,9 @@ impl Parked {
         lot.release(token);
     }
 
-    /// Takes out the connections whose deadline has passed. Says when the next one is due.
-    pub(super) fn take_overdue(&self, now: Instant) -> (Vec<Box<Connection>>, Option<Instant>) {
-        let mut lot = self.lot();
-        let overdue = lot.take_where(|connection| connection.deadline <= now);
-        let parked = lot.slots.iter().filter_map(|slot| slot.connection.as_ref());
-        (overdue, parked.map(|connection| connection.deadline).min())
+    /// Takes out the connections whose deadline has passed.
+    pub(super) fn take_overdue(&self, now: Instant) -> Vec<Box<Connection>> {
+        self.lot().take_where(|connection| connection.deadline <= now)
     }
 
     pub(super) fn is_draining(&self) -> bool {

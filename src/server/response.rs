@@ -84,9 +84,3 @@ fn write_body(output: &mut Output, body: Zeroizing<Vec<u8>>, lent: &mut Lent) {
         output.push(body);
     }
 }
-
-/// Adds `100 Continue` (RFC 9110, 15.2.1).
-pub(super) fn write_continue(output: &mut Output, lent: &mut Lent) {
-    const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-    output.room_for(CONTINUE.len(), lent).extend_from_slice(CONTINUE);
-}

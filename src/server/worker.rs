@@ -2,16 +2,17 @@
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, select};
+use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender, select};
 
 use crate::router::{Answer, Call, Router};
 
 use super::Limits;
-use super::accept::Accepting;
 use super::buffer::Lent;
 use super::connection::{Connection, Next};
+use super::listener::Listener;
 use super::parked::Parked;
 use super::poll::{END, LISTENER};
 
@@ -21,7 +22,8 @@ pub(super) struct Shared {
     pub(super) router: Router,
     pub(super) limits: Limits,
     pub(super) parked: Parked,
-    pub(super) accepting: Accepting,
+    /// `None` once the server stops.
+    pub(super) listener: Mutex<Option<Listener>>,
     pub(super) jobs: Sender<Job>,
 }
 
@@ -66,37 +68,26 @@ impl Shared {
     pub(super) fn serve_blocking(&self, jobs: &Receiver<Job>, ended: &Ended) {
         let mut lent = Lent::default();
         loop {
-            let Job { mut connection, call } = select! {
-                recv(jobs) -> job => match job {
-                    Ok(job) => job,
-                    Err(_) => return,
-                },
-                recv(ended) -> _ => return,
-            };
+            let job = select! { recv(jobs) -> job => job, recv(ended) -> _ => Err(RecvError) };
+            let Ok(Job { mut connection, call }) = job else { return };
             let answer = self.answer(&call, connection.body());
             let next = connection.answered(answer, self, &mut lent);
             self.settle(connection, next, &mut lent);
         }
     }
 
-    /// The life of the thread that ends overdue connections. It looks when one is due, and at
-    /// least once in the shortest limit, or a second.
+    /// The life of the thread that ends overdue connections. It looks once a second, or once in the
+    /// shortest limit. So a deadline may be exceeded by that.
     pub(super) fn sweep(&self, ended: &Ended) {
         let Limits { request, idle, write, .. } = self.limits;
-        let longest_pause = request.min(idle).min(write).min(Duration::from_secs(1));
+        let pause = request.min(idle).min(write).min(Duration::from_secs(1));
         let mut lent = Lent::default();
-        let mut pause = longest_pause;
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(pause) {
             self.resume_accepting();
-            let now = Instant::now();
-            let (overdue, next_due) = self.parked.take_overdue(now);
-            for mut connection in overdue {
+            for mut connection in self.parked.take_overdue(Instant::now()) {
                 let next = connection.expire(self, &mut lent);
                 self.settle(connection, next, &mut lent);
             }
-            let until_due =
-                next_due.map_or(longest_pause, |due| due.saturating_duration_since(now));
-            pause = until_due.clamp(Duration::from_millis(1), longest_pause);
         }
     }
 
@@ -108,14 +99,11 @@ impl Shared {
                 Next::Close => return self.parked.close(connection),
                 Next::Block(call) => call,
             };
-            let job = match self.jobs.try_send(Job { connection, call }) {
-                Ok(()) => return,
-                Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
-            };
+            let Err(full) = self.jobs.try_send(Job { connection, call }) else { return };
             let busy =
                 Answer::error(503, "too many requests wait for the backend; try again later")
                     .with_header("Retry-After", "1");
-            connection = job.connection;
+            connection = full.into_inner().connection;
             next = connection.answered(busy, self, lent);
         }
     }

@@ -10,13 +10,13 @@ use rustix::io::Errno;
 use super::{BATCH, END, Interest};
 
 #[derive(Debug)]
-pub(in crate::server) struct Poller {
+pub struct Poller {
     epoll: OwnedFd,
     end: OwnedFd,
 }
 
 impl Poller {
-    pub(in crate::server) fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         // Level-triggered and not one-shot: it wakes every worker.
@@ -25,35 +25,25 @@ impl Poller {
     }
 
     /// Adds a socket, armed.
-    pub(in crate::server) fn add(
-        &self,
-        socket: impl AsFd,
-        token: u64,
-        interest: Interest,
-    ) -> io::Result<()> {
+    pub fn add(&self, socket: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, socket, EventData::new_u64(token), flags(interest))?)
     }
 
     /// Arms a socket again. If it is ready already, its event follows at once.
-    pub(in crate::server) fn rearm(
-        &self,
-        socket: impl AsFd,
-        token: u64,
-        interest: Interest,
-    ) -> io::Result<()> {
+    pub fn rearm(&self, socket: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         Ok(epoll::modify(&self.epoll, socket, EventData::new_u64(token), flags(interest))?)
     }
 
     /// Removes an armed socket that is about to be closed. close(2) alone would not do: while
     /// another thread polls the socket, the kernel keeps it open until that thread returns.
-    pub(in crate::server) fn remove(&self, socket: impl AsFd) {
+    pub fn remove(&self, socket: impl AsFd) {
         if let Err(error) = epoll::delete(&self.epoll, socket) {
             log::error!("a connection could not be removed from the poller: {error}");
         }
     }
 
     /// Blocks until something is ready, and adds its tokens.
-    pub(in crate::server) fn wait(&self, tokens: &mut Vec<u64>) -> io::Result<()> {
+    pub fn wait(&self, tokens: &mut Vec<u64>) -> io::Result<()> {
         const NONE: epoll::Event =
             epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(END) };
         let mut events = [NONE; BATCH];
@@ -69,7 +59,7 @@ impl Poller {
     }
 
     /// Makes every [`wait`](Self::wait), now and later, return [`END`].
-    pub(in crate::server) fn end(&self) {
+    pub fn end(&self) {
         rustix::io::write(&self.end, &1_u64.to_ne_bytes()).expect("an eventfd takes a 1");
     }
 }

@@ -12,10 +12,10 @@ use super::{BATCH, END, Interest};
 /// The identifier of the user event that ends the workers.
 const END_EVENT: usize = 0;
 
-pub(in crate::server) struct Poller(Kqueue);
+pub struct Poller(Kqueue);
 
 impl Poller {
-    pub(in crate::server) fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let poller = Self(Kqueue::new()?);
         // Without EV_CLEAR: once triggered, it wakes every worker.
         poller.change(end_event(EvFlags::EV_ADD, FilterFlag::empty()))?;
@@ -23,23 +23,13 @@ impl Poller {
     }
 
     /// Adds a socket, armed.
-    pub(in crate::server) fn add(
-        &self,
-        socket: impl AsFd,
-        token: u64,
-        interest: Interest,
-    ) -> io::Result<()> {
+    pub fn add(&self, socket: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         self.rearm(socket, token, interest)
     }
 
     /// Arms a socket again. If it is ready already, its event follows at once. A filter that
     /// has delivered its event is disabled, so that the other one is all that is armed.
-    pub(in crate::server) fn rearm(
-        &self,
-        socket: impl AsFd,
-        token: u64,
-        interest: Interest,
-    ) -> io::Result<()> {
+    pub fn rearm(&self, socket: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         let filter = match interest {
             Interest::Read => EventFilter::EVFILT_READ,
             Interest::Write => EventFilter::EVFILT_WRITE,
@@ -53,10 +43,10 @@ impl Poller {
 
     /// Removes an armed socket that is about to be closed: close(2) does that by itself.
     #[allow(clippy::unused_self, reason = "the other poller has to be told")]
-    pub(in crate::server) fn remove(&self, _: impl AsFd) {}
+    pub fn remove(&self, _: impl AsFd) {}
 
     /// Blocks until something is ready, and adds its tokens.
-    pub(in crate::server) fn wait(&self, tokens: &mut Vec<u64>) -> io::Result<()> {
+    pub fn wait(&self, tokens: &mut Vec<u64>) -> io::Result<()> {
         let mut events = [end_event(EvFlags::empty(), FilterFlag::empty()); BATCH];
         let count = loop {
             match self.0.kevent(&[], &mut events, None) {
@@ -72,7 +62,7 @@ impl Poller {
     }
 
     /// Makes every [`wait`](Self::wait), now and later, return [`END`].
-    pub(in crate::server) fn end(&self) {
+    pub fn end(&self) {
         self.change(end_event(EvFlags::empty(), FilterFlag::NOTE_TRIGGER))
             .expect("the event was added at the start");
     }

@@ -1,6 +1,6 @@
 //! Accepting: the poller tells one I/O worker at a time that clients wait.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -17,6 +17,11 @@ use super::worker::Shared;
 const CLIENTS_PER_TURN: usize = 16;
 
 impl Shared {
+    pub(super) fn start_accepting(&self) -> io::Result<()> {
+        let add = |listener| self.parked.poller.add(listener, LISTENER, Interest::Read);
+        self.listener().as_ref().map_or(Ok(()), add)
+    }
+
     /// Takes in clients that wait, and arms the listener again.
     pub(super) fn accept(&self, lent: &mut Lent) {
         let mut place = self.listener();

@@ -37,7 +37,6 @@ use crate::router::Router;
 use crossbeam_channel::{Sender, bounded};
 pub use listener::Listener;
 use parked::Parked;
-use poll::{Interest, LISTENER};
 use worker::{MAX_QUEUED, Shared};
 
 /// The limits for clients.
@@ -140,7 +139,6 @@ impl Server {
         let (endpoint, address) = (listener.endpoint.clone(), listener.tcp_address());
         raise_descriptor_limit(limits.connections);
         let started = Parked::new(limits.connections).and_then(|parked| {
-            parked.poller.add(&listener, LISTENER, Interest::Read)?;
             let (jobs, queue) = bounded(MAX_QUEUED);
             let (running, ended) = bounded(0);
             let listener = Mutex::new(Some(listener));
@@ -155,6 +153,8 @@ impl Server {
                 server.spawn("blocking", move |shared| shared.serve_blocking(&queue, &ended))?;
             }
             server.spawn("sweep", move |shared| shared.sweep(&ended))?;
+            // Nobody is accepted before all threads run.
+            server.shared.start_accepting()?;
             Ok(server)
         });
         started.map_err(|source| StartError::Io { endpoint, source })

@@ -92,7 +92,7 @@ impl Connection {
         self.phase == Phase::Open && self.input.is_empty() && !self.is_answering()
     }
 
-    /// Whether the client has not got the whole of an answer.
+    /// Whether a part of an answer is still to be sent.
     fn is_answering(&self) -> bool {
         !self.output.is_empty() || self.rest.is_some()
     }

@@ -1,77 +1,52 @@
-//! Accepting: the poller tells one I/O worker at a time that clients wait.
+//! The accept loop: a thread that blocks until a client connects or the server stops.
 
-use std::io::{self, ErrorKind};
-use std::sync::{MutexGuard, PoisonError};
-use std::time::Instant;
+use std::io::ErrorKind;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use crate::backoff::Backoff;
 use crate::peer::Peer;
 use crate::router::Answer;
 
 use super::buffer::Lent;
 use super::connection::{Connection, Next};
 use super::listener::Listener;
-use super::poll::{Interest, LISTENER};
+use super::poll::Interest;
 use super::worker::Shared;
 
-/// How many clients are taken in at a time, so that those inside get their turn.
-const CLIENTS_PER_TURN: usize = 16;
-
 impl Shared {
-    pub(super) fn start_accepting(&self) -> io::Result<()> {
-        let add = |listener| self.parked.poller.add(listener, LISTENER, Interest::Read);
-        self.listener().as_ref().map_or(Ok(()), add)
-    }
-
-    /// Takes in clients that wait, and arms the listener again.
-    pub(super) fn accept(&self, lent: &mut Lent) {
-        let mut place = self.listener();
-        let Some(listener) = &mut *place else { return };
-        for _ in 0..CLIENTS_PER_TURN {
+    /// Takes clients in until the server stops, and then closes the listener. An error such as a
+    /// lack of descriptors makes the loop pause, and never ends it.
+    pub(super) fn accept_clients(&self, listener: &Listener) {
+        let mut lent = Lent::default();
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+        while !self.is_stopping.load(Ordering::Acquire) {
             match listener.accept() {
                 Ok((stream, peer)) => {
-                    listener.is_failing = false;
+                    backoff.reset();
                     let deadline = Instant::now() + self.limits.idle;
-                    self.admit(Connection::new(stream, peer, deadline), peer, lent);
+                    self.admit(Connection::new(stream, peer, deadline), peer, &mut lent);
+                    continue;
                 }
                 Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock => break,
                     // The client is gone already.
-                    ErrorKind::ConnectionAborted | ErrorKind::Interrupted => {}
-                    _ => {
-                        if !std::mem::replace(&mut listener.is_failing, true) {
-                            log::error!("connections cannot be accepted; trying again: {error}");
+                    ErrorKind::ConnectionAborted | ErrorKind::Interrupted => continue,
+                    ErrorKind::WouldBlock => {
+                        let armed = self.clients.rearm(listener, 0, Interest::Read);
+                        if armed.and_then(|()| self.clients.wait(&mut Vec::new())).is_ok() {
+                            continue;
                         }
-                        return;
                     }
+                    _ if backoff.is_fresh() => {
+                        log::error!("connections cannot be accepted; trying again: {error}");
+                    }
+                    _ => {}
                 },
             }
+            // Stopping ends the pause.
+            thread::park_timeout(backoff.next_pause());
         }
-        self.arm(listener);
-    }
-
-    /// Tries again after accept(2) has failed.
-    pub(super) fn resume_accepting(&self) {
-        if let Some(listener) = self.listener().as_ref().filter(|listener| listener.is_failing) {
-            self.arm(listener);
-        }
-    }
-
-    fn arm(&self, listener: &Listener) {
-        if let Err(error) = self.parked.poller.rearm(listener, LISTENER, Interest::Read) {
-            log::error!("the listening socket cannot be watched: {error}");
-        }
-    }
-
-    /// Closes the listener. Its socket's file is gone when this returns. An inherited socket stays
-    /// open with its owner, so that it must be removed from the poller.
-    pub(super) fn stop_accepting(&self) {
-        if let Some(listener) = self.listener().take() {
-            self.parked.poller.remove(&listener);
-        }
-    }
-
-    fn listener(&self) -> MutexGuard<'_, Option<Listener>> {
-        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a new connection in. One that is refused, for its peer or for want of a place, gets

@@ -25,8 +25,6 @@ pub struct Listener {
     /// Non-blocking.
     socket: Socket,
     pub(super) endpoint: String,
-    /// accept(2) failed, for want of a descriptor, say. The sweep arms the listener again.
-    pub(super) is_failing: bool,
     /// Held until here: the file of a socket that we have bound.
     _file: Option<SocketFile>,
 }
@@ -59,7 +57,7 @@ impl Listener {
             }
         };
         let endpoint = endpoint.to_string();
-        let listener = Self { socket, endpoint, is_failing: false, _file: file };
+        let listener = Self { socket, endpoint, _file: file };
         rustix::io::ioctl_fionbio(&listener, true).map_err(|error| failed(error.into()))?;
         Ok(listener)
     }

@@ -1,11 +1,11 @@
 //! The server: sockets and connections in front of the router.
 //!
 //! ```text
-//! parked (poll, one-shot) ──> I/O workers, one per core
-//!    ^                          | accept, read, parse, resolve the call
-//!    |                          |-- needs no backend: answer, park
-//!    |                          `-- may block ──queue──> blocking workers
-//!    `─────────────────────────────────────────────────────'  answer, park
+//! accept ──> parked (poll, one-shot) ──> I/O workers, one per core
+//!               ^                          | read, parse, resolve the call
+//!               |                          |-- needs no backend: answer, park
+//!               |                          `-- may block ──queue──> blocking workers
+//!               `─────────────────────────────────────────────────────'  answer, park
 //! ```
 //!
 //! A connection has one owner at a time: the parking lot, an I/O worker, or a blocking worker. It
@@ -28,7 +28,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ use crate::router::Router;
 use crossbeam_channel::{Sender, bounded};
 pub use listener::Listener;
 use parked::Parked;
+use poll::{Interest, Poller};
 use worker::{MAX_QUEUED, Shared};
 
 /// The limits for clients.
@@ -115,6 +117,8 @@ pub enum StartError {
 pub struct Server {
     shared: Arc<Shared>,
     address: Option<SocketAddr>,
+    /// The accept loop, which holds the listener; `None` once it was stopped.
+    acceptor: Mutex<Option<JoinHandle<()>>>,
     threads: Vec<JoinHandle<()>>,
     /// Its end is that of the threads which do not wait for the poller.
     _running: Sender<Infallible>,
@@ -141,30 +145,39 @@ impl Server {
         let started = Parked::new(limits.connections).and_then(|parked| {
             let (jobs, queue) = bounded(MAX_QUEUED);
             let (running, ended) = bounded(0);
-            let listener = Mutex::new(Some(listener));
-            let shared = Arc::new(Shared { router, limits, parked, listener, jobs });
-            let mut server = Self { shared, address, threads: Vec::new(), _running: running };
+            let (clients, is_stopping) = (Poller::new()?, AtomicBool::new(false));
+            clients.add(&listener, 0, Interest::Read)?;
+            let shared = Arc::new(Shared { router, limits, parked, clients, is_stopping, jobs });
+            let (acceptor, threads) = (Mutex::new(None), Vec::new());
+            let mut server = Self { shared, address, acceptor, threads, _running: running };
             // One at least goes on while another makes a page of a listing.
             for _ in 0..thread::available_parallelism().map_or(2, usize::from).max(2) {
-                server.spawn("io", Shared::serve_ready)?;
+                server.threads.push(server.start_thread("io", Shared::serve_ready)?);
             }
             for _ in 0..workers.max(2) {
                 let (queue, ended) = (queue.clone(), ended.clone());
-                server.spawn("blocking", move |shared| shared.serve_blocking(&queue, &ended))?;
+                server.threads.push(server.start_thread("blocking", move |shared| {
+                    shared.serve_blocking(&queue, &ended);
+                })?);
             }
-            server.spawn("sweep", move |shared| shared.sweep(&ended))?;
+            server.threads.push(server.start_thread("sweep", move |shared| shared.sweep(&ended))?);
             // Nobody is accepted before all threads run.
-            server.shared.start_accepting()?;
+            let acceptor =
+                server.start_thread("accept", move |shared| shared.accept_clients(&listener))?;
+            server.acceptor = Mutex::new(Some(acceptor));
             Ok(server)
         });
         started.map_err(|source| StartError::Io { endpoint, source })
     }
 
-    fn spawn(&mut self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
+    fn start_thread(
+        &self,
+        name: &str,
+        run: impl FnOnce(&Shared) + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
-        self.threads.push(thread.spawn(move || run(&shared))?);
-        Ok(())
+        thread.spawn(move || run(&shared))
     }
 
     /// Where it listens, when on TCP.
@@ -176,7 +189,15 @@ impl Server {
     /// Stops accepting, closes idle connections, and lets the others finish their answer. Does
     /// not wait. The socket file is gone when this returns.
     pub fn stop(&self) {
-        self.shared.stop_accepting();
+        self.shared.is_stopping.store(true, Ordering::Release);
+        let acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(acceptor) = acceptor {
+            self.shared.clients.end();
+            acceptor.thread().unpark();
+            if acceptor.join().is_err() {
+                log::error!("the accept loop panicked");
+            }
+        }
         self.shared.parked.drain();
     }
 

@@ -53,8 +53,8 @@ impl Lot {
     fn release(&mut self, token: u64) {
         let (_, index) = split(token);
         let slot = &mut self.slots[index as usize];
-        // Tokens are smaller than `poll::LISTENER`, and kqueue's are not negative.
-        slot.generation = (slot.generation + 1) & 0x3fff_ffff;
+        // kqueue's tokens are not negative, and END is none of a connection's.
+        slot.generation = (slot.generation + 1) & 0x7fff_ffff;
         self.free.push(index);
     }
 

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender, select};
@@ -12,9 +12,8 @@ use crate::router::{Answer, Call, Router};
 use super::Limits;
 use super::buffer::Lent;
 use super::connection::{Connection, Next};
-use super::listener::Listener;
 use super::parked::Parked;
-use super::poll::{END, LISTENER};
+use super::poll::{END, Poller};
 
 /// The state that all threads of the server share.
 #[derive(Debug)]
@@ -22,8 +21,9 @@ pub(super) struct Shared {
     pub(super) router: Router,
     pub(super) limits: Limits,
     pub(super) parked: Parked,
-    /// `None` once the server stops.
-    pub(super) listener: Mutex<Option<Listener>>,
+    /// Tells the accept loop of clients that wait.
+    pub(super) clients: Poller,
+    pub(super) is_stopping: AtomicBool,
     pub(super) jobs: Sender<Job>,
 }
 
@@ -54,9 +54,7 @@ impl Shared {
                 if token == END {
                     return;
                 }
-                if token == LISTENER {
-                    self.accept(&mut lent);
-                } else if let Some(mut connection) = self.parked.take(token) {
+                if let Some(mut connection) = self.parked.take(token) {
                     let next = connection.turn(self, &mut lent);
                     self.settle(connection, next, &mut lent);
                 }
@@ -83,7 +81,6 @@ impl Shared {
         let pause = request.min(idle).min(write).min(Duration::from_secs(1));
         let mut lent = Lent::default();
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(pause) {
-            self.resume_accepting();
             for mut connection in self.parked.take_overdue(Instant::now()) {
                 let next = connection.expire(self, &mut lent);
                 self.settle(connection, next, &mut lent);

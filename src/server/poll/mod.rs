@@ -23,8 +23,5 @@ pub(super) enum Interest {
 /// The token of the event that tells every worker to end. No connection has it.
 pub(super) const END: u64 = u64::MAX;
 
-/// The token of the listening socket. Those of connections are smaller.
-pub(super) const LISTENER: u64 = 1 << 62;
-
 /// How many events a worker takes at a time. They wait for that worker, so there are few.
 const BATCH: usize = 4;

@@ -178,10 +178,12 @@ impl VaultService {
         self.vault.name()
     }
 
-    /// The state of the backend.
+    /// The state of the backend. It does not count as working if the database takes no changes.
     #[must_use]
     pub fn backend_status(&self) -> BackendStatus {
-        self.vault.status()
+        let mut status = self.vault.status();
+        status.works &= self.metadata.as_ref().is_none_or(MetadataStore::is_writable);
+        status
     }
 
     /// Whether reading a value may wait for something outside this process.

@@ -1,6 +1,8 @@
 //! Log lines on standard error, as `RUST_LOG` and `IF_VAULT_LOG` select them, without values.
 
 use std::io::Write as _;
+use std::panic::{self, PanicHookInfo};
+use std::thread;
 
 use env_logger::Logger;
 use intentframe_credentials::redact::{
@@ -37,7 +39,19 @@ pub fn init(
     }
     let logger = Bounded(builder.build());
     log::set_max_level(logger.0.filter());
-    log::set_boxed_logger(Box::new(redact_credentials(logger, secrets))).map_err(Failure::other)
+    log::set_boxed_logger(Box::new(redact_credentials(logger, secrets))).map_err(Failure::other)?;
+    panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// Logs a panic. A message that was put together may contain a value, and is not shown; Rust's
+/// own hook would print it.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("without a name");
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let message = panic.payload().downcast_ref().unwrap_or(&"its message is not shown");
+    log::error!("the thread {name} panicked at {place}: {message}");
 }
 
 /// Shorter values occur in lines that have nothing to do with them (`true`, `none`).
@@ -167,6 +181,41 @@ mod tests {
             line,
             r#"{"ts":"2026-11-23T18:17:36.320458Z","level":"WARN","target":"credential_vault::x","message":"two\nlines \u001b[0m","count":3,"rate":0.5,"ok":true,"who":"a \"b\"\n","_level":"mine"}"#
         );
+    }
+
+    /// This test starts itself again as a process of its own, which panics.
+    #[test]
+    fn a_panic_is_logged_without_values() {
+        const CHILD: &str = "VAULT_TEST_PANICS";
+
+        if std::env::var_os(CHILD).is_some() {
+            let environment = [("IF_VAULT_LOG".to_owned(), "json".to_owned())];
+            let secrets = RegisteredSecrets::default();
+            keep_out(&Secret::new("made-up-1".to_owned()), &secrets);
+            let environment = environment.into_iter().collect();
+            init(&environment, LevelFilter::Info, &secrets).ok().expect("a logger");
+            let value = std::hint::black_box("made-up-2");
+            let named = |name: &str| thread::Builder::new().name(name.to_owned());
+            let put_together = named("one").spawn(move || panic!("not {value}"));
+            put_together.expect("a thread").join().expect_err("it panics");
+            let literal = named("two").spawn(|| panic!("the literal made-up-1"));
+            literal.expect("a thread").join().expect_err("it panics");
+            return;
+        }
+        let name = "cli::logging::tests::a_panic_is_logged_without_values";
+        let ended = std::process::Command::new(std::env::current_exe().expect("a path"))
+            .args([name, "--exact", "--nocapture"])
+            .env(CHILD, "")
+            .output()
+            .expect("it runs");
+        let log = String::from_utf8(ended.stderr).expect("UTF-8");
+        assert!(ended.status.success(), "{log}");
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("panicked")).collect();
+        let [first, second] = lines[..] else { panic!("two panics: {log}") };
+        assert!(first.contains("the thread one") && first.contains("logging.rs:"), "{first}");
+        assert!(first.starts_with('{') && first.contains("its message is not shown"), "{first}");
+        assert!(second.ends_with("the literal [REDACTED]\"}"), "{second}");
+        assert!(!log.contains("made-up"), "{log}");
     }
 
     #[test]

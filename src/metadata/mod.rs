@@ -213,6 +213,13 @@ impl MetadataStore {
         })
     }
 
+    /// Whether changes can be made. They cannot once the writer thread has panicked: it is not
+    /// started again, since nobody knows whether its last commit was made.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        lock(&self.writer).as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Writes the touches that are only in memory, ends the writer thread, and leaves the
     /// database file alone in its directory. Closing again does nothing.
     ///
@@ -262,4 +269,39 @@ fn writer_stopped() -> MetadataError {
 /// Locks also after a panic: no change under these locks can be left half-done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::backend::EnvVault;
+    use crate::service::VaultService;
+    use crate::settings::Environment;
+
+    #[test]
+    fn health_shows_a_writer_that_has_panicked() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("credentials.db");
+        let service =
+            |store| VaultService::new(Arc::new(EnvVault::new(Environment::default())), store);
+        let store = MetadataStore::open(&path).expect("it is created");
+        let broken = thread::spawn(|| panic!("on purpose"));
+        let writer = lock(&store.writer).replace(broken).expect("it runs");
+        store.sender.send(Message::Close).expect("the writer runs");
+        writer.join().expect("no panic").expect("nothing is lost");
+        let start = Instant::now();
+        while store.is_writable() {
+            assert!(start.elapsed() < Duration::from_secs(60), "the thread does not end");
+            thread::yield_now();
+        }
+        let at = CredentialRef::parse("openai", "key").expect("valid");
+        let error = store.remove(&at).expect_err("nobody writes");
+        assert!(error.to_string().contains("restart the service"), "{error}");
+        assert!(!service(store).backend_status().works);
+
+        let store = MetadataStore::open(&path).expect("it is there");
+        assert!(service(store).backend_status().works);
+    }
 }

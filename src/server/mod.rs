@@ -27,12 +27,14 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::backoff::Backoff;
 use crate::router::Router;
 
 use crossbeam_channel::{Sender, bounded};
@@ -173,11 +175,11 @@ impl Server {
     fn start_thread(
         &self,
         name: &str,
-        run: impl FnOnce(&Shared) + Send + 'static,
+        run: impl Fn(&Shared) + Send + 'static,
     ) -> io::Result<JoinHandle<()>> {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
-        thread.spawn(move || run(&shared))
+        thread.spawn(move || repeat_after_panic(|| run(&shared)))
     }
 
     /// Where it listens, when on TCP.
@@ -225,6 +227,16 @@ impl Drop for Server {
     }
 }
 
+/// Runs a thread's loop until it returns. A panic costs the connection that it was about, and
+/// the loop starts again after a pause.
+fn repeat_after_panic(run: impl Fn()) {
+    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+    while catch_unwind(AssertUnwindSafe(&run)).is_err() {
+        // Stopping ends the accept loop's pause.
+        thread::park_timeout(backoff.next_pause());
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.socket(), self) {
@@ -269,5 +281,22 @@ fn raise_descriptor_limit(connections: usize) {
     }
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }) {
         log::warn!("the limit on descriptors stays at {soft}: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::repeat_after_panic;
+
+    #[test]
+    fn a_thread_goes_on_after_panics() {
+        let runs = Cell::new(0);
+        repeat_after_panic(|| {
+            runs.set(runs.get() + 1);
+            assert!(runs.get() == 3, "on purpose");
+        });
+        assert_eq!(runs.get(), 3);
     }
 }

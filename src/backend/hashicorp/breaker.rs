@@ -54,7 +54,7 @@ impl Breaker {
         if !pause.is_zero() {
             return Err(pause);
         }
-        state.next_trial = now + jitter(state.backoff.next_pause());
+        state.next_trial = now.saturating_add(jitter(state.backoff.next_pause()));
         Ok(())
     }
 
@@ -68,7 +68,7 @@ impl Breaker {
         } else {
             state.failures = state.failures.saturating_add(1);
             if state.failures == FAILURES_TO_OPEN {
-                state.next_trial = now + jitter(state.backoff.next_pause());
+                state.next_trial = now.saturating_add(jitter(state.backoff.next_pause()));
             }
         }
         state.last_contact = now;

@@ -20,11 +20,13 @@ use zeroize::Zeroize;
 
 use crate::unix_socket::connect;
 
+use super::tls::Tls;
+
 /// Connects to the server.
 #[derive(Debug)]
 pub(super) enum Dialer {
     Unix(PathBuf),
-    Http(DefaultConnector),
+    Http(Tls),
 }
 
 impl Connector<()> for Dialer {
@@ -37,22 +39,34 @@ impl Connector<()> for Dialer {
     ) -> Result<Option<Wiped>, Error> {
         Ok(match self {
             Self::Unix(path) => Some(UnixTransport::connect(path, details)?),
-            Self::Http(connector) => connect_http(connector, details)?,
+            Self::Http(tls) => connect_http(tls, details)?,
         }
         .map(Wiped))
     }
 }
 
-/// Resolves the name and connects.
+/// Resolves the name and connects. The configuration of TLS, and the connector that would keep
+/// it, are made anew, so that the client certificate is the one in the files now.
 fn connect_http(
-    connector: &DefaultConnector,
+    tls: &Tls,
     details: &ConnectionDetails<'_>,
 ) -> Result<Option<Box<dyn Transport>>, Error> {
     let resolver = DefaultResolver::default();
+    let with_tls = if details.needs_tls() {
+        let tls = tls.config().map_err(|reason| Error::Other(reason.into()))?;
+        let config = Config::builder()
+            .proxy(None)
+            .tls_config(tls)
+            .input_buffer_size(details.config.input_buffer_size())
+            .output_buffer_size(details.config.output_buffer_size());
+        Some(config.build())
+    } else {
+        None
+    };
     let details = ConnectionDetails {
         uri: details.uri,
         addrs: resolver.resolve(details.uri, details.config, details.timeout)?,
-        config: details.config,
+        config: with_tls.as_ref().unwrap_or(details.config),
         request_level: details.request_level,
         resolver: details.resolver,
         now: details.now,
@@ -61,7 +75,7 @@ fn connect_http(
         run_connector: Arc::clone(&details.run_connector),
         register_shutdown: Arc::clone(&details.register_shutdown),
     };
-    connector.connect(&details, None)
+    DefaultConnector::new().connect(&details, None)
 }
 
 /// Resolves nothing, since [`Dialer`] resolves when it connects. ureq resolves before every request, even where it has

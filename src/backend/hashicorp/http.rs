@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ureq::http::HeaderValue;
-use ureq::unversioned::transport::DefaultConnector;
 use zeroize::Zeroizing;
 
 use crate::backoff::{Backoff, jitter};
@@ -59,11 +58,10 @@ impl Http {
     pub(super) fn new(settings: Settings) -> Self {
         let (dialer, base) = match settings.address.strip_prefix("unix://") {
             Some(path) => (Dialer::Unix(path.into()), "http://localhost"),
-            None => (Dialer::Http(DefaultConnector::new()), &*settings.address),
+            None => (Dialer::Http(settings.tls.clone()), &*settings.address),
         };
         let config = ureq::Agent::config_builder()
             .proxy(None)
-            .tls_config(settings.tls.clone())
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -104,7 +102,7 @@ impl Http {
         token: Option<&Secret>,
     ) -> Result<Reply, Unavailable> {
         let Settings { address, timeout, max_retries, .. } = &self.settings;
-        let deadline = clock::now() + *timeout;
+        let deadline = clock::now().saturating_add(*timeout);
         let mut backoff = Backoff::new(FIRST_PAUSE, *timeout);
         let mut retries = *max_retries;
         loop {
@@ -126,7 +124,8 @@ impl Http {
                 Err(failure) => failure,
             };
             let wait = failure.retry_after.unwrap_or_else(|| jitter(backoff.next_pause()));
-            if retries == 0 || !request.may_repeat || clock::now() + wait >= deadline {
+            if retries == 0 || !request.may_repeat || clock::now().saturating_add(wait) >= deadline
+            {
                 let reason = format!("Vault at {address}: {}", failure.reason);
                 return Err(Unavailable { reason, retry_after: Some(wait), ..failure });
             }
@@ -153,7 +152,7 @@ impl Http {
         let time = deadline.saturating_sub(clock::now());
         let mut reply = self.exchange(request, token, None, time)?;
         // A standby that does not forward requests names the active node.
-        if let (307 | 308, Some(location)) = (reply.status, &reply.location) {
+        if let (307 | 308, Some(Ok(location))) = (reply.status, &reply.location) {
             reply = self.exchange(request, token, Some(location), time)?;
         }
         reply.judged()
@@ -193,8 +192,7 @@ impl Http {
         let status = response.status().as_u16();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let retry_after = header("Retry-After").and_then(|seconds| seconds.parse::<u64>().ok());
-        let location = header("Location").filter(|location| self.may_follow(location));
-        let location = location.map(str::to_owned);
+        let location = header("Location").map(|location| self.settings.redirect(location));
         // The buffer has room for everything: one that grows leaves copies behind.
         let expected = response.body().content_length().unwrap_or(0).min(MAX_ANSWER_BYTES);
         let mut body =
@@ -209,15 +207,6 @@ impl Http {
             reply.errors = errors_in(&reply.json(), [body, token.as_bytes()]);
         }
         Ok(reply)
-    }
-
-    /// Whether a redirect may be followed: not from `https` to `http`, which would send the
-    /// token unencrypted, and not from a Unix socket.
-    fn may_follow(&self, location: &str) -> bool {
-        let is_plain = self.settings.address.starts_with("http://");
-        let is_encrypted = self.settings.address.starts_with("https://");
-        location.starts_with("https://") && (is_plain || is_encrypted)
-            || location.starts_with("http://") && is_plain
     }
 
     /// Whether the server works: by the last contact if that was within a second, else by a
@@ -266,6 +255,8 @@ impl From<ureq::Error> for Unavailable {
                 .unwrap_or_else(|| format!("the connection failed ({error}); {advice}")),
             Error::HostNotFound => format!("its name is not known; {advice}"),
             Error::BodyExceedsLimit(_) => "its answer is too long".to_owned(),
+            // From `Tls::config`.
+            Error::Other(reason) => reason.to_string(),
             // The others may quote what was sent or received.
             _ => "it does not speak HTTP/1.1; is VAULT_ADDR right?".to_owned(),
         };

@@ -83,8 +83,8 @@ pub(super) struct Reply {
     /// Its error messages. A 404 without them means that there is nothing.
     pub(super) errors: String,
     pub(super) retry_after: Option<Duration>,
-    /// Another URL to send the request to.
-    pub(super) location: Option<String>,
+    /// The URL of a redirect, or why it is not followed.
+    pub(super) location: Option<Result<String, String>>,
 }
 
 /// Refusals that a working server answers with status 500: the storage's limit (1 MiB for a
@@ -121,10 +121,14 @@ impl Reply {
         let is_refusal = || REFUSALS.iter().any(|refusal| self.says(refusal));
         let (is_outage, reason) = match self.status {
             503 if self.says("sealed") => (true, "it is sealed; unseal it".to_owned()),
-            307 | 308 => {
-                let advice = "set VAULT_ADDR to the active node";
-                (true, format!("it redirects to a place that cannot be used; {advice}"))
-            }
+            307 | 308 => (
+                true,
+                match self.location {
+                    Some(Err(reason)) => reason,
+                    _ => "it redirects to no other place; set VAULT_ADDR to the active node"
+                        .to_owned(),
+                },
+            ),
             412 | 429 => (false, self.explain()),
             // For a moment, while a mount is upgraded to version 2.
             400 if self.says("Upgrading from non-versioned") => (false, self.explain()),

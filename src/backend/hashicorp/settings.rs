@@ -1,22 +1,25 @@
 //! The settings, with their defaults and limits. `docs/vault.md` describes them.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ureq::http::Uri;
-use ureq::tls::TlsConfig;
+use ureq::http::uri::Authority;
 
 use crate::secret::SecretWatch;
 use crate::settings::Environment;
 
-use super::tls;
-use super::variables::{DURATION, NUMBER, SWITCH, Source, parsed};
+use super::tls::Tls;
+use super::variables::{DURATION, Form, NUMBER, SWITCH, Source, parsed};
 
 /// The checked settings.
 #[derive(Debug)]
 pub(super) struct Settings {
     /// An `http://`, `https://` or `unix://` URL without a final slash.
     pub(super) address: String,
-    pub(super) tls: TlsConfig,
+    pub(super) tls: Tls,
+    /// Hosts that a redirect may lead to, besides that of `address`; without a port, any port.
+    pub(super) redirect_hosts: Vec<Authority>,
     pub(super) namespace: Option<String>,
     pub(super) mount: String,
     pub(super) prefix: String,
@@ -39,6 +42,11 @@ pub(super) struct AppRole {
     pub(super) wrapped: bool,
 }
 
+const HOSTS: Form<Vec<Authority>> =
+    ("hosts such as vault-2.example or vault-2.example:8200, separated by commas", |text| {
+        let hosts = text.split(',').map(str::trim).filter(|host| !host.is_empty());
+        hosts.map(|host| host.parse().ok()).collect()
+    });
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_TIMEOUT: Duration = Duration::from_hours(24);
 const LARGEST_MAX_IN_FLIGHT: usize = 1024;
@@ -76,7 +84,8 @@ impl Settings {
             .filter(|text| !text.trim_matches('/').is_empty())
             .map(|text| path("VAULT_NAMESPACE", text, |c| c.is_ascii_graphic()));
         Ok(Self {
-            tls: tls::config(environment, address.starts_with("https://"))?,
+            tls: Tls::new(environment, address.starts_with("https://"))?,
+            redirect_hosts: parsed(environment, "VAULT_REDIRECT_HOSTS", HOSTS, Vec::new())?,
             address,
             namespace: namespace.transpose()?,
             mount: folder("VAULT_KV_MOUNT", "secret")?,
@@ -90,6 +99,57 @@ impl Settings {
             secret_watch,
         })
     }
+
+    /// Returns the URL of a redirect if it may have the request and its token: if it leads to
+    /// the server itself, or to a host in `VAULT_REDIRECT_HOSTS`. It may not lead from an
+    /// encrypted or a local connection to an unencrypted one in the network.
+    ///
+    /// # Errors
+    ///
+    /// A text that names the host and the setting.
+    pub(super) fn redirect(&self, location: &str) -> Result<String, String> {
+        let parts = |url: &str| {
+            let uri: Uri = url.parse().ok()?;
+            let (scheme, host) = (uri.scheme_str()?.to_owned(), uri.host()?.to_ascii_lowercase());
+            let port = match &*scheme {
+                "http" => uri.port_u16().unwrap_or(80),
+                "https" => uri.port_u16().unwrap_or(443),
+                _ => return None,
+            };
+            Some((scheme, host, port))
+        };
+        let (Some(from), Some(to)) = (parts(&self.address), parts(location)) else {
+            return Err("it redirects to a place that cannot be used, neither itself nor a host \
+                        in VAULT_REDIRECT_HOSTS; set VAULT_ADDR to the active node"
+                .to_owned());
+        };
+        let (scheme, host, port) = &to;
+        let is_local = from.0 == "http" && is_loopback(&from.1);
+        let is_exposed = scheme == "http" && (from.0 == "https" || is_local && !is_loopback(host));
+        let is_named = self.redirect_hosts.iter().any(|named| {
+            named.host().eq_ignore_ascii_case(host) && named.port_u16().is_none_or(|it| it == *port)
+        });
+        if from == to || (is_named && !is_exposed) {
+            return Ok(location.to_owned());
+        }
+        Err(if is_exposed {
+            format!(
+                "it redirects to http://{host}:{port}, without encryption, which not even \
+                 VAULT_REDIRECT_HOSTS allows; set VAULT_ADDR to the active node"
+            )
+        } else {
+            format!(
+                "it redirects to {host}:{port}; if that host may have the token, name it in \
+                 VAULT_REDIRECT_HOSTS"
+            )
+        })
+    }
+}
+
+/// Whether packets to this host of a URL stay on this machine.
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn app_role(environment: &Environment) -> Result<Option<AppRole>, String> {
@@ -116,9 +176,16 @@ fn parse_address(text: &str) -> Result<String, String> {
     // The part before an @ is a password, which messages would show.
     let has_no_user = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     match uri.scheme_str() {
-        Some("http" | "https") if has_no_user && uri.query().is_none() => Ok(base.to_owned()),
-        _ => Err(unusable()),
+        Some("http" | "https") if has_no_user && uri.query().is_none() => {}
+        _ => return Err(unusable()),
     }
+    if uri.scheme_str() == Some("http") && !uri.host().is_some_and(is_loopback) {
+        log::warn!(
+            "VAULT_ADDR is {base}, without encryption: whoever is between can read the token and \
+             every value; use https"
+        );
+    }
+    Ok(base.to_owned())
 }
 
 /// Whether the character needs no encoding in a URL.
@@ -157,7 +224,7 @@ mod tests {
         assert_eq!(settings.address, "https://vault.example:8200");
         assert_eq!((&*settings.mount, &*settings.prefix), ("secret", "intentframe"));
         assert_eq!(settings.namespace, None);
-        assert!(settings.renew && !settings.tls.disable_verification());
+        assert!(settings.renew && !settings.tls.config().expect("usable").disable_verification());
         assert_eq!(settings.timeout, Duration::from_secs(10));
         assert_eq!((settings.max_retries, settings.max_in_flight), (2, 16));
     }

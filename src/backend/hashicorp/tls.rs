@@ -1,57 +1,102 @@
 //! TLS: the trusted authorities, the client certificate, and what errors about them mean.
 
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
-use zeroize::Zeroizing;
 
 use crate::settings::Environment;
 
-use super::variables::{SWITCH, parsed, read_file};
+use super::variables::{SWITCH, parsed, read_file, warn_if_exposed};
 
-/// The configuration for the HTTP library. Without TLS, the settings are only checked to be
-/// readable and complete.
-///
-/// # Errors
-///
-/// A text that names what is unusable, without its content.
-pub(super) fn config(environment: &Environment, is_https: bool) -> Result<TlsConfig, String> {
-    let file = |name| environment.setting(name).map(|path| read_file(name, path.as_ref()));
-    let authorities = match environment.setting("VAULT_CACERT_BYTES") {
-        Some(pem) => Some(pem.to_owned().into()),
-        None => file("VAULT_CACERT").transpose()?,
-    };
-    let chain = file("VAULT_CLIENT_CERT").transpose()?;
-    let key = file("VAULT_CLIENT_KEY").transpose()?;
-    if chain.is_some() != key.is_some() {
-        return Err("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY go together; set both".to_owned());
+/// The settings of TLS.
+#[derive(Debug, Clone)]
+pub(super) struct Tls {
+    /// The trusted authorities in PEM, if they are not the system's.
+    authorities: Option<String>,
+    /// The parsed authorities. The system's are many files.
+    roots: OnceLock<RootCerts>,
+    /// The files of the client certificate and its key.
+    identity: Option<[PathBuf; 2]>,
+    skip_verify: bool,
+}
+
+const IDENTITY: [&str; 2] = ["VAULT_CLIENT_CERT", "VAULT_CLIENT_KEY"];
+
+impl Tls {
+    /// Reads the settings, and checks that they are complete. For a server with TLS, the files
+    /// must also be usable now.
+    ///
+    /// # Errors
+    ///
+    /// A text that names what is unusable, without its content.
+    pub(super) fn new(environment: &Environment, is_https: bool) -> Result<Self, String> {
+        let authorities = match environment.setting("VAULT_CACERT_BYTES") {
+            Some(pem) => Some(pem.to_owned()),
+            None => {
+                let path = environment.setting("VAULT_CACERT");
+                let pem = path.map(|path| read_file("VAULT_CACERT", path.as_ref()));
+                pem.transpose()?.map(|pem| pem.to_string())
+            }
+        };
+        let identity = match IDENTITY.map(|name| environment.setting(name).map(PathBuf::from)) {
+            [Some(chain), Some(key)] => Some([chain, key]),
+            [None, None] => None,
+            _ => return Err(format!("{} go together; set both", IDENTITY.join(" and "))),
+        };
+        if let Some([_, key]) = &identity {
+            warn_if_exposed(IDENTITY[1], key);
+        }
+        let skip_verify = parsed(environment, "VAULT_SKIP_VERIFY", SWITCH, false)?;
+        if skip_verify {
+            log::warn!(
+                "VAULT_SKIP_VERIFY is on: whoever is between can pose as Vault, and read the \
+                 token and every value"
+            );
+        }
+        let tls = Self { authorities, roots: OnceLock::new(), identity, skip_verify };
+        if is_https {
+            tls.config()?;
+        }
+        Ok(tls)
     }
-    let skip_verify = parsed(environment, "VAULT_SKIP_VERIFY", SWITCH, false)?;
-    if !is_https {
-        return Ok(TlsConfig::default());
+
+    /// The configuration for one new connection, with the client certificate that is in its
+    /// files now.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    pub(super) fn config(&self) -> Result<TlsConfig, String> {
+        let roots = match self.roots.get() {
+            Some(roots) => roots.clone(),
+            None if self.skip_verify => RootCerts::from(Vec::new()),
+            None => {
+                let roots = RootCerts::from(for_ureq(&roots(self.authorities.as_deref())?));
+                self.roots.get_or_init(|| roots).clone()
+            }
+        };
+        let identity = self.identity.as_ref().map(|[chain, key]| {
+            let chain = read_file(IDENTITY[0], chain)?;
+            client_certificate(&chain, &read_file(IDENTITY[1], key)?)
+        });
+        Ok(TlsConfig::builder()
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .disable_verification(self.skip_verify)
+            .root_certs(roots)
+            .client_cert(identity.transpose()?)
+            .build())
     }
-    let roots = if skip_verify { Vec::new() } else { roots(authorities)? };
-    let identity =
-        chain.zip(key).map(|(chain, key)| client_certificate(&chain, &key)).transpose()?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(TlsConfig::builder()
-        .unversioned_rustls_crypto_provider(provider)
-        .disable_verification(skip_verify)
-        .root_certs(RootCerts::from(for_ureq(&roots)))
-        .client_cert(identity)
-        .build())
 }
 
 /// The trusted authorities: those given, else the system's.
-fn roots(
-    authorities: Option<Zeroizing<String>>,
-) -> Result<Vec<CertificateDer<'static>>, &'static str> {
+fn roots(authorities: Option<&str>) -> Result<Vec<CertificateDer<'static>>, &'static str> {
     if let Some(pem) = authorities {
-        return certificates(&pem)
+        return certificates(pem)
             .ok_or("the certificates of the authorities are not in PEM (BEGIN CERTIFICATE)");
     }
     let roots = rustls_native_certs::load_native_certs().certs;
@@ -63,15 +108,14 @@ fn roots(
 }
 
 fn client_certificate(chain: &str, key: &str) -> Result<ClientCert, String> {
-    const NO_KEY: &str = "the client key is not in PEM (BEGIN PRIVATE KEY)";
+    const NO_KEY: &str = "VAULT_CLIENT_KEY is not a key in PEM (BEGIN PRIVATE KEY)";
 
-    let chain =
-        certificates(chain).ok_or("the client certificate is not in PEM (BEGIN CERTIFICATE)")?;
+    let chain = certificates(chain).ok_or("VAULT_CLIENT_CERT is not in PEM (BEGIN CERTIFICATE)")?;
     // ureq panics when certificate and key do not match, so that is checked here.
     let parsed = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| NO_KEY)?;
     let provider = rustls::crypto::ring::default_provider();
     CertifiedKey::from_der(chain.clone(), parsed, &provider)
-        .map_err(|_| "the client certificate and its key do not belong together")?;
+        .map_err(|_| "VAULT_CLIENT_CERT and VAULT_CLIENT_KEY do not belong together")?;
     let key = PrivateKey::from_pem(key.as_bytes()).map_err(|_| NO_KEY)?;
     Ok(ClientCert::new_with_certs(&for_ureq(&chain), key))
 }

@@ -2,6 +2,7 @@
 //! variable and never shows its value.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,7 +56,11 @@ impl Source {
             return Some(Self::Given(Secret::new(text.to_owned())));
         }
         let variable = format!("{name}_FILE");
-        let path = environment.setting(&variable)?.into();
+        let path = PathBuf::from(environment.setting(&variable)?);
+        // A role ID is no secret.
+        if name != "VAULT_ROLE_ID" {
+            warn_if_exposed(&variable, &path);
+        }
         Some(Self::File { variable, path })
     }
 
@@ -72,6 +77,17 @@ impl Source {
                 text => Ok(Secret::new(text.to_owned())),
             },
         }
+    }
+}
+
+/// Warns of a secret file that everybody can read. The group is not looked at: with systemd's
+/// `LoadCredential=`, an access control list for the service alone shows as the group's mode.
+pub(super) fn warn_if_exposed(variable: &str, path: &Path) {
+    const READABLE_BY_OTHERS: u32 = 0o004;
+
+    if fs::metadata(path).is_ok_and(|file| file.mode() & READABLE_BY_OTHERS != 0) {
+        let path = path.display();
+        log::warn!("{variable}: every user can read {path}; make it private: chmod 600 {path}");
     }
 }
 

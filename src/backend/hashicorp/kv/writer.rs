@@ -140,7 +140,7 @@ impl<'a> Writer<'a> {
     /// deletion, which follows at once.
     pub(in super::super) fn remove(&mut self, key: &str) -> Result<bool, Error> {
         let Settings { timeout, max_retries: mut retries, .. } = self.kv.http.settings;
-        let deadline = clock::now() + timeout;
+        let deadline = clock::now().saturating_add(timeout);
         let removal = [Change { key: key.to_owned(), value: None }];
         let mut tried = false;
         loop {
@@ -165,7 +165,7 @@ impl<'a> Writer<'a> {
                 // By the time of a second attempt there may be a second field, so the secret
                 // is read again before it.
                 Err(Error::Unavailable(error))
-                    if retries > 0 && clock::now() + error.pause() < deadline =>
+                    if retries > 0 && clock::now().saturating_add(error.pause()) < deadline =>
                 {
                     thread::sleep(error.pause());
                     retries -= 1;

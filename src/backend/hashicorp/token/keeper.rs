@@ -89,6 +89,15 @@ impl Keeper {
         self.plan.map_or(Duration::MAX, |(at, _)| at.saturating_sub(clock::now()))
     }
 
+    /// Plans anew after a step has panicked, and returns the time until the next attempt. What
+    /// is known of the token's life may be wrong, so `/health` is `degraded` until a step
+    /// succeeds.
+    pub(super) fn recover(&mut self) -> Duration {
+        self.current().expires = None;
+        let error = Unavailable::new("the thread that renews it panicked; see the service's log");
+        self.try_again(Step::LookUp, &error).saturating_sub(clock::now())
+    }
+
     /// Returns the first token, or another one when the current one is used up.
     pub(super) fn needed(&mut self) -> Result<Arc<Token>, Unavailable> {
         match (self.token(), &self.http.settings.token) {
@@ -296,7 +305,7 @@ impl Keeper {
     fn settle(&mut self, lease: Lease) {
         self.backoff.reset();
         let now = clock::now();
-        self.current().expires = lease.ttl.map(|ttl| now + ttl);
+        self.current().expires = lease.ttl.map(|ttl| now.saturating_add(ttl));
         let step = if lease.renewable { Step::Renew } else { Step::LogIn };
         let (state, plan) = match lease.ttl {
             None => (RenewalState::NotNeeded, None),
@@ -309,7 +318,7 @@ impl Keeper {
                 ));
             }
             // Half of its life is a margin for outages of the server.
-            Some(ttl) => (RenewalState::Active, Some((now + jitter(ttl / 2), step))),
+            Some(ttl) => (RenewalState::Active, Some((now.saturating_add(jitter(ttl / 2)), step))),
         };
         self.plan = plan;
         self.report(state, None);
@@ -330,7 +339,7 @@ impl Keeper {
         if !self.http.is_closed() {
             log::warn!("could not renew the Vault token: {reason}; trying again in {pause:.1?}");
         }
-        let at = clock::now() + pause;
+        let at = clock::now().saturating_add(pause);
         self.plan = Some((at, step));
         self.report(RenewalState::Retrying, Some(reason.clone()));
         at

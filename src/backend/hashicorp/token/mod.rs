@@ -7,6 +7,7 @@
 mod keeper;
 mod login;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -168,15 +169,17 @@ impl Drop for Tokens {
     }
 }
 
-/// Takes the keeper's steps when they are due, until the channel is closed.
+/// Takes the keeper's steps when they are due, until the channel is closed. A step that panics
+/// is repeated like one that fails.
 fn keep_alive(keeper: &Mutex<Keeper>, woken: &Receiver<()>) {
     /// A channel's time-out does not count the time that the machine is suspended, so the
     /// clock is checked in between.
     const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
     loop {
-        let wait = lock(keeper).take_due_step().min(LONGEST_WAIT);
-        if woken.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
+        let step = catch_unwind(AssertUnwindSafe(|| lock(keeper).take_due_step()));
+        let wait = step.unwrap_or_else(|_| lock(keeper).recover());
+        if woken.recv_timeout(wait.min(LONGEST_WAIT)) == Err(RecvTimeoutError::Disconnected) {
             return;
         }
     }

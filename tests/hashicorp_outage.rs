@@ -410,7 +410,8 @@ fn a_hostile_answer_is_an_error_in_time() {
 #[test]
 fn the_redirect_of_a_standby_is_followed() {
     let Some(target) = Target::new() else { return };
-    let service = target.service(POLICY);
+    let setup = target.setup(&target.place, &target.token_for(POLICY));
+    let service = setup.env("VAULT_REDIRECT_HOSTS", "vault-2.example,localhost").start();
     stored(&service, "openai", "key", "value");
     let active = target.proxy.address.replace("127.0.0.1", "localhost");
     let path = target.path("data", "openai");

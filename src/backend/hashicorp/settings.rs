@@ -269,8 +269,70 @@ mod tests {
         assert!(read(&[ADDRESS]).expect_err("no token").contains("VAULT_TOKEN"));
         let half = read(&[ADDRESS, ("VAULT_ROLE_ID", canary)]).expect_err("half a login");
         assert!(half.contains("VAULT_SECRET_ID") && !half.contains(canary), "{half}");
-        let half = read(&[ADDRESS, TOKEN, ("VAULT_CLIENT_KEY", "/nowhere")]).expect_err("no file");
-        assert!(half.contains("VAULT_CLIENT_KEY") && half.contains("/nowhere"), "{half}");
+        let key = ("VAULT_CLIENT_KEY", "/nowhere/key");
+        let half = read(&[ADDRESS, TOKEN, key]).expect_err("no certificate");
+        assert!(half.contains("VAULT_CLIENT_CERT and VAULT_CLIENT_KEY"), "{half}");
+        let none = read(&[ADDRESS, TOKEN, key, ("VAULT_CLIENT_CERT", "/nowhere/chain")]);
+        let none = none.expect_err("no file");
+        assert!(none.contains("VAULT_CLIENT_CERT") && none.contains("/nowhere/chain"), "{none}");
+        let url = read(&[ADDRESS, TOKEN, ("VAULT_REDIRECT_HOSTS", "a, https://sk-canary/")]);
+        let url = url.expect_err("no host");
+        assert!(url.contains("VAULT_REDIRECT_HOSTS") && !url.contains(canary), "{url}");
+    }
+
+    /// Only the server itself and the named hosts get a redirected request, and none of them
+    /// gets one in the open that was not in the open before.
+    #[test]
+    fn redirects_lead_to_known_hosts_only() {
+        let named = "Two.example, three.example:8200 ,127.0.0.1,[::1]:8200,plain.example,";
+        let redirect = |address, location: &str| {
+            let hosts = ("VAULT_REDIRECT_HOSTS", named);
+            read(&[("VAULT_ADDR", address), TOKEN, hosts]).expect("complete").redirect(location)
+        };
+        let (https, plain) = ("https://vault.example:8200", "http://vault.example:8200");
+        let (local, socket) = ("http://127.0.0.1:8200", "unix:///run/vault.sock");
+        let followed = [
+            (https, "https://vault.example:8200/v1/x"),
+            (https, "https://VAULT.example:8200/v1/x"),
+            ("https://vault.example", "https://vault.example:443/v1/x"),
+            (https, "https://two.example/v1/x"),
+            (https, "https://TWO.example:8200/v1/x"),
+            (https, "https://three.example:8200/v1/x"),
+            (plain, "http://vault.example:8200/v1/x"),
+            (plain, "http://plain.example/v1/x"),
+            (plain, "https://two.example/v1/x"),
+            (local, "http://127.0.0.1:8200/v1/x"),
+            (local, "http://127.0.0.1:8300/v1/x"),
+            (local, "http://[::1]:8200/v1/x"),
+            (local, "https://two.example/v1/x"),
+        ];
+        for (address, location) in followed {
+            assert_eq!(redirect(address, location).as_deref(), Ok(location), "from {address}");
+        }
+        let refused = [
+            (https, "https://vault.example/v1/x", "vault.example:443"),
+            (https, "https://vault.example:8201/v1/x", "vault.example:8201"),
+            (https, "https://evil.example:8200/v1/x", "evil.example:8200"),
+            (https, "https://vault.example:8200@evil.example/v1/x", "evil.example:443"),
+            (https, "https://vault.example.evil.example:8200/", "evil.example:8200"),
+            (https, "https://three.example/v1/x", "three.example:443"),
+            (https, "http://vault.example:8200/v1/x", "http://vault.example:8200, without"),
+            (https, "http://two.example/v1/x", "http://two.example:80, without encryption"),
+            (https, "http://127.0.0.1:8200/v1/x", "without encryption"),
+            (plain, "http://evil.example/v1/x", "evil.example:80"),
+            (local, "http://plain.example/v1/x", "http://plain.example:80, without encryption"),
+            (local, "http://localhost:8200/v1/x", "localhost:8200"),
+            (socket, "http://127.0.0.1:8200/v1/x", "cannot be used"),
+            (https, "/v1/x", "cannot be used"),
+            (https, "//two.example/v1/x", "cannot be used"),
+            (https, "ftp://two.example/v1/x", "cannot be used"),
+            (https, "https:///v1/x", "cannot be used"),
+            (https, "two.example", "cannot be used"),
+        ];
+        for (address, location, says) in refused {
+            let error = redirect(address, location).expect_err(location);
+            assert!(error.contains(says) && error.contains("VAULT_REDIRECT_HOSTS"), "{error}");
+        }
     }
 
     #[test]

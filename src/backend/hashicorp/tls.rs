@@ -141,7 +141,10 @@ pub(super) fn tls_failure(error: &io::Error) -> Option<String> {
              VAULT_ADDR its name?"
         )),
         Error::AlertReceived(
-            AlertDescription::CertificateRequired | AlertDescription::BadCertificate,
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::UnknownCA,
         ) => Some(
             "it requires another client certificate; set VAULT_CLIENT_CERT and VAULT_CLIENT_KEY"
                 .to_owned(),

@@ -303,13 +303,17 @@ impl Keeper {
 
     /// Records how long the token lives, and plans what follows.
     fn settle(&mut self, lease: Lease) {
+        /// No answer is believed for longer. A wrong one, of a lease of 2^64 - 1 seconds, would
+        /// keep the token from being renewed.
+        const LONGEST: Duration = Duration::from_hours(24);
+
         self.backoff.reset();
         let now = clock::now();
         self.current().expires = lease.ttl.map(|ttl| now.saturating_add(ttl));
-        let step = if lease.renewable { Step::Renew } else { Step::LogIn };
-        let (state, plan) = match lease.ttl {
-            None => (RenewalState::NotNeeded, None),
-            Some(_) if !self.http.settings.renew => (RenewalState::Disabled, None),
+        let renew = self.http.settings.renew;
+        let state = match lease.ttl {
+            None => RenewalState::NotNeeded,
+            Some(_) if !renew => RenewalState::Disabled,
             Some(ttl) if !lease.renewable && !self.can_log_in() => {
                 return self.end(format!(
                     "the Vault token cannot be renewed any longer, and there is no AppRole to \
@@ -317,10 +321,15 @@ impl Keeper {
                     ttl.as_secs()
                 ));
             }
-            // Half of its life is a margin for outages of the server.
-            Some(ttl) => (RenewalState::Active, Some((now.saturating_add(jitter(ttl / 2)), step))),
+            Some(_) => RenewalState::Active,
         };
-        self.plan = plan;
+        // Half of its life is a margin for outages of the server.
+        let (wait, step) = match lease.ttl.map(|ttl| ttl / 2).filter(|half| *half <= LONGEST) {
+            Some(half) if lease.renewable => (half, Step::Renew),
+            Some(half) => (half, Step::LogIn),
+            None => (LONGEST, Step::LookUp),
+        };
+        self.plan = renew.then(|| (now.saturating_add(jitter(wait)), step));
         self.report(state, None);
     }
 
@@ -343,5 +352,33 @@ impl Keeper {
         self.plan = Some((at, step));
         self.report(RenewalState::Retrying, Some(reason.clone()));
         at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::hashicorp::settings::Settings;
+
+    #[test]
+    fn no_lease_is_believed_for_longer_than_a_day() {
+        let variables = [("VAULT_ADDR", "https://vault.example"), ("VAULT_TOKEN", "canary")];
+        let environment = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let settings = Settings::new(&environment.into_iter().collect(), None).expect("complete");
+        let (token, expires, last_error) = (None, None, None);
+        let current = Current { token, expires, state: RenewalState::Idle, last_error };
+        let current = Arc::new(Mutex::new(current));
+        let mut keeper = Keeper::new(Arc::new(Http::new(settings)), current);
+        let day = Duration::from_hours(24);
+        let leases = [None, Some(day * 3), Some(day * 365_000), Some(Duration::MAX)];
+        for ttl in leases {
+            keeper.settle(Lease { ttl, renewable: true });
+            let (at, step) = keeper.plan.expect("a step is planned");
+            assert!(matches!(step, Step::LookUp), "{ttl:?}");
+            assert!(at > clock::now() + day / 2 && at < clock::now() + day * 2, "{ttl:?}: {at:?}");
+        }
+        keeper.settle(Lease { ttl: Some(day), renewable: true });
+        let (at, step) = keeper.plan.expect("a step is planned");
+        assert!(matches!(step, Step::Renew) && at < clock::now() + day, "at half its life");
     }
 }

@@ -7,16 +7,19 @@ mod hashicorp;
 mod support;
 
 use std::fs;
+use std::io;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use intentframe_credentials::{CredentialRef, CredentialVault as _, SecretWatch};
 use serde_json::json;
 
 use hashicorp::bao::{self, Process, Server};
-use hashicorp::proxy::{Fault, When};
+use hashicorp::proxy::{Fault, Proxy, When};
 use hashicorp::{POLICY, Target, fetch, health, store, stored};
 use support::{Place, Service, cannot_here, skip, wait_until};
 
@@ -274,19 +277,12 @@ impl Certificates {
              -extfile {name}.ext -out {name}.pem"
         ))
     }
-}
 
-#[test]
-fn tls_is_spoken_and_the_server_is_verified() {
-    let Some(program) = bao::own_program() else { return };
-    let place = Place::new();
-    let Some(certificates) = Certificates::make(place.root()) else {
-        return skip("the TLS test needs the openssl command");
-    };
-    let listener = |certificate: &str, more: &str| {
+    /// Returns the address of a listener with this certificate, and its configuration.
+    fn listener(&self, certificate: &str, more: &str) -> (String, String) {
         let port = bao::free_port();
         let (file, key) = (format!("{certificate}.pem"), format!("{certificate}.key"));
-        let (file, key) = (certificates.path(&file), certificates.path(&key));
+        let (file, key) = (self.path(&file), self.path(&key));
         let text = format!(
             "listener \"tcp\" {{
                 address = \"127.0.0.1:{port}\"
@@ -296,7 +292,17 @@ fn tls_is_spoken_and_the_server_is_verified() {
             }}\n"
         );
         (format!("https://127.0.0.1:{port}"), text)
+    }
+}
+
+#[test]
+fn tls_is_spoken_and_the_server_is_verified() {
+    let Some(program) = bao::own_program() else { return };
+    let place = Place::new();
+    let Some(certificates) = Certificates::make(place.root()) else {
+        return skip("the TLS test needs the openssl command");
     };
+    let listener = |certificate: &str, more: &str| certificates.listener(certificate, more);
     let (address, first) = listener("server", "");
     let (elsewhere, second) = listener("elsewhere", "");
     let ca = certificates.path("ca.pem");
@@ -355,5 +361,139 @@ fn tls_is_spoken_and_the_server_is_verified() {
         assert_eq!(service.wait().code(), Some(2), "{name}");
         let log = service.log();
         assert!(log.contains(name) || name == "VAULT_CACERT_BYTES", "{log}");
+    }
+}
+
+/// Passes connections on to a server as they are, until the test cuts them.
+struct Wire {
+    address: String,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Wire {
+    fn to(server: &str) -> Self {
+        let server = server.replace("https://", "");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = format!("https://{}", listener.local_addr().expect("it listens"));
+        let streams = Arc::<Mutex<Vec<TcpStream>>>::default();
+        let open = Arc::clone(&streams);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let server = TcpStream::connect(&server).expect("the server listens");
+                let again = |stream: &TcpStream| stream.try_clone().expect("a second handle");
+                for (mut from, mut to) in [(again(&client), again(&server)), (server, client)] {
+                    open.lock().expect("no panic").push(again(&from));
+                    thread::spawn(move || {
+                        let _ = io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Self { address, streams }
+    }
+
+    fn cut(&self) {
+        for stream in self.streams.lock().expect("no panic").drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// A rotated client certificate is presented from the next connection on. Files that cannot be
+/// used fail that connection only.
+#[test]
+fn client_certificates_are_read_for_each_new_connection() {
+    let Some(program) = bao::own_program() else { return };
+    let place = Place::new();
+    let Some(certificates) = Certificates::make(place.root()) else {
+        return skip("the TLS test needs the openssl command");
+    };
+    certificates.issue("next", "extendedKeyUsage=clientAuth").expect("it was there before");
+    // The same key, but from an authority that the server does not trust.
+    let stranger = "x509 -req -in client.csr -CA other-ca.pem -CAkey other-ca.key \
+                    -CAcreateserial -days 2 -extfile client.ext -out stranger.pem";
+    certificates.openssl(stranger).expect("it was there before");
+    let ca = certificates.path("ca.pem");
+    let more = "tls_require_and_verify_client_cert = true\ntls_client_ca_file = ";
+    let (address, listener) = certificates.listener("server", &format!("{more}\"{ca}\""));
+    let _server = Server::dev(&program, &listener);
+    let wire = Wire::to(&address);
+    let install = |chain: &str, key: &str| {
+        fs::copy(certificates.path(chain), certificates.path("installed.pem")).expect("copies");
+        fs::copy(certificates.path(key), certificates.path("installed.key")).expect("copies");
+    };
+    install("client.pem", "client.key");
+    let service = place
+        .setup_with("hashicorp")
+        .env("VAULT_ADDR", &wire.address)
+        .env("VAULT_TOKEN", "root")
+        .env("VAULT_CACERT", &ca)
+        .env("VAULT_CLIENT_CERT", &certificates.path("installed.pem"))
+        .env("VAULT_CLIENT_KEY", &certificates.path("installed.key"))
+        .env("VAULT_MAX_RETRIES", "0")
+        .start();
+    works(&service);
+
+    let bad = [
+        ("stranger.pem", "client.key", "it requires another client certificate"),
+        ("server.ext", "client.key", "VAULT_CLIENT_CERT is not in PEM"),
+        ("client.pem", "server.ext", "VAULT_CLIENT_KEY is not a key in PEM"),
+        ("next.pem", "client.key", "VAULT_CLIENT_CERT and VAULT_CLIENT_KEY do not belong together"),
+    ];
+    for (chain, key, reason) in bad {
+        install(chain, key);
+        // The connection that is there goes on.
+        assert_eq!(fetch(&service, "openai", "key").value(), "value");
+        wire.cut();
+        // In between, the server is not asked, since it failed.
+        wait_until(reason, || {
+            let answer = fetch(&service, "openai", "key");
+            assert_eq!(answer.status, 503, "{}", answer.text());
+            answer.text().contains(reason)
+        });
+        assert_eq!(health(&service)["status"], "degraded");
+        install("next.pem", "next.key");
+        wait_until("it works", || fetch(&service, "openai", "key").status == 200);
+    }
+    fs::remove_file(certificates.path("installed.key")).expect("it was there");
+    wire.cut();
+    wait_until("the missing file is named", || {
+        let text = fetch(&service, "openai", "key").text();
+        text.contains("VAULT_CLIENT_KEY: ") && text.contains("installed.key cannot be read")
+    });
+}
+
+/// A redirect from a server without TLS to one with TLS is followed, and that server verified.
+#[test]
+fn a_redirect_to_tls_is_verified() {
+    let Some(program) = bao::own_program() else { return };
+    let place = Place::new();
+    let Some(certificates) = Certificates::make(place.root()) else {
+        return skip("the TLS test needs the openssl command");
+    };
+    let (address, listener) = certificates.listener("server", "");
+    let server = Server::dev(&program, &listener);
+    let proxy = Proxy::start(&server.address);
+    let location = format!("Location: {address}/v1/secret/data/intentframe/openai\r\n");
+    for (authority, is_known) in [("ca.pem", true), ("other-ca.pem", false)] {
+        let service = place
+            .setup_with("hashicorp")
+            .env("VAULT_ADDR", &proxy.address)
+            .env("VAULT_TOKEN", "root")
+            .env("VAULT_MAX_RETRIES", "0")
+            .env("VAULT_REDIRECT_HOSTS", "127.0.0.1")
+            .env("VAULT_CACERT", &certificates.path(authority))
+            .start();
+        stored(&service, "openai", "key", "value");
+        let moved = proxy.next(1, Fault::answer(307, &location, b""), "GET", "/data/");
+        let answer = fetch(&service, "openai", "key");
+        assert_eq!(moved.hits(), 1);
+        if is_known {
+            assert_eq!(answer.value(), "value");
+        } else {
+            assert_eq!(answer.status, 503, "{}", answer.text());
+            assert!(answer.text().contains("certificate"), "{}", answer.text());
+        }
     }
 }

@@ -193,7 +193,7 @@ mod tests {
             let secrets = RegisteredSecrets::default();
             keep_out(&Secret::new("made-up-1".to_owned()), &secrets);
             let environment = environment.into_iter().collect();
-            init(&environment, LevelFilter::Info, &secrets).ok().expect("a logger");
+            init(&environment, LevelFilter::Info, &secrets).expect("a logger");
             let value = std::hint::black_box("made-up-2");
             let named = |name: &str| thread::Builder::new().name(name.to_owned());
             let put_together = named("one").spawn(move || panic!("not {value}"));

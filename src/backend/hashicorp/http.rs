@@ -124,8 +124,8 @@ impl Http {
                 Err(failure) => failure,
             };
             let wait = failure.retry_after.unwrap_or_else(|| jitter(backoff.next_pause()));
-            if retries == 0 || !request.may_repeat || clock::now().saturating_add(wait) >= deadline
-            {
+            let time_left = deadline.saturating_sub(clock::now());
+            if retries == 0 || !request.may_repeat || wait >= time_left {
                 let reason = format!("Vault at {address}: {}", failure.reason);
                 return Err(Unavailable { reason, retry_after: Some(wait), ..failure });
             }

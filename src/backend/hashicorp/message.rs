@@ -121,14 +121,11 @@ impl Reply {
         let is_refusal = || REFUSALS.iter().any(|refusal| self.says(refusal));
         let (is_outage, reason) = match self.status {
             503 if self.says("sealed") => (true, "it is sealed; unseal it".to_owned()),
-            307 | 308 => (
-                true,
-                match self.location {
-                    Some(Err(reason)) => reason,
-                    _ => "it redirects to no other place; set VAULT_ADDR to the active node"
-                        .to_owned(),
-                },
-            ),
+            307 | 308 => {
+                let refusal = self.location.and_then(Result::err);
+                let nowhere = "it redirects twice, or nowhere; set VAULT_ADDR to the active node";
+                (true, refusal.unwrap_or_else(|| nowhere.to_owned()))
+            }
             412 | 429 => (false, self.explain()),
             // For a moment, while a mount is upgraded to version 2.
             400 if self.says("Upgrading from non-versioned") => (false, self.explain()),

@@ -110,39 +110,33 @@ impl Settings {
     pub(super) fn redirect(&self, location: &str) -> Result<String, String> {
         let parts = |url: &str| {
             let uri: Uri = url.parse().ok()?;
-            let (scheme, host) = (uri.scheme_str()?.to_owned(), uri.host()?.to_ascii_lowercase());
-            let port = match &*scheme {
-                "http" => uri.port_u16().unwrap_or(80),
-                "https" => uri.port_u16().unwrap_or(443),
+            let (scheme, default_port) = match uri.scheme_str()? {
+                "http" => ("http", 80),
+                "https" => ("https", 443),
                 _ => return None,
             };
-            Some((scheme, host, port))
+            Some((scheme, uri.host()?.to_ascii_lowercase(), uri.port_u16().unwrap_or(default_port)))
         };
         let (Some(from), Some(to)) = (parts(&self.address), parts(location)) else {
-            return Err("it redirects to a place that cannot be used, neither itself nor a host \
-                        in VAULT_REDIRECT_HOSTS; set VAULT_ADDR to the active node"
+            return Err("it redirects to a place that cannot be used, neither its own address \
+                        nor a host in VAULT_REDIRECT_HOSTS"
                 .to_owned());
         };
         let (scheme, host, port) = &to;
-        let is_local = from.0 == "http" && is_loopback(&from.1);
-        let is_exposed = scheme == "http" && (from.0 == "https" || is_local && !is_loopback(host));
+        let was_safe = from.0 == "https" || is_loopback(&from.1) && !is_loopback(host);
+        let is_exposed = was_safe && *scheme == "http";
         let is_named = self.redirect_hosts.iter().any(|named| {
             named.host().eq_ignore_ascii_case(host) && named.port_u16().is_none_or(|it| it == *port)
         });
         if from == to || (is_named && !is_exposed) {
             return Ok(location.to_owned());
         }
-        Err(if is_exposed {
-            format!(
-                "it redirects to http://{host}:{port}, without encryption, which not even \
-                 VAULT_REDIRECT_HOSTS allows; set VAULT_ADDR to the active node"
-            )
+        let problem = if is_exposed {
+            "without encryption, which VAULT_REDIRECT_HOSTS cannot allow"
         } else {
-            format!(
-                "it redirects to {host}:{port}; if that host may have the token, name it in \
-                 VAULT_REDIRECT_HOSTS"
-            )
-        })
+            "which is not its own address nor named in VAULT_REDIRECT_HOSTS"
+        };
+        Err(format!("it redirects to {scheme}://{host}:{port}, {problem}"))
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+use zeroize::Zeroizing;
 
 use crate::settings::Environment;
 
@@ -16,41 +17,37 @@ use super::variables::{SWITCH, parsed, read_file, warn_if_exposed};
 /// The settings of TLS.
 #[derive(Debug, Clone)]
 pub(super) struct Tls {
-    /// The trusted authorities in PEM, if they are not the system's.
-    authorities: Option<String>,
-    /// The parsed authorities. The system's are many files.
-    roots: OnceLock<RootCerts>,
+    roots: RootCerts,
     /// The files of the client certificate and its key.
     identity: Option<[PathBuf; 2]>,
     skip_verify: bool,
 }
 
-const IDENTITY: [&str; 2] = ["VAULT_CLIENT_CERT", "VAULT_CLIENT_KEY"];
+const CERT: &str = "VAULT_CLIENT_CERT";
+const KEY: &str = "VAULT_CLIENT_KEY";
 
 impl Tls {
-    /// Reads the settings, and checks that they are complete. For a server with TLS, the files
-    /// must also be usable now.
+    /// Reads the settings, and checks that the files are usable now.
     ///
     /// # Errors
     ///
     /// A text that names what is unusable, without its content.
     pub(super) fn new(environment: &Environment, is_https: bool) -> Result<Self, String> {
+        let path = |name| environment.setting(name).map(PathBuf::from);
         let authorities = match environment.setting("VAULT_CACERT_BYTES") {
-            Some(pem) => Some(pem.to_owned()),
+            Some(pem) => Some(pem.to_owned().into()),
             None => {
-                let path = environment.setting("VAULT_CACERT");
-                let pem = path.map(|path| read_file("VAULT_CACERT", path.as_ref()));
-                pem.transpose()?.map(|pem| pem.to_string())
+                path("VAULT_CACERT").map(|path| read_file("VAULT_CACERT", &path)).transpose()?
             }
         };
-        let identity = match IDENTITY.map(|name| environment.setting(name).map(PathBuf::from)) {
-            [Some(chain), Some(key)] => Some([chain, key]),
-            [None, None] => None,
-            _ => return Err(format!("{} go together; set both", IDENTITY.join(" and "))),
+        let identity = match (path(CERT), path(KEY)) {
+            (Some(chain), Some(key)) => {
+                warn_if_exposed(KEY, &key);
+                Some([chain, key])
+            }
+            (None, None) => None,
+            _ => return Err(format!("{CERT} and {KEY} go together; set both")),
         };
-        if let Some([_, key]) = &identity {
-            warn_if_exposed(IDENTITY[1], key);
-        }
         let skip_verify = parsed(environment, "VAULT_SKIP_VERIFY", SWITCH, false)?;
         if skip_verify {
             log::warn!(
@@ -58,11 +55,9 @@ impl Tls {
                  token and every value"
             );
         }
-        let tls = Self { authorities, roots: OnceLock::new(), identity, skip_verify };
-        if is_https {
-            tls.config()?;
-        }
-        Ok(tls)
+        let roots = if skip_verify { Vec::new() } else { roots(authorities, is_https)? };
+        let tls = Self { roots: RootCerts::from(for_ureq(&roots)), identity, skip_verify };
+        tls.config().map(|_| tls)
     }
 
     /// The configuration for one new connection, with the client certificate that is in its
@@ -72,35 +67,31 @@ impl Tls {
     ///
     /// As for [`new`](Self::new).
     pub(super) fn config(&self) -> Result<TlsConfig, String> {
-        let roots = match self.roots.get() {
-            Some(roots) => roots.clone(),
-            None if self.skip_verify => RootCerts::from(Vec::new()),
-            None => {
-                let roots = RootCerts::from(for_ureq(&roots(self.authorities.as_deref())?));
-                self.roots.get_or_init(|| roots).clone()
-            }
-        };
         let identity = self.identity.as_ref().map(|[chain, key]| {
-            let chain = read_file(IDENTITY[0], chain)?;
-            client_certificate(&chain, &read_file(IDENTITY[1], key)?)
+            client_certificate(&read_file(CERT, chain)?, &read_file(KEY, key)?)
         });
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         Ok(TlsConfig::builder()
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .unversioned_rustls_crypto_provider(provider)
             .disable_verification(self.skip_verify)
-            .root_certs(roots)
+            .root_certs(self.roots.clone())
             .client_cert(identity.transpose()?)
             .build())
     }
 }
 
-/// The trusted authorities: those given, else the system's.
-fn roots(authorities: Option<&str>) -> Result<Vec<CertificateDer<'static>>, &'static str> {
+/// The trusted authorities: those given, else the system's. A server without TLS needs none,
+/// unless it redirects to one with TLS.
+fn roots(
+    authorities: Option<Zeroizing<String>>,
+    is_https: bool,
+) -> Result<Vec<CertificateDer<'static>>, &'static str> {
     if let Some(pem) = authorities {
-        return certificates(pem)
+        return certificates(&pem)
             .ok_or("the certificates of the authorities are not in PEM (BEGIN CERTIFICATE)");
     }
     let roots = rustls_native_certs::load_native_certs().certs;
-    if roots.is_empty() {
+    if roots.is_empty() && is_https {
         return Err("the system has no trusted certificates; install its package \
                     (ca-certificates), or set VAULT_CACERT");
     }

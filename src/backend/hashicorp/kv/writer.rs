@@ -165,7 +165,7 @@ impl<'a> Writer<'a> {
                 // By the time of a second attempt there may be a second field, so the secret
                 // is read again before it.
                 Err(Error::Unavailable(error))
-                    if retries > 0 && clock::now().saturating_add(error.pause()) < deadline =>
+                    if retries > 0 && error.pause() < deadline.saturating_sub(clock::now()) =>
                 {
                     thread::sleep(error.pause());
                     retries -= 1;

@@ -233,3 +233,39 @@ fn the_finest_cuts_of_a_long_value_cost_no_more_than_its_length() {
     }
     assert_eq!(output, b"[REDACTED]");
 }
+
+#[test]
+fn a_change_of_values_neither_shows_nor_loses_what_is_held_back() {
+    // A prefix of another value, so that one is found while the other may still be.
+    let old = ["canary-of-before", "canary-of-b", "y-of-before-two"];
+    let all = [&old[..], &["before-the-new-canary"]].concat();
+    let (before, after) = (Masker::new(&secrets(&old)), Masker::new(&secrets(&all)));
+    for text in [
+        "x canary-of-before y",
+        "x canary-of-before-two y",
+        "x canary-of-bef y",
+        "x canary-of- y",
+        "x Y2FuYXJ5LW9mLWJlZm9yZQ== y",
+        "canary-of-beforecanary-of-before",
+        "x canary-\nof-be\r\nfore-the-new-canary y",
+    ] {
+        let expected = masked(&all, text);
+        let bytes = text.as_bytes();
+        for (first, second) in
+            (0..=text.len()).flat_map(|at| (at..=text.len()).map(move |to| (at, to)))
+        {
+            let mut masker = before.another();
+            let mut output = Vec::new();
+            masker.mask(&bytes[..first], &mut output);
+            masker.switch_to(&after, &mut output);
+            masker.mask(&bytes[first..second], &mut output);
+            masker.switch_to(&after, &mut output);
+            masker.mask(&bytes[second..], &mut output);
+            masker.finish(&mut output);
+            let shown = String::from_utf8_lossy(&output);
+            // The beginning of a new value may be in the output before the change.
+            let is_cut = text.contains("new") && !shown.contains("canary-");
+            assert!(is_cut || shown == expected, "{text:?} at {first} and {second}: {shown}");
+        }
+    }
+}

@@ -10,6 +10,9 @@ use crate::Secret;
 /// The number of bytes that decide whether a form can begin at a place.
 const WINDOW: usize = 4;
 
+/// So many forms are tried one by one.
+const FEW: usize = 4;
+
 /// The forms of the values, prepared for a search.
 pub(super) struct Finder {
     /// Sorted by their text.
@@ -80,10 +83,27 @@ impl Finder {
 
     /// Starts an attempt for each form that may begin at the start of `text`.
     pub(super) fn attempts(&self, text: &[u8], attempts: &mut Vec<Attempt>) {
-        let Some(&first) = text.first() else { return };
-        let start = self.forms.partition_point(|form| form.text[0] < first);
-        let end = self.forms.partition_point(|form| form.text[0] <= first);
-        attempts.extend((start..end).map(|form| Attempt { form, matched: 0, read: 0 }));
+        if text.is_empty() {
+            return;
+        }
+        let attempt = |form| Attempt { form, matched: 0, read: 0 };
+        let (mut start, mut end) = (0, self.forms.len());
+        // Hundreds of values and lines may begin alike: only those that match are of interest.
+        for (index, byte) in text.iter().enumerate() {
+            let may_break = index > 0 && matches!(byte, b'\r' | b'\n');
+            if end - start <= FEW || may_break {
+                break;
+            }
+            // The form that ends here is the first of those that begin alike.
+            if self.forms[start].text.len() == index {
+                attempts.push(attempt(start));
+                start += 1;
+            }
+            let alike = &self.forms[start..end];
+            end = start + alike.partition_point(|form| form.text[index] <= *byte);
+            start += alike.partition_point(|form| form.text[index] < *byte);
+        }
+        attempts.extend((start..end).map(attempt));
     }
 
     /// Continues an attempt in a text that may have grown since.

@@ -8,21 +8,34 @@ use super::escape::{Digits, LOWER, UPPER, hex, json_styles, scratch};
 pub(super) struct Form {
     pub(super) text: Zeroizing<Vec<u8>>,
     /// Whether there may be a line break between any two characters: base64(1) and `xxd -p`
-    /// wrap their lines.
+    /// wrap their lines, and fold(1) wraps any. The text itself has none then.
     pub(super) wraps: bool,
 }
 
 /// A shorter base64 or hex form would match text that has nothing to do with the value.
 const SHORTEST_ENCODED: usize = 4;
 
+/// A line of a value that has fewer characters would match too much as well.
+const SHORTEST_LINE: usize = 8;
+
+const LINE_BREAKS: [char; 2] = ['\r', '\n'];
+
 /// Returns every form of `value` that is not empty. Some may be equal.
 pub(super) fn of(value: &str) -> Vec<Form> {
     let mut forms = Forms(Vec::new());
     forms.add_all(value);
     // The shell's `$(...)` drops the newlines at the end, and so do many programs.
-    let trimmed = value.trim_end_matches(['\r', '\n']);
+    let trimmed = value.trim_end_matches(LINE_BREAKS);
     if trimmed.len() < value.len() {
         forms.add_all(trimmed);
+    }
+    // A program may print the lines of a value apart: with a prefix, indented, or just one.
+    if value.contains(LINE_BREAKS) {
+        let lines = value.split(LINE_BREAKS).map(str::trim);
+        for line in lines.filter(|line| line.chars().count() >= SHORTEST_LINE) {
+            forms.add_plain(line);
+            forms.add_json(line);
+        }
     }
     forms.0
 }
@@ -32,7 +45,7 @@ struct Forms(Vec<Form>);
 impl Forms {
     fn add_all(&mut self, value: &str) {
         let bytes = value.as_bytes();
-        self.add(bytes, false);
+        self.add_plain(value);
         if bytes.contains(&b'\n') {
             // A terminal shows a newline as `\r\n`.
             let mut text = scratch(bytes.len() * 2);
@@ -55,6 +68,15 @@ impl Forms {
                 self.add(&escape_url(bytes, kept, space, digits), false);
             }
         }
+        self.add_json(value);
+    }
+
+    fn add_plain(&mut self, value: &str) {
+        let wraps = value.len() >= SHORTEST_ENCODED && !value.contains(LINE_BREAKS);
+        self.add(value.as_bytes(), wraps);
+    }
+
+    fn add_json(&mut self, value: &str) {
         for style in json_styles() {
             self.add(&style.escape(value), false);
         }
@@ -62,7 +84,9 @@ impl Forms {
 
     fn add(&mut self, text: &[u8], wraps: bool) {
         let shortest = if wraps { SHORTEST_ENCODED } else { 1 };
-        if text.len() >= shortest {
+        // Most styles of JSON escape nothing in most values.
+        let is_known = self.0.last().is_some_and(|last| *last.text == *text && last.wraps >= wraps);
+        if text.len() >= shortest && !is_known {
             self.0.push(Form { text: Zeroizing::new(text.to_vec()), wraps });
         }
     }
@@ -196,6 +220,36 @@ mod tests {
         assert!(has(value, "line one\nline two"));
         assert!(has(value, "line one\r\nline two"));
         assert!(has(value, r"line one\nline two"));
+    }
+
+    #[test]
+    fn long_lines_of_a_value_are_forms_without_their_indentation() {
+        let value = "-----BEGIN KEY-----\r\n  MII\"/made+up\n\tshorter\n\n8 chars!\ré23456é8";
+        for (line, is_form) in [
+            ("-----BEGIN KEY-----", true),
+            ("MII\"/made+up", true),
+            (r#"MII\"/made+up"#, true),
+            (r#"MII\"\/made+up"#, true),
+            ("shorter", false),
+            ("8 chars!", true),
+            ("é23456é8", true),
+        ] {
+            assert_eq!(has(value, line), is_form, "{line}");
+        }
+        // A value of one line has no lines.
+        assert!(!has("  one line", "one line"));
+    }
+
+    #[test]
+    fn a_text_with_line_breaks_does_not_wrap() {
+        for value in ["a b c d", "line one\nline two\r", "abc\rdef", "x", "\r\n"] {
+            for form in of(value) {
+                let has_break = form.text.iter().any(|byte| b"\r\n".contains(byte));
+                assert!(!(form.wraps && (has_break || form.text.len() < SHORTEST_ENCODED)));
+            }
+            let plain = of(value).into_iter().find(|form| *form.text == value.as_bytes());
+            assert_eq!(plain.is_some_and(|form| form.wraps), value == "a b c d", "{value:?}");
+        }
     }
 
     #[test]

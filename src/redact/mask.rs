@@ -14,8 +14,10 @@ use crate::Secret;
 ///
 /// The result does not depend on how the stream is cut into pieces. The forms are the value
 /// itself, base64 (both alphabets, also as a part of a longer text), hex, and the value
-/// escaped for URLs and JSON strings. Base64 and hex may have line breaks in them. One
-/// `[REDACTED]` replaces all forms that overlap.
+/// escaped for URLs and JSON strings. If the value has several lines, so is each of them that
+/// has 8 characters or more without its indentation, plain and escaped for JSON strings. Plain
+/// values and lines without a line break of their own, base64 and hex of 4 bytes or more may
+/// have line breaks in them. One `[REDACTED]` replaces all forms that overlap.
 ///
 /// The masker holds back bytes that may begin a form until it is certain: at most the length
 /// of the longest form, and some KiB. Everything else comes out at once.
@@ -67,6 +69,20 @@ impl Masker {
             let decided = self.front.advance(&self.finder, &self.held, false, output);
             remove_front(&mut self.held, decided);
         }
+    }
+
+    /// Looks for the values of `other` from now on, also in what is held back. What a value of
+    /// before is found in there already is replaced.
+    pub fn switch_to(&mut self, other: &Self, output: &mut Vec<u8>) {
+        self.finder = Arc::clone(&other.finder);
+        let Front { attempts, longest, covered } = &mut self.front;
+        attempts.clear();
+        let found = mem::take(longest);
+        if found > 0 && *covered == 0 {
+            output.extend_from_slice(REDACTED_VALUE.as_bytes());
+        }
+        *covered = found.max(*covered);
+        self.mask(&[], output);
     }
 
     /// Returns how many bytes are held back because they may begin a form.
@@ -296,7 +312,14 @@ mod tests {
             let values: Vec<Secret> = (0..=numbers.below(4))
                 .map(|_| {
                     let length = numbers.below(14);
-                    Secret::new(numbers.text(alphabet, length))
+                    let mut value = numbers.text(alphabet, length);
+                    // More lines, some of them long enough to count alone.
+                    for _ in 0..numbers.below(3) {
+                        value += ["\n", "\r\n", "\n \t"][numbers.below(3)];
+                        let length = 6 + numbers.below(8);
+                        value += &numbers.text(alphabet, length);
+                    }
+                    Secret::new(value)
                 })
                 .collect();
             let text = text_of(&mut numbers, &values, alphabet);

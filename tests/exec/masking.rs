@@ -159,6 +159,63 @@ fn values_before_and_after_a_change_are_masked() {
     running.wait();
 }
 
+/// The halves of the former value are on both sides of the change.
+#[test]
+fn a_value_that_is_cut_by_a_change_is_masked() {
+    let vault = Vault::with_token();
+    let log = vault.file("log");
+    let (first, second) = TOKEN.split_at(TOKEN.len() - 3);
+    let options = ["--mask", "--watch", "--interval", "0.02", "--signal", "HUP"];
+    // The output before the second half shows that the change is known to `exec`.
+    let script = format!(
+        "trap 'printf %s {second}; echo; printf \"%s\\n\" canary-of-tomorrow' HUP; \
+         echo ready; printf %s {first}; while :; do sleep 0.01; done"
+    );
+    let rest = ["--", "/bin/sh", "-c", &*script];
+    let mut command = vault.exec(&[&options[..], &rest].concat());
+    command.stdout(fs::File::create(&log).expect("makes a file"));
+    let mut running = Running::start(&mut command);
+    lines(&log, 1);
+    vault.put("app/token", "canary-of-tomorrow", "APP_TOKEN", &[]);
+    assert_eq!(lines(&log, 3), ["ready", "[REDACTED]", "[REDACTED]"]);
+    running.signal(Signal::TERM);
+    running.wait();
+}
+
+#[test]
+fn a_private_key_is_masked_line_by_line_and_however_it_is_folded() {
+    let vault = Vault::start();
+    let line = |letter: &str| format!("MIIcanary+/{}", letter.repeat(53));
+    let lines =
+        ["-----BEGIN PRIVATE KEY-----", &line("x"), &line("y"), "-----END PRIVATE KEY-----"];
+    for (name, end) in [("pem/lf", "\n"), ("pem/crlf", "\r\n"), ("pem/indented", "\n    ")] {
+        vault.put(name, &(lines.join(end) + "\n"), "KEY", &[]);
+        let shell = |filter: &str| {
+            let script = format!("printf %s \"$KEY\" | tr -d '\\r' | {filter}");
+            vault.shell(&["--mask", "--only", name], &script).ok()
+        };
+        let prefixed = shell("sed 's/^ */INFO\\tkey: /'");
+        assert_eq!(prefixed, "INFO\tkey: [REDACTED]\n".repeat(4), "{name}");
+        assert_eq!(shell("sed -n 's/^ *MII.*yyy/&/p'").trim_start(), "[REDACTED]\n", "{name}");
+        for width in [1, 7, 20, 40, 63] {
+            let folded = shell(&format!("fold -w {width}"));
+            let flat = folded.replace(['\n', ' '], "");
+            assert!(!flat.contains("MII") && !flat.contains("xx"), "{name} {width}: {folded}");
+        }
+        let whole = vault.shell(&["--mask", "--only", name], "printf %s \"$KEY\"");
+        assert_eq!(whole.ok(), "[REDACTED]", "{name}");
+    }
+}
+
+#[test]
+fn a_value_of_one_line_is_masked_across_line_breaks() {
+    let vault = Vault::with_token();
+    for width in 1..TOKEN.len() {
+        let folded = vault.shell(&["--mask"], &format!("echo $APP_TOKEN | fold -w {width}"));
+        assert_eq!(folded.ok(), "[REDACTED]\n", "{width}");
+    }
+}
+
 #[test]
 fn a_restarted_command_is_masked() {
     let vault = Vault::with_token();

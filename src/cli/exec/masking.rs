@@ -207,8 +207,8 @@ fn relay_output(
         };
         let newest = masks.masker();
         if newest.0 != changes {
-            masker.finish(&mut output);
-            (changes, masker) = newest;
+            masker.switch_to(&newest.1, &mut output);
+            changes = newest.0;
         }
         masker.mask(&input[..count], &mut output);
         // The echo of a key, or the end of a prompt.

@@ -35,6 +35,8 @@ pub struct Settings {
     pub workers: usize,
     /// The limits for clients.
     pub limits: Limits,
+    /// Whether previews show nothing of a value; see [`VaultService::hide_previews`].
+    pub hide_previews: bool,
     /// Stored before the first request is served. For development.
     pub seeds: Vec<(CredentialRef, StoreRequest)>,
     /// Whether metadata without a value in the backend is dropped at the start. For a backend that
@@ -58,6 +60,7 @@ impl Settings {
             backend_options,
             workers: DEFAULT_WORKERS,
             limits: Limits::default(),
+            hide_previews: false,
             seeds: Vec::new(),
             forget_metadata_without_value: false,
         }
@@ -128,7 +131,7 @@ impl Daemon {
                 VaultService::new(vault, metadata)
             }
         };
-        let service = Arc::new(service);
+        let service = Arc::new(service.hide_previews(settings.hide_previews));
         if settings.forget_metadata_without_value {
             service.forget_metadata_without_value()?;
         }

@@ -76,6 +76,7 @@ pub mod service;
 pub mod settings;
 #[cfg(all(unix, feature = "client"))]
 pub mod spawn;
+pub mod text;
 pub mod time;
 #[cfg(all(unix, any(feature = "client", feature = "hashicorp")))]
 mod unix_socket;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Field, VaultError};
 use crate::secret::Secret;
+use crate::text::is_invisible;
 use crate::time::Timestamp;
 
 /// The most names that [`StoreRequest::allowed_consumers`] may have.
@@ -54,7 +55,7 @@ impl fmt::Display for Namespace {
 }
 
 /// The name of a credential: a namespace, and a key in it. A key is any non-empty text
-/// without `/` or control characters.
+/// without `/`, control characters or characters that nobody sees.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CredentialRef {
     namespace: Namespace,
@@ -66,10 +67,18 @@ impl CredentialRef {
     ///
     /// # Errors
     ///
-    /// [`VaultError::ValidationFailed`] for a key that is empty, or contains a `/` or a
-    /// control character.
+    /// [`VaultError::ValidationFailed`] for a key that is empty, or contains a `/`, a control
+    /// character or an [invisible](is_invisible) one.
     pub fn new(namespace: Namespace, key: impl Into<String>) -> Result<Self, VaultError> {
-        let key = key.into();
+        let at = Self::stored(namespace, key.into())?;
+        if at.key.chars().any(is_invisible) {
+            return Err(invalid(Field::Key, "a key has no invisible characters"));
+        }
+        Ok(at)
+    }
+
+    /// A name in the database: the Python service takes keys with invisible characters.
+    pub(crate) fn stored(namespace: Namespace, key: String) -> Result<Self, VaultError> {
         let reason = if key.is_empty() {
             "a key must not be empty"
         } else if key.contains('/') {
@@ -301,6 +310,9 @@ fn invalid(field: Field, reason: impl Into<String>) -> VaultError {
     VaultError::ValidationFailed { field, reason: reason.into() }
 }
 
+/// The preview that shows nothing of a value.
+pub(crate) const HIDDEN: &str = "****";
+
 /// Returns the part of `value` that may be shown: `****` if it has fewer than 12 characters, else
 /// the first 6, `....` and the last 2. Characters are Unicode scalar values.
 ///
@@ -312,7 +324,7 @@ fn invalid(field: Field, reason: impl Into<String>) -> VaultError {
 #[must_use]
 pub fn mask_value(value: &str) -> String {
     if value.chars().count() < 12 {
-        return "****".to_owned();
+        return HIDDEN.to_owned();
     }
     let head_end = value.char_indices().nth(6).map_or(value.len(), |(at, _)| at);
     let tail_start = value.char_indices().nth_back(1).map_or(0, |(at, _)| at);
@@ -367,6 +379,21 @@ mod tests {
         for bad in ["", "a/b", "a\n", "\u{7f}", "\u{85}", "\0"] {
             let error = CredentialRef::parse("n", bad).expect_err(bad);
             assert!(matches!(error, VaultError::ValidationFailed { field: Field::Key, .. }));
+            let namespace = Namespace::new("n").expect("valid");
+            CredentialRef::stored(namespace, bad.into()).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn invisible_characters_are_only_in_keys_that_are_stored_already() {
+        let namespace = || Namespace::new("n").expect("valid");
+        for character in "\u{ad}\u{200b}\u{200e}\u{202e}\u{2060}\u{2066}\u{feff}\u{3164}".chars() {
+            let key = format!("api{character}_key");
+            CredentialRef::new(namespace(), &*key).expect_err(&key);
+            assert_eq!(CredentialRef::stored(namespace(), key.clone()).expect("stored").key(), key);
+        }
+        for key in ["schlüssel", "ключ", "مفتاح", "鍵", "\u{1f511}", "❤\u{fe0f}"] {
+            CredentialRef::new(namespace(), key).expect(key);
         }
     }
 }

@@ -8,7 +8,8 @@ use crate::backend::{BackendStatus, CredentialVault, MetadataKeeper};
 use crate::error::VaultError;
 use crate::metadata::{Filter, MetadataError, MetadataStore};
 use crate::model::{
-    CredentialRecord, CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest,
+    CredentialRecord, CredentialRef, HIDDEN, MaskedSummary, Namespace, RuntimeEnvEntry,
+    StoreRequest,
 };
 use crate::secret::Secret;
 use crate::time::Timestamp;
@@ -23,6 +24,7 @@ pub struct VaultService {
     vault: Arc<dyn CredentialVault>,
     /// `None` if the backend keeps the metadata, as a [`MetadataKeeper`].
     pub(crate) metadata: Option<MetadataStore>,
+    hides_previews: bool,
     changing: ChangeLocks,
 }
 
@@ -30,7 +32,8 @@ impl VaultService {
     /// A service over a backend that keeps values only.
     #[must_use]
     pub fn new(vault: Arc<dyn CredentialVault>, metadata: MetadataStore) -> Self {
-        Self { vault, metadata: Some(metadata), changing: ChangeLocks::default() }
+        let changing = ChangeLocks::default();
+        Self { vault, metadata: Some(metadata), hides_previews: false, changing }
     }
 
     /// A service over a backend that keeps the metadata itself.
@@ -44,7 +47,15 @@ impl VaultService {
         if vault.metadata_keeper().is_none() {
             return Err(vault);
         }
-        Ok(Self { vault, metadata: None, changing: ChangeLocks::default() })
+        let changing = ChangeLocks::default();
+        Ok(Self { vault, metadata: None, hides_previews: false, changing })
+    }
+
+    /// With `hides`, each preview is `****`: in the database from the next store on, and in
+    /// listings at once.
+    #[must_use]
+    pub fn hide_previews(self, hides: bool) -> Self {
+        Self { hides_previews: hides, ..self }
     }
 
     fn keeper(&self) -> &dyn MetadataKeeper {
@@ -86,7 +97,11 @@ impl VaultService {
             return self.keeper().store_request(at, request);
         };
         let _lock = self.changing.lock(at);
-        let before = metadata.put(CredentialRecord::new(at.clone(), request, Timestamp::now()))?;
+        let mut record = CredentialRecord::new(at.clone(), request, Timestamp::now());
+        if self.hides_previews {
+            HIDDEN.clone_into(&mut record.masked_preview);
+        }
+        let before = metadata.put(record)?;
         self.vault.store(at, &request.value).inspect_err(|error| undo(metadata, at, before, error))
     }
 
@@ -114,11 +129,21 @@ impl VaultService {
     ) -> Result<(), VaultError> {
         if let Some(metadata) = &self.metadata {
             let filter = namespace.cloned().map_or(Filter::All, Filter::Namespace);
-            metadata.for_each(&filter, &mut |record| visit(record.into()))?;
+            metadata.for_each(&filter, &mut |record| visit(self.summary(record)))?;
         } else {
-            self.keeper().summaries(namespace)?.into_iter().for_each(visit);
+            let summaries = self.keeper().summaries(namespace)?.into_iter();
+            summaries.for_each(|it| visit(self.summary(it)));
         }
         Ok(())
+    }
+
+    /// A line of a listing, with the preview that may be shown.
+    pub(crate) fn summary(&self, of: impl Into<MaskedSummary>) -> MaskedSummary {
+        let mut summary = of.into();
+        if self.hides_previews {
+            HIDDEN.clone_into(&mut summary.masked_preview);
+        }
+        summary
     }
 
     /// Visits the credentials that are delivered as environment variables.

@@ -546,6 +546,24 @@ fn people_get_tables_and_a_newline_after_a_value() {
     assert!(health.contains("backend           EnvVault\n"), "{health}");
 }
 
+#[test]
+fn a_value_does_not_control_the_terminal() {
+    let value = "line\tone\r\nline two \u{1b}]0;title\u{7}\u{1b}[2J\u{202e}\u{200b}\u{9b}é 東";
+    let answer = serde_json::json!({ "value": value }).to_string();
+    let fake = Fake::new(move |_| json("200 OK", &answer));
+    let get = |options: &[&str]| command(&fake.socket, &[&["get", "n/k"], options].concat());
+    assert_eq!(run(&fake.socket, &["get", "n/k"]).ok(), value, "a program gets the value");
+    let Some(screen) = on_a_terminal(get(&[]), "", "") else { return };
+    // The tabs of the terminal are bytes like others; each newline became CRLF.
+    assert_eq!(
+        screen.expect(0).stdout,
+        "line\tone\\r\nline two \\u{1b}]0;title\\u{7}\\u{1b}[2J\\u{202e}\\u{200b}\\u{9b}é 東\n"
+    );
+    let json = on_a_terminal(get(&["--json"]), "", "").expect("python3 has run before");
+    let json: serde_json::Value = serde_json::from_str(&json.expect(0).stdout).expect("JSON");
+    assert_eq!(json["value"], value);
+}
+
 // The report of the development service.
 
 /// Starts `dev` in `directory`, and returns its output until it serves or ends.

@@ -9,7 +9,6 @@ use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{CredentialRef, Namespace};
 use serde::Serialize;
 use serde_json::json;
-use zeroize::Zeroizing;
 
 use super::Context;
 use super::args::credential;
@@ -102,7 +101,8 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
 /// Print the value of a credential.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "get", help_triggers("-h", "--help"))]
-#[argh(note = "A newline follows the value only if standard output is a terminal.")]
+#[argh(note = "If standard output is a terminal, a newline follows the value, and control\n\
+            characters other than newlines and tabs are escaped.")]
 pub struct Get {
     /// the socket of the service
     #[argh(option, arg_name = "path")]
@@ -124,7 +124,7 @@ pub fn get(args: Get, context: &Context) -> Result<(), Failure> {
     if args.json {
         output::json(&BTreeMap::from([("value", value.expose())]))
     } else if output::is_terminal() {
-        output::text(&Zeroizing::new(format!("{}\n", value.expose())))
+        output::value(value.expose())
     } else {
         output::text(value.expose())
     }

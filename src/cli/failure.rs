@@ -39,7 +39,8 @@ const BACKEND: &str = "then try again; `credential-vault health` shows the backe
 const LOG: &str = "the log of the service has the details";
 const SPAWN: &str = "--only, --namespace and --consumer select credentials; --env \
     NAME=NAMESPACE/KEY sets a variable\n  (with --allow-executor-only, also of an executor_only \
-    credential); `credential-vault store` replaces one";
+    credential; with --allow-name NAME,\n  also one that steers programs); `credential-vault store` \
+    replaces one";
 
 impl Failure {
     pub fn new(code: u8, message: impl Display) -> Self {

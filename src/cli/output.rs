@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write as _};
 
+use intentframe_credentials::text::is_invisible;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr as _;
 use zeroize::Zeroizing;
@@ -66,20 +67,38 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     text
 }
 
-/// Escapes control characters and those that reorder a line: a name from elsewhere must not
-/// control the terminal.
+/// Escapes control characters and those that nobody sees or that reorder a line: a name from
+/// elsewhere must not control the terminal.
 pub fn escaped(text: &str) -> Cow<'_, str> {
-    fn is_control(c: char) -> bool {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    if !text.contains(is_control) {
+        return text.into();
     }
-    if text.contains(is_control) {
-        let escape = |c: char| {
-            if is_control(c) { c.escape_default().collect() } else { String::from(c) }
-        };
-        text.chars().map(escape).collect::<String>().into()
-    } else {
-        text.into()
+    let mut escaped = String::new();
+    escape(text, is_control, &mut escaped);
+    escaped.into()
+}
+
+/// Writes a value and a newline to the terminal. Newlines and tabs stay, the rest is escaped.
+pub fn value(value: &str) -> Result<(), Failure> {
+    // The longest escape is six bytes for one, so that the buffer does not grow, which would
+    // leave a copy behind.
+    let mut shown = Zeroizing::new(String::with_capacity(value.len() * 6 + 1));
+    escape(value, |c| is_control(c) && !matches!(c, '\n' | '\t'), &mut shown);
+    shown.push('\n');
+    text(&shown)
+}
+
+fn is_control(c: char) -> bool {
+    c.is_control() || is_invisible(c)
+}
+
+fn escape(text: &str, is_escaped: impl Fn(char) -> bool, output: &mut String) {
+    for c in text.chars() {
+        if is_escaped(c) {
+            output.extend(c.escape_default());
+        } else {
+            output.push(c);
+        }
     }
 }
 

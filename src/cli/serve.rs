@@ -74,6 +74,11 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
         args.backend.as_deref().or(environment.setting("IF_VAULT_BACKEND")).unwrap_or("keyring");
     let mut settings = Settings::new(endpoint, data_dir, backend, options);
     settings.workers = args.workers.map_or(DEFAULT_WORKERS, NonZero::get);
+    settings.hide_previews = match environment.setting("IF_VAULT_PREVIEW") {
+        None | Some("full") => false,
+        Some("none") => true,
+        Some(_) => return Err(Failure::usage("IF_VAULT_PREVIEW is either full or none")),
+    };
     serve_until_signal(&settings, ready_fd, args.wait_for_backend, |_| Ok(()))
 }
 

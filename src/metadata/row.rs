@@ -81,7 +81,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<CredentialRecord> {
     let text = |text: &str| Some(text.to_owned());
     let namespace = required(row, 0, |text| Namespace::new(text).ok())?;
     Ok(CredentialRecord {
-        at: required(row, 1, |key| CredentialRef::new(namespace, key).ok())?,
+        at: required(row, 1, |key| CredentialRef::stored(namespace, key.to_owned()).ok())?,
         delivery_mode: required(row, 2, DeliveryMode::from_name)?,
         allowed_consumers: required(row, 3, |json| serde_json::from_str(json).ok())?,
         env_name: optional(row, 4, text)?,

@@ -16,7 +16,7 @@ use tiny_http::Method;
 use crate::backend::{BackendStatus, RenewalStatus};
 use crate::error::VaultError;
 use crate::metadata::Filter;
-use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry};
+use crate::model::{CredentialRef, Namespace, RuntimeEnvEntry};
 use crate::peer::Peer;
 use crate::service::VaultService;
 
@@ -158,7 +158,7 @@ impl Router {
                 }
                 match filter {
                     Filter::RuntimeEnv => page.push(&RuntimeEnvEntry::from(record)),
-                    Filter::All | Filter::Namespace(_) => page.push(&MaskedSummary::from(record)),
+                    Filter::All | Filter::Namespace(_) => page.push(&self.service.summary(record)),
                 }
                 ControlFlow::Continue(())
             })?,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::client::{ClientError, VaultClient};
-use crate::env_name;
+use crate::env_name::{self, EnvNameProblem};
 use crate::model::{CredentialRef, Namespace, RuntimeEnvEntry};
 
 use super::fetch::fetch;
@@ -20,6 +20,7 @@ pub struct Selection {
     namespaces: BTreeSet<Namespace>,
     mapped: Vec<(String, CredentialRef)>,
     executor_only: bool,
+    allowed_names: BTreeSet<String>,
 }
 
 /// The credential for each variable.
@@ -69,6 +70,14 @@ impl Selection {
     #[must_use]
     pub fn allow_executor_only(mut self) -> Self {
         self.executor_only = true;
+        self
+    }
+
+    /// Allows a credential in the variable `name`, although it is one of those that
+    /// [`env_name::check`] denies.
+    #[must_use]
+    pub fn allow_name(mut self, name: impl Into<String>) -> Self {
+        self.allowed_names.insert(name.into());
         self
     }
 
@@ -144,11 +153,16 @@ impl Selection {
             (None, _) if !client.has(&at)? => Problem::Missing { at },
             (None, _) if !self.executor_only => Problem::ExecutorOnly { at },
             _ => match name.or(entry.and_then(|entry| entry.env_name.as_ref())).cloned() {
-                None => Problem::NoName { at },
-                Some(name) => match env_name::check(&name) {
-                    Ok(()) => return Ok(Ok(name)),
-                    Err(problem) => Problem::Name { at, name, problem },
+                Some(name) if !name.is_empty() => match env_name::check(&name) {
+                    Err(problem)
+                        if problem != EnvNameProblem::Denied
+                            || !self.allowed_names.contains(&name) =>
+                    {
+                        Problem::Name { at, name, problem }
+                    }
+                    _ => return Ok(Ok(name)),
                 },
+                _ => Problem::NoName { at },
             },
         }))
     }

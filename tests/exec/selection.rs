@@ -108,6 +108,19 @@ fn every_problem_is_reported_before_anything_starts() {
     let nul = vault.run(&["--namespace", "more", "--", "echo", "started"]).refused(2);
     assert!(nul.contains("more/nul in WITH_NUL: its value has a NUL byte"), "{nul}");
 
+    // The caller may take the risk of one name, though not of a name that is malformed.
+    let named = |options: &[&str]| vault.run(&[options, &["--", "echo", "started"]].concat());
+    let options = ["--only", "seeded/key-000000", "--allow-name", "LD_AUDIT_"];
+    assert!(named(&options).refused(2).contains("--allow-name NAME"));
+    let options = ["--only", "seeded/key-000001", "--allow-name", "BAD NAME"];
+    assert!(named(&options).refused(2).contains("\"BAD NAME\""));
+    let options = ["--only", "seeded/key-000000", "--allow-name", "LD_AUDIT", "--files"];
+    let directory = vault.file("files");
+    let options = [&options[..], &[directory.to_str().expect("UTF-8")]].concat();
+    let listing = [&options[..], &["--", "sh", "-c", "ls $CREDENTIALS_DIRECTORY"]].concat();
+    #[cfg(target_os = "linux")]
+    assert_eq!(vault.run(&listing).ok(), "LD_AUDIT\n");
+
     // They do not matter if they are not selected.
     let options = ["--only", "seeded/key-000003", "--env", "FINE=seeded/key-000000"];
     assert_eq!(variables(&vault, &options), ["FINE=canary", "GOOD=canary"]);
@@ -117,6 +130,33 @@ fn every_problem_is_reported_before_anything_starts() {
     database.execute(sql, []).expect("updates");
     let said = vault.run(&["--namespace", "gone", "--", "echo", "started"]).refused(1);
     assert!(said.contains("gone/other: the vault has no value"), "{said}");
+}
+
+#[test]
+fn names_that_steer_a_program_need_the_callers_word() {
+    let vault = Vault::with_token();
+    let proxy = ["--only", "app/token", "--env", "https_proxy=app/token"];
+    let refused = vault.run(&[&proxy[..], &["--", "echo", "started"]].concat()).refused(2);
+    assert!(refused.contains("\"https_proxy\": this variable steers"), "{refused}");
+    let options = [&proxy[..], &["--allow-name", "https_proxy", "--allow-name", "UNUSED"]].concat();
+    let expected = [format!("https_proxy={}", crate::tools::TOKEN)];
+    assert_eq!(variables(&vault, &options), expected);
+    // The word for one name is none for another.
+    let other = ["--env", "GIT_ASKPASS=app/token"];
+    let options = [&options[..], &other, &["--", "echo", "started"]].concat();
+    assert!(vault.run(&options).refused(2).contains("\"GIT_ASKPASS\""));
+
+    // Rows of other programs: an empty name is none.
+    let place = Place::new();
+    place.seed_database(1);
+    let database = rusqlite::Connection::open(place.database()).expect("opens");
+    let sql = "UPDATE credential_metadata SET delivery_mode = 'runtime_env', env_name = ''";
+    database.execute(sql, []).expect("updates");
+    let setup = place.setup().env("SEEDED_KEY_000000", "canary");
+    let vault = Vault { service: setup.start(), place };
+    let said = vault.run(&["--", "echo", "started"]).refused(2);
+    assert!(said.contains("seeded/key-000000: no variable is named for it"), "{said}");
+    assert_eq!(variables(&vault, &["--env", "NAME=seeded/key-000000"]), ["NAME=canary"]);
 }
 
 #[test]

@@ -22,9 +22,10 @@ use crate::cli::failure::Failure;
     note = "By default, exec delivers every credential of delivery mode runtime_env in the\n\
             variable stored with it. It starts nothing if a credential is missing, has no\n\
             variable, or shares its variable with another one; if the variable is already\n\
-            set to another value; or if the variable controls a loader, a shell, an\n\
-            interpreter or a tool (LD_PRELOAD, PATH, ...). The variables that give access\n\
-            to the vault itself (VAULT_TOKEN, ...) are not inherited.\n\n\
+            set to another value; or if the variable controls what a program runs or\n\
+            trusts (LD_PRELOAD, PATH, HTTPS_PROXY, ...) and --allow-name does not name it.\n\
+            The variables that give access to the vault itself (VAULT_TOKEN, ...) are not\n\
+            inherited.\n\n\
             The command replaces credential-vault, so signals, exit code and terminal are\n\
             the command's own. With --mask, --watch or --files, credential-vault keeps\n\
             running, forwards signals, and exits as the command does."
@@ -53,6 +54,10 @@ pub struct Exec {
     /// let --env name credentials of delivery mode executor_only
     #[argh(switch)]
     pub allow_executor_only: bool,
+
+    /// allow this variable, although it controls what a program runs or trusts; may be repeated
+    #[argh(option, arg_name = "name")]
+    pub allow_name: Vec<String>,
 
     /// inherit only PATH, HOME, LANG and TERM
     #[argh(switch)]
@@ -118,6 +123,9 @@ impl Exec {
                 return Err(Failure::usage("--env needs NAME=NAMESPACE/KEY"));
             };
             selection = selection.mapped(variable, credential(name)?);
+        }
+        for name in &self.allow_name {
+            selection = selection.allow_name(name);
         }
         if self.allow_executor_only {
             selection = selection.allow_executor_only();

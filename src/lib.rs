@@ -54,6 +54,8 @@
 
 pub mod backend;
 pub mod backoff;
+#[cfg(all(unix, feature = "server"))]
+pub mod caller;
 #[cfg(all(unix, feature = "client"))]
 pub mod client;
 #[cfg(all(unix, feature = "server"))]
@@ -63,7 +65,11 @@ pub mod error;
 #[cfg(feature = "server")]
 pub mod metadata;
 pub mod model;
+#[cfg(all(unix, feature = "server"))]
+pub mod ownership;
 pub mod peer;
+#[cfg(all(unix, feature = "server"))]
+pub mod policy;
 #[cfg(feature = "redact")]
 pub mod redact;
 #[cfg(all(unix, feature = "server"))]

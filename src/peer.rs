@@ -32,7 +32,7 @@ impl Process {
     ///
     /// The error of getsockopt(2).
     #[cfg(target_os = "linux")]
-    pub fn across(stream: &std::os::unix::net::UnixStream) -> std::io::Result<Self> {
+    pub fn across(stream: &impl std::os::fd::AsFd) -> std::io::Result<Self> {
         use nix::sys::socket::{getsockopt, sockopt};
         let credentials = getsockopt(stream, sockopt::PeerCredentials)?;
         // The kernel reports 0 for a process in another PID namespace.
@@ -46,7 +46,7 @@ impl Process {
     ///
     /// The error of getpeereid(3).
     #[cfg(target_os = "macos")]
-    pub fn across(stream: &std::os::unix::net::UnixStream) -> std::io::Result<Self> {
+    pub fn across(stream: &impl std::os::fd::AsFd) -> std::io::Result<Self> {
         use nix::sys::socket::{getsockopt, sockopt};
         let (uid, gid) = nix::unistd::getpeereid(stream)?;
         let pid = getsockopt(stream, sockopt::LocalPeerPid).ok();

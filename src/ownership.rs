@@ -1,0 +1,90 @@
+//! Ownership: whether a file or a directory is safe from other users.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+const STICKY: u32 = 0o1000;
+
+/// Checks that only this user and root can replace what is in `directory`: it and its
+/// ancestors belong to one of them, and nobody else may write to them. A sticky ancestor such
+/// as `/tmp` passes, since others cannot rename or remove our files there (chmod(2)).
+///
+/// # Errors
+///
+/// The problem, and what to do.
+pub fn check_directory(directory: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| format!("{} cannot be checked: {error}", directory.display());
+    let literal = std::path::absolute(directory).map_err(failed)?;
+    let canonical = directory.canonicalize().map_err(failed)?;
+    // The path as it is written may lead over links, whose owners can point them elsewhere.
+    for part in literal.ancestors().chain(canonical.ancestors()) {
+        let metadata = part.symlink_metadata().map_err(failed)?;
+        check_owner(part, &metadata)?;
+        let mode = metadata.mode();
+        if metadata.is_dir() && mode & WRITABLE_BY_OTHERS != 0 && mode & STICKY == 0 {
+            let part = part.display();
+            return Err(format!(
+                "other users may write to {part}; run chmod go-w {part}, or choose another path"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Opens a file that other users must not control, and checks it: a regular file with a single
+/// name that belongs to this user or root. A link is not followed, and a FIFO does not block.
+/// A file that is created gets mode 0600.
+///
+/// # Errors
+///
+/// The error of open(2), or one that says what is wrong with the file.
+pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    options.mode(0o600).custom_flags(i32::try_from(flags.bits()).expect("the flags are small"));
+    let file = options.open(path).map_err(|error| match error.raw_os_error() {
+        Some(code) if code == rustix::io::Errno::LOOP.raw_os_error() => {
+            io::Error::other("it is a symbolic link; remove it, or choose another path")
+        }
+        _ => error,
+    })?;
+    check_file(path, &file.metadata()?).map_err(io::Error::other)?;
+    Ok(file)
+}
+
+/// The checks of [`open`] for a file that another library opens.
+///
+/// # Errors
+///
+/// The problem, and what to do.
+pub fn check_file(path: &Path, metadata: &Metadata) -> Result<(), String> {
+    check_owner(path, metadata)?;
+    if !metadata.is_file() || metadata.nlink() > 1 {
+        return Err(format!(
+            "{} is not a regular file with a single name; remove it, or choose another path",
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+/// Whether others than its owner may write to a file.
+#[must_use]
+pub fn is_writable_by_others(metadata: &Metadata) -> bool {
+    metadata.mode() & WRITABLE_BY_OTHERS != 0
+}
+
+fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), String> {
+    let (owner, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner == own || owner == 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "{} belongs to user {owner}, and not to this user ({own}) or root; choose another path",
+        path.display()
+    ))
+}

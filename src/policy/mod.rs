@@ -1,0 +1,379 @@
+//! The policy: which caller may do what, in which namespaces.
+
+mod file;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::caller::Caller;
+use crate::model::Namespace;
+
+pub use file::PolicyError;
+
+/// The consumers and rules of a policy file.
+#[derive(Debug)]
+pub struct Policy {
+    owner_uid: u32,
+    consumers: Vec<Consumer>,
+    rules: Vec<Rule>,
+}
+
+/// A named kind of caller. All conditions that are given must hold.
+#[derive(Debug)]
+struct Consumer {
+    name: String,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    exe: Option<PathBuf>,
+    unit: Option<String>,
+    is_supervisor: bool,
+}
+
+#[derive(Debug)]
+struct Rule {
+    consumers: Vec<String>,
+    allow: Vec<Operation>,
+    namespaces: Vec<Pattern>,
+    /// Whether it takes these rights from the service's user and root, unless they are among
+    /// its consumers.
+    binds_owner: bool,
+}
+
+/// A namespace, or the start of one: `github.*` is `github.` and what follows.
+#[derive(Debug)]
+enum Pattern {
+    Exact(Namespace),
+    Prefix(String),
+}
+
+/// A right that a rule gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    /// To get values, and to see the credentials delivered as environment variables.
+    Read,
+    /// To see the names and the metadata of credentials, and whether there is one.
+    List,
+    /// To store values.
+    Write,
+    /// To delete credentials.
+    Delete,
+}
+
+/// Why an operation is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant<'a> {
+    /// The consumer that the rule names. `None` if the caller is the service's user or root.
+    pub consumer: Option<&'a str>,
+    /// The rule's number in the file, from 1. `None` if the caller needs none.
+    pub rule: Option<usize>,
+}
+
+/// Why an operation is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No consumer of the policy matches.
+    #[error("the policy knows no consumer that matches this process; add one, or use another user")]
+    NoConsumer,
+    /// The caller has no rule for it.
+    #[error("no rule of the policy allows {consumers} to {operation} in {namespace}")]
+    NoRule {
+        /// The consumers that the caller is.
+        consumers: String,
+        /// The operation.
+        operation: Operation,
+        /// The namespace, or "any namespace".
+        namespace: String,
+    },
+    /// The credential names consumers, and the caller is none of them, or has no rule as one.
+    #[error(
+        "{consumers} may not read this credential: it does not exist, or is for other consumers"
+    )]
+    NotForThis {
+        /// The consumers that the caller is.
+        consumers: String,
+    },
+}
+
+impl Policy {
+    /// Whether the caller may connect: the service's user, root, and every consumer.
+    #[must_use]
+    pub fn admits(&self, caller: &Caller) -> bool {
+        self.is_owner(caller) || self.consumers.iter().any(|consumer| consumer.matches(caller))
+    }
+
+    /// Decides on an operation in a namespace. With `allowed_consumers`, the names that a
+    /// credential has, only as one of these; an empty list means everyone.
+    ///
+    /// # Errors
+    ///
+    /// The [`Refusal`].
+    pub fn decide(
+        &self,
+        caller: &Caller,
+        operation: Operation,
+        namespace: &Namespace,
+        allowed_consumers: &[String],
+    ) -> Result<Grant<'_>, Refusal> {
+        let covers = |rule: &&Rule| rule.covers(operation, namespace);
+        if self.is_owner(caller) && !self.rules.iter().filter(covers).any(|it| it.binds_owner) {
+            return Ok(Grant { consumer: None, rule: None });
+        }
+        let consumers: Vec<&str> = self.consumers_of(caller).collect();
+        if consumers.is_empty() {
+            return Err(Refusal::NoConsumer);
+        }
+        let mut grants = self.rules.iter().enumerate().filter(|(_, rule)| covers(rule)).flat_map(
+            |(index, rule)| {
+                let named = rule.consumers.iter().filter(|it| consumers.contains(&it.as_str()));
+                named.map(move |it| Grant { consumer: Some(it), rule: Some(index + 1) })
+            },
+        );
+        let Some(first) = grants.next() else {
+            let (consumers, namespace) = (consumers.join(", "), namespace.to_string());
+            return Err(Refusal::NoRule { consumers, operation, namespace });
+        };
+        let is_allowed = |grant: &Grant<'_>| {
+            allowed_consumers.is_empty()
+                || allowed_consumers.iter().any(|it| Some(it.as_str()) == grant.consumer)
+        };
+        std::iter::once(first)
+            .chain(grants)
+            .find(is_allowed)
+            .ok_or_else(|| Refusal::NotForThis { consumers: consumers.join(", ") })
+    }
+
+    /// Decides whether the caller may use an operation in some namespace, for a request that
+    /// names none.
+    ///
+    /// # Errors
+    ///
+    /// The [`Refusal`].
+    pub fn decide_somewhere(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
+        let consumers: Vec<&str> = self.consumers_of(caller).collect();
+        let has_rule = self.rules.iter().any(|rule| {
+            rule.allow.contains(&operation)
+                && rule.consumers.iter().any(|it| consumers.contains(&it.as_str()))
+        });
+        if self.is_owner(caller) || has_rule {
+            Ok(())
+        } else if consumers.is_empty() {
+            Err(Refusal::NoConsumer)
+        } else {
+            let (consumers, namespace) = (consumers.join(", "), "any namespace".to_owned());
+            Err(Refusal::NoRule { consumers, operation, namespace })
+        }
+    }
+
+    /// The names of the consumers that a caller is.
+    pub fn consumers_of(&self, caller: &Caller) -> impl Iterator<Item = &str> {
+        self.consumers.iter().filter(|it| it.matches(caller)).map(|it| it.name.as_str())
+    }
+
+    fn is_owner(&self, caller: &Caller) -> bool {
+        let uid = caller.process.uid;
+        uid == self.owner_uid || uid == 0
+    }
+}
+
+impl Consumer {
+    fn matches(&self, caller: &Caller) -> bool {
+        let process = &caller.process;
+        self.uid.is_none_or(|uid| uid == process.uid)
+            && self.gid.is_none_or(|gid| gid == process.gid || caller.groups.contains(&gid))
+            && (self.exe.is_none() || self.exe == caller.exe)
+            && (self.unit.is_none() || self.unit == caller.unit)
+            && (!self.is_supervisor || caller.is_supervisor)
+    }
+}
+
+impl Rule {
+    fn covers(&self, operation: Operation, namespace: &Namespace) -> bool {
+        self.allow.contains(&operation)
+            && self.namespaces.iter().any(|pattern| match pattern {
+                Pattern::Exact(name) => name == namespace,
+                Pattern::Prefix(prefix) => namespace.as_str().starts_with(prefix),
+            })
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::List => "list",
+            Self::Write => "write",
+            Self::Delete => "delete",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::Process;
+
+    const OWNER: u32 = 500;
+
+    const POLICY: &str = r#"
+[consumer.jarvis]
+uid = 1001
+exe = "/usr/bin/jarvis"
+
+[consumer.edi]
+unit = "edi.service"
+
+[consumer.ops]
+gid = 7
+
+[consumer.parent]
+supervisor = true
+
+[[rule]]
+consumers = ["jarvis", "edi"]
+allow = ["read", "list"]
+namespaces = ["openai", "github.*"]
+
+[[rule]]
+consumers = ["ops"]
+allow = ["write", "delete"]
+namespaces = ["*"]
+
+[[rule]]
+consumers = ["parent"]
+allow = ["read"]
+namespaces = ["sealed"]
+owner = false
+"#;
+
+    fn policy() -> Policy {
+        file::parse(POLICY, OWNER).expect("a policy")
+    }
+
+    fn of_uid(uid: u32) -> Caller {
+        Caller::from(Process { uid, gid: uid, pid: Some(1) })
+    }
+
+    fn jarvis() -> Caller {
+        Caller { exe: Some("/usr/bin/jarvis".into()), ..of_uid(1001) }
+    }
+
+    fn namespace(name: &str) -> Namespace {
+        Namespace::new(name).expect(name)
+    }
+
+    #[test]
+    fn a_consumer_needs_every_condition() {
+        let policy = policy();
+        let names = |caller: &Caller| policy.consumers_of(caller).collect::<Vec<_>>().join(" ");
+        assert_eq!(names(&jarvis()), "jarvis");
+        assert_eq!(names(&of_uid(1001)), "", "the program is not known");
+        assert_eq!(names(&Caller { exe: Some("/usr/bin/jarvis2".into()), ..of_uid(1001) }), "");
+        assert_eq!(names(&Caller { exe: Some("/usr/bin/jarvis".into()), ..of_uid(1002) }), "");
+        assert_eq!(names(&Caller { unit: Some("edi.service".into()), ..jarvis() }), "edi jarvis");
+        assert_eq!(names(&Caller { groups: vec![3, 7], ..of_uid(1002) }), "ops");
+        assert_eq!(names(&of_uid(7)), "ops", "the primary group counts");
+        assert_eq!(names(&Caller { is_supervisor: true, ..of_uid(9) }), "parent");
+        assert!(policy.admits(&of_uid(OWNER)) && policy.admits(&of_uid(0)));
+        assert!(!policy.admits(&of_uid(1001)));
+    }
+
+    #[test]
+    fn a_rule_gives_its_operations_in_its_namespaces() {
+        use Operation::{Delete, List, Read, Write};
+        let policy = policy();
+        let ops = Caller { groups: vec![7], ..of_uid(1002) };
+        for (caller, allowed) in [(jarvis(), [Read, List]), (ops, [Write, Delete])] {
+            for operation in [Read, List, Write, Delete] {
+                for (name, is_named) in
+                    [("openai", true), ("github.a", true), ("github", false), ("openai2", false)]
+                {
+                    let decision = policy.decide(&caller, operation, &namespace(name), &[]);
+                    let everywhere = allowed.contains(&Write);
+                    let expected = allowed.contains(&operation) && (is_named || everywhere);
+                    assert_eq!(decision.is_ok(), expected, "{operation} {name} {decision:?}");
+                }
+            }
+        }
+        let grant = policy.decide(&jarvis(), Read, &namespace("openai"), &[]).expect("allowed");
+        assert_eq!(grant, Grant { consumer: Some("jarvis"), rule: Some(1) });
+        let refusal = policy.decide(&jarvis(), Write, &namespace("openai"), &[]).expect_err("no");
+        assert_eq!(refusal.to_string(), "no rule of the policy allows jarvis to write in openai");
+        assert!(policy.decide_somewhere(&jarvis(), List).is_ok());
+        assert!(policy.decide_somewhere(&jarvis(), Delete).is_err());
+    }
+
+    #[test]
+    fn the_consumers_of_a_credential_are_among_the_caller_s() {
+        let policy = policy();
+        let both = Caller { unit: Some("edi.service".into()), ..jarvis() };
+        let read = |caller: &Caller, names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+            let grant = policy.decide(caller, Operation::Read, &namespace("openai"), &names);
+            grant.map(|grant| grant.consumer.unwrap_or("owner").to_owned())
+        };
+        assert_eq!(read(&jarvis(), &["jarvis", "uwe"]), Ok("jarvis".to_owned()));
+        assert_eq!(read(&both, &["edi"]), Ok("edi".to_owned()));
+        assert_eq!(read(&of_uid(OWNER), &["edi"]), Ok("owner".to_owned()));
+        let refusal = Refusal::NotForThis { consumers: "jarvis".to_owned() };
+        assert_eq!(read(&jarvis(), &["edi"]), Err(refusal));
+    }
+
+    #[test]
+    fn a_rule_can_bind_the_owner() {
+        let policy = policy();
+        let read =
+            |caller: &Caller| policy.decide(caller, Operation::Read, &namespace("sealed"), &[]);
+        assert_eq!(read(&of_uid(OWNER)), Err(Refusal::NoConsumer));
+        assert_eq!(read(&of_uid(0)), Err(Refusal::NoConsumer));
+        read(&Caller { is_supervisor: true, ..of_uid(OWNER) }).expect("it is the consumer");
+        let list = policy.decide(&of_uid(OWNER), Operation::List, &namespace("sealed"), &[]);
+        list.expect("the rule is about reading");
+    }
+
+    #[test]
+    fn every_mistake_names_its_line() {
+        for (text, line, reason) in [
+            ("[consumer.a]\nuid = 1\nuser = 2", 3, "unknown field `user`"),
+            ("[consumers.a]\nuid = 1", 1, "unknown field `consumers`"),
+            ("[consumer.a]\n", 1, "at least one of uid"),
+            ("\n[consumer.a]\nuid = \"no-such-user\"", 3, "no user \"no-such-user\""),
+            ("[consumer.a]\ngid = \"no-such-group\"", 2, "no group"),
+            ("[consumer.a]\nuid = -1", 2, "a name or a number"),
+            ("[consumer.a]\nexe = \"a\"", 2, "full path"),
+            (
+                "[[rule]]\nconsumers = [\"a\"]\nallow = [\"read\"]\nnamespaces = [\"n\"]",
+                2,
+                "no consumer \"a\"",
+            ),
+            (
+                "[consumer.a]\nuid = 1\n[[rule]]\nconsumers = [\"a\"]\nallow = [\"reed\"]\nnamespaces = [\"n\"]",
+                5,
+                "unknown variant `reed`",
+            ),
+            (
+                "[consumer.a]\nuid = 1\n[[rule]]\nconsumers = [\"a\"]\nallow = [\"read\"]\nnamespaces = [\"n/m\"]",
+                6,
+                "use dots",
+            ),
+            (
+                "[consumer.a]\nuid = 1\n[[rule]]\nconsumers = [\"a\"]\nallow = [\"read\"]\nnamespaces = [\"a*b\"]",
+                6,
+                "letters, digits",
+            ),
+            (
+                "[consumer.a]\nuid = 1\n[[rule]]\nconsumers = []\nallow = [\"read\"]\nnamespaces = [\"n\"]",
+                3,
+                "at least one",
+            ),
+            ("[[rule]]\nallow = [\"read\"]\nnamespaces = [\"n\"]", 1, "missing field `consumers`"),
+            ("uid = ", 1, ""),
+        ] {
+            let (offset, problem) = file::parse(text, OWNER).expect_err(text);
+            assert_eq!(file::line(text, offset), line, "{text} {problem}");
+            assert!(problem.contains(reason), "{text}: {problem}");
+        }
+    }
+}

@@ -52,6 +52,8 @@
 //! # }
 //! ```
 
+#[cfg(all(unix, feature = "server"))]
+pub mod audit;
 pub mod backend;
 pub mod backoff;
 #[cfg(all(unix, feature = "server"))]

@@ -74,6 +74,12 @@ mod other {
         pub fn of_this_process() -> Option<Self> {
             None
         }
+
+        /// Always `None`.
+        #[must_use]
+        pub fn of(_: i32) -> Option<Self> {
+            None
+        }
     }
 
     impl Caller {
@@ -84,6 +90,12 @@ mod other {
         /// The error of getpeereid(3).
         pub fn across(stream: &impl AsFd, _: Option<&Supervisor>) -> io::Result<Self> {
             Process::across(stream).map(Self::from)
+        }
+
+        /// Always `None`.
+        #[must_use]
+        pub fn serving(_: &std::path::Path) -> Option<Self> {
+            None
         }
 
         /// Not supported on this system.
@@ -103,6 +115,7 @@ mod linux {
     use std::io;
     use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
     use std::path::{Path, PathBuf};
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -129,11 +142,18 @@ mod linux {
             })
         }
 
+        /// The process that listens at `socket`, if there is one.
+        #[must_use]
+        pub fn serving(socket: &Path) -> Option<Self> {
+            let stream = UnixStream::connect(socket).ok()?;
+            Process::across(&stream).ok().map(Self::from)
+        }
+
         /// The process `pid`, to explain what a policy says of it.
         ///
         /// # Errors
         ///
-        /// The error of pidfd_open(2) or of reading `/proc`: there is no such process.
+        /// The error of `pidfd_open(2)` or of reading `/proc`: there is no such process.
         pub fn of_pid(pid: i32, supervisor: Option<&Supervisor>) -> io::Result<Self> {
             let number = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
             let pidfd = pidfd_open(number, PidfdFlags::empty())?;
@@ -174,6 +194,15 @@ mod linux {
     }
 
     impl Supervisor {
+        /// The present parent of the process `pid`.
+        #[must_use]
+        pub fn of(pid: i32) -> Option<Self> {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let parent = i32::try_from(*ids(&status, "PPid:")?.first()?).ok()?;
+            let pidfd = pidfd_open(Pid::from_raw(parent)?, PidfdFlags::empty()).ok()?;
+            Some(Self { pid: parent, pidfd })
+        }
+
         /// This process's parent, now. `None` if it has ended, or is in another PID namespace.
         #[must_use]
         pub fn of_this_process() -> Option<Self> {
@@ -185,7 +214,7 @@ mod linux {
         }
     }
 
-    /// A descriptor of a process is readable once the process has ended (pidfd_open(2)).
+    /// A descriptor of a process is readable once the process has ended (`pidfd_open(2)`).
     fn is_alive(pidfd: &OwnedFd) -> bool {
         let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
         poll(&mut watched, Some(&Timespec::default())) == Ok(0)
@@ -222,9 +251,10 @@ mod linux {
         };
         // With the older hierarchies, systemd's own is a named one.
         let mut parts = path("name=systemd").or_else(|| path(""))?.split('/');
-        let unit = parts.find(|part| !part.ends_with(".slice") || *part == "user.slice")?;
-        let is_unit = unit.ends_with(".service") || unit.ends_with(".scope");
-        is_unit.then(|| unit.to_owned())
+        let kind = |part: &str| Some(part.rsplit_once('.')?.1.to_owned());
+        let is_slice = |part: &str| part != "user.slice" && kind(part).as_deref() == Some("slice");
+        let unit = parts.find(|part| !is_slice(part))?;
+        matches!(kind(unit)?.as_str(), "service" | "scope").then(|| unit.to_owned())
     }
 
     #[cfg(test)]

@@ -7,7 +7,7 @@ use argh::{FromArgs, SubCommands as _};
 use intentframe_credentials::CredentialRef;
 
 use super::failure::Failure;
-use super::{commands, dev, exec, serve, store};
+use super::{audit, commands, dev, exec, policy, serve, store};
 
 /// The IntentFrame credential vault: the service and its command-line client.
 #[derive(FromArgs)]
@@ -61,6 +61,8 @@ pub enum Command {
     RuntimeEnv(commands::RuntimeEnv),
     Check(commands::Check),
     Exec(exec::Exec),
+    Policy(policy::PolicyCommand),
+    Audit(audit::Audit),
 }
 
 /// The name of the command: the first argument that is neither an option nor its value.

@@ -24,7 +24,7 @@ pub struct Failure {
 pub const NOT_FOUND: u8 = 1;
 pub const USAGE: u8 = 2;
 const UNREACHABLE: u8 = 3;
-const REFUSED: u8 = 4;
+pub const REFUSED: u8 = 4;
 const OTHER: u8 = 5;
 
 const OTHER_SOCKET: &str = "--socket PATH or INTENTFRAME_VAULT_SOCKET selects another socket";

@@ -3,6 +3,7 @@
 #![allow(clippy::doc_markdown, rustdoc::broken_intra_doc_links)]
 
 mod args;
+mod audit;
 mod commands;
 mod dev;
 mod dotenv;
@@ -11,6 +12,7 @@ mod failure;
 mod hardening;
 mod logging;
 mod output;
+mod policy;
 mod seed;
 mod serve;
 mod signals;
@@ -142,5 +144,7 @@ fn run(
         Command::RuntimeEnv(args) => commands::runtime_env(args, &context),
         Command::Check(args) => commands::check(args, &context),
         Command::Exec(args) => exec::run(args, &context),
+        Command::Policy(args) => policy::run(args, &context),
+        Command::Audit(args) => audit::run(args),
     }
 }

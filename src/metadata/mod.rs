@@ -200,6 +200,22 @@ impl MetadataStore {
         })
     }
 
+    /// The record of one credential, in the file at `path`, which is only read. `None` also if
+    /// there is no such file.
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Failed`].
+    pub fn look_up(
+        path: &Path,
+        at: &CredentialRef,
+    ) -> Result<Option<CredentialRecord>, MetadataError> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        row::find(&schema::open_reader(path)?, at)?
+    }
+
     /// The number of records.
     ///
     /// # Errors

@@ -115,8 +115,8 @@ fn read(path: &Path) -> Result<String, String> {
 
 /// The line, from 1, of an offset in bytes.
 pub(super) fn line(text: &str, offset: usize) -> usize {
-    let before = &text.as_bytes()[..offset.min(text.len())];
-    1 + before.iter().filter(|byte| **byte == b'\n').count()
+    let ends = text.bytes().take(offset).filter(|byte| *byte == b'\n');
+    1 + ends.count()
 }
 
 pub(super) fn parse(text: &str, owner_uid: u32) -> Result<Policy, Problem> {

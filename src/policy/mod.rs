@@ -4,6 +4,7 @@ mod file;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::Deserialize;
 
@@ -172,6 +173,12 @@ impl Policy {
         self.consumers.iter().filter(|it| it.matches(caller)).map(|it| it.name.as_str())
     }
 
+    /// The numbers of consumers and rules.
+    #[must_use]
+    pub fn size(&self) -> (usize, usize) {
+        (self.consumers.len(), self.rules.len())
+    }
+
     fn is_owner(&self, caller: &Caller) -> bool {
         let uid = caller.process.uid;
         uid == self.owner_uid || uid == 0
@@ -196,6 +203,16 @@ impl Rule {
                 Pattern::Exact(name) => name == namespace,
                 Pattern::Prefix(prefix) => namespace.as_str().starts_with(prefix),
             })
+    }
+}
+
+impl FromStr for Operation {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let all = [Self::Read, Self::List, Self::Write, Self::Delete];
+        let found = all.into_iter().find(|operation| operation.to_string() == name);
+        found.ok_or_else(|| format!("there is no operation {name:?}; read, list, write, delete"))
     }
 }
 

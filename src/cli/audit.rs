@@ -1,0 +1,183 @@
+//! `audit`: reads the audit log.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use argh::FromArgs;
+use intentframe_credentials::audit::{self, Entry};
+
+use super::failure::{Failure, cannot};
+use super::output;
+
+/// Check an audit log, or follow it.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "audit", help_triggers("-h", "--help"))]
+pub struct Audit {
+    #[argh(subcommand)]
+    command: Subcommand,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Subcommand {
+    Verify(Verify),
+    Tail(Tail),
+}
+
+/// Check that no line of an audit log was changed, removed or added.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "verify", help_triggers("-h", "--help"))]
+#[argh(note = "Two hashes are printed: the one that the first line continues, and that of the\n\
+            last line. Of two files in a row, the second continues the last one of the first.\n\
+            Whoever may write to the file could calculate all hashes anew: to notice that,\n\
+            keep the last hash in another place.")]
+struct Verify {
+    /// the audit log
+    #[argh(positional)]
+    file: PathBuf,
+}
+
+/// Print the last lines of an audit log, and those that are added.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "tail", help_triggers("-h", "--help"))]
+#[argh(note = "If standard output is not a terminal, the lines are printed as they are.")]
+struct Tail {
+    /// the number of earlier lines to print (10 by default)
+    #[argh(option, short = 'n', default = "10", arg_name = "count")]
+    lines: usize,
+
+    /// end after the earlier lines
+    #[argh(switch)]
+    no_follow: bool,
+
+    /// only this operation: read, list, store or delete
+    #[argh(option, arg_name = "name")]
+    op: Option<String>,
+
+    /// only this outcome: allowed, refused, missing or failed
+    #[argh(option, arg_name = "name")]
+    outcome: Option<String>,
+
+    /// only this consumer
+    #[argh(option, arg_name = "name")]
+    consumer: Option<String>,
+
+    /// only this namespace, or this credential as NAMESPACE/KEY
+    #[argh(option, arg_name = "name")]
+    credential: Option<String>,
+
+    /// the audit log
+    #[argh(positional)]
+    file: PathBuf,
+}
+
+/// How often a followed log is looked at.
+const PAUSE: Duration = Duration::from_millis(250);
+
+pub fn run(args: Audit) -> Result<(), Failure> {
+    match args.command {
+        Subcommand::Verify(Verify { file }) => verify(&file),
+        Subcommand::Tail(args) => tail(&args),
+    }
+}
+
+fn open(path: &Path) -> Result<BufReader<File>, Failure> {
+    File::open(path).map(BufReader::new).map_err(cannot(format!("open {}", path.display())))
+}
+
+fn verify(path: &Path) -> Result<(), Failure> {
+    let verified = audit::verify(open(path)?)
+        .map_err(|broken| Failure::other(format!("{}: {broken}", path.display())))?;
+    let audit::Verified { lines, first, last } = verified;
+    output::text(&format!("intact: {lines} lines\ncontinues {first}\nends with {last}\n"))
+}
+
+fn tail(args: &Tail) -> Result<(), Failure> {
+    let mut log = open(&args.file)?;
+    let mut earlier = std::collections::VecDeque::new();
+    let mut line = String::new();
+    let failed = || cannot(format!("read {}", args.file.display()));
+    loop {
+        if next_line(&mut log, &mut line).map_err(failed())? {
+            earlier.extend(shown(args, &line));
+            if earlier.len() > args.lines {
+                earlier.pop_front();
+            }
+            continue;
+        }
+        for text in earlier.drain(..) {
+            output::text(&text)?;
+        }
+        if args.no_follow {
+            return Ok(());
+        }
+        break;
+    }
+    loop {
+        if next_line(&mut log, &mut line).map_err(failed())? {
+            if let Some(text) = shown(args, &line) {
+                output::text(&text)?;
+            }
+            continue;
+        }
+        // The service goes on in a new file once the old one was renamed.
+        let open_file = log.get_ref().metadata().map_err(failed())?;
+        match args.file.metadata() {
+            Ok(there) if (there.dev(), there.ino()) != (open_file.dev(), open_file.ino()) => {
+                log = open(&args.file)?;
+            }
+            _ => thread::sleep(PAUSE),
+        }
+    }
+}
+
+/// Reads the next whole line. The start of a line is left for the next call.
+fn next_line(log: &mut BufReader<File>, line: &mut String) -> std::io::Result<bool> {
+    line.clear();
+    let start = log.stream_position()?;
+    log.read_line(line)?;
+    if line.ends_with('\n') {
+        return Ok(true);
+    }
+    log.seek(SeekFrom::Start(start))?;
+    Ok(false)
+}
+
+/// The line as it is printed, if it passes the filters.
+fn shown(args: &Tail, line: &str) -> Option<String> {
+    let Some((entry, _)) = audit::parse(line.trim_end()) else {
+        return Some(format!(
+            "not a line of the audit log: {}\n",
+            output::escaped(line.trim_end())
+        ));
+    };
+    let Entry { op, outcome, namespace, key, consumer, .. } = &entry;
+    let credential = [namespace.as_deref(), key.as_deref()].into_iter().flatten();
+    let credential = credential.collect::<Vec<_>>().join("/");
+    let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|it| it == value);
+    let passes = is(&args.op, op)
+        && is(&args.outcome, outcome)
+        && args.consumer.as_ref().is_none_or(|it| Some(it.as_str()) == consumer.as_deref())
+        && (is(&args.credential, &credential)
+            || is(&args.credential, namespace.as_deref().unwrap_or_default()));
+    if !passes {
+        return None;
+    }
+    if !output::is_terminal() {
+        return Some(line.to_owned());
+    }
+    let caller = match (consumer, entry.uid) {
+        (Some(consumer), _) => consumer.to_string(),
+        (None, Some(uid)) => format!("uid {uid}"),
+        (None, None) => String::new(),
+    };
+    let time = entry.ts.to_string();
+    let time = time.get(.."2026-11-23T18:17:36".len()).unwrap_or(&time).replace('T', " ");
+    let exe = entry.exe.as_deref().unwrap_or_default();
+    let text = format!("{time}Z  {outcome:8} {op:7} {credential:32} {caller:16} {exe}");
+    Some(output::escaped(text.trim_end()).into_owned() + "\n")
+}

@@ -1,0 +1,131 @@
+//! `policy`: checks a policy file, and explains what it decides.
+
+use std::path::{Path, PathBuf};
+
+use argh::FromArgs;
+use intentframe_credentials::caller::{Caller, Supervisor};
+use intentframe_credentials::daemon::DATABASE;
+use intentframe_credentials::metadata::MetadataStore;
+use intentframe_credentials::policy::{Operation, Policy};
+use intentframe_credentials::settings;
+
+use super::Context;
+use super::args::credential;
+use super::failure::{Failure, REFUSED, cannot};
+use super::output;
+
+/// Check a policy file, or explain what it decides.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "policy", help_triggers("-h", "--help"))]
+pub struct PolicyCommand {
+    #[argh(subcommand)]
+    command: Subcommand,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Subcommand {
+    Check(Check),
+    Explain(Explain),
+}
+
+/// Check a policy file. The exit code is 0 if a service can use it.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "check", help_triggers("-h", "--help"))]
+struct Check {
+    /// the policy file
+    #[argh(positional)]
+    file: PathBuf,
+}
+
+/// Explain what a policy decides for a running process. The exit code is 0 if it allows the
+/// operation, and 4 if not.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "explain", help_triggers("-h", "--help"))]
+#[argh(note = "The service's user is the one that the service at the socket runs as, or the\n\
+            current user if none answers. Reading the program of another user's process\n\
+            takes root.")]
+struct Explain {
+    /// the policy file (IF_VAULT_POLICY)
+    #[argh(option, arg_name = "path")]
+    policy: Option<PathBuf>,
+
+    /// the data directory, for the consumers that the credential allows (INTENTFRAME_DATA_DIR)
+    #[argh(option, arg_name = "path")]
+    data_dir: Option<PathBuf>,
+
+    /// the socket of the service
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// the process that asks
+    #[argh(option, arg_name = "number")]
+    pid: i32,
+
+    /// the operation: read, list, write or delete
+    #[argh(positional)]
+    operation: String,
+
+    /// the credential, as NAMESPACE/KEY
+    #[argh(positional)]
+    credential: String,
+}
+
+pub fn run(args: PolicyCommand, context: &Context) -> Result<(), Failure> {
+    match args.command {
+        Subcommand::Check(args) => {
+            let policy = load(&args.file, rustix::process::geteuid().as_raw())?;
+            let (consumers, rules) = policy.size();
+            output::text(&format!("valid: {consumers} consumers, {rules} rules\n"))
+        }
+        Subcommand::Explain(args) => explain(args, context),
+    }
+}
+
+fn explain(args: Explain, context: &Context) -> Result<(), Failure> {
+    let operation: Operation = args.operation.parse().map_err(Failure::usage)?;
+    let at = credential(&args.credential)?;
+    let environment = &context.environment;
+    let file = args.policy.or_else(|| environment.setting("IF_VAULT_POLICY").map(PathBuf::from));
+    let file = file
+        .ok_or_else(|| Failure::usage("no policy: give --policy FILE, or set IF_VAULT_POLICY"))?;
+    let socket = settings::socket(context.socket(args.socket).as_deref(), environment)?;
+    let service = Caller::serving(&socket);
+    let owner_uid =
+        service.as_ref().map_or_else(|| rustix::process::geteuid().as_raw(), |it| it.process.uid);
+    let policy = load(&file, owner_uid)?;
+    let supervisor = service.and_then(|it| Supervisor::of(it.process.pid?));
+    let caller = Caller::of_pid(args.pid, supervisor.as_ref())
+        .map_err(cannot(format!("examine process {}", args.pid)))?;
+    let database = settings::data_dir(args.data_dir.as_deref(), environment)?.join(DATABASE);
+    let record = MetadataStore::look_up(&database, &at).map_err(Failure::other)?;
+    let allowed = record.map(|record| record.allowed_consumers).unwrap_or_default();
+    let consumers: Vec<_> = policy.consumers_of(&caller).collect();
+    let applied = if operation == Operation::Read { allowed.as_slice() } else { &[] };
+    let decision = policy.decide(&caller, operation, at.namespace(), applied);
+    let outcome = match &decision {
+        Ok(grant) => match (grant.rule, grant.consumer) {
+            (Some(rule), Some(consumer)) => format!("allowed by rule {rule}, as {consumer}"),
+            _ => "allowed: the service's user and root need no rule here".to_owned(),
+        },
+        Err(refusal) => format!("refused: {refusal}"),
+    };
+    let rows = [
+        ["process".to_owned(), caller.to_string()],
+        ["consumers".to_owned(), consumers.join(", ")],
+        [
+            "the credential allows".to_owned(),
+            match allowed.as_slice() {
+                [] => "everyone".to_owned(),
+                names => names.join(", "),
+            },
+        ],
+        ["decision".to_owned(), outcome],
+    ];
+    output::rows([&args.operation.to_uppercase(), &at.to_string()], &rows)?;
+    decision.map(drop).map_err(|_| Failure::silent(REFUSED))
+}
+
+fn load(file: &Path, owner_uid: u32) -> Result<Policy, Failure> {
+    Policy::load(file, owner_uid).map_err(Failure::usage)
+}

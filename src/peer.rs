@@ -54,6 +54,36 @@ impl Process {
     }
 }
 
+/// Whether `uid` may stand for any user. The kernel reports every user that our user namespace
+/// does not map as the overflow user (`user_namespaces(7)`); unmapped ourselves, so are we.
+#[cfg(target_os = "linux")]
+#[must_use]
+pub fn is_unmapped(uid: u32) -> bool {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let overflow = read("/proc/sys/kernel/overflowuid").trim().parse().unwrap_or(65534);
+    if uid != overflow {
+        return false;
+    }
+    let is_mapped = read("/proc/self/uid_map").lines().any(|line| {
+        // The first ID in this namespace, the first one outside, and their number.
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>().ok());
+        let (Some(Some(first)), Some(_), Some(Some(count))) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return false;
+        };
+        uid.checked_sub(first).is_some_and(|offset| offset < count)
+    });
+    !(is_mapped && uid == rustix::process::geteuid().as_raw())
+}
+
+/// Never: there are no user namespaces.
+#[cfg(not(target_os = "linux"))]
+#[must_use]
+pub fn is_unmapped(_: u32) -> bool {
+    false
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

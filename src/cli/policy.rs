@@ -102,7 +102,7 @@ fn explain(args: Explain, context: &Context) -> Result<(), Failure> {
     let allowed = record.map(|record| record.allowed_consumers).unwrap_or_default();
     let consumers: Vec<_> = policy.consumers_of(&caller).collect();
     let applied = if operation == Operation::Read { allowed.as_slice() } else { &[] };
-    let decision = policy.decide(&caller, operation, at.namespace(), applied);
+    let decision = policy.decide(&caller, operation, at.namespace().as_str(), applied);
     let outcome = match &decision {
         Ok(grant) => match (grant.rule, grant.consumer) {
             (Some(rule), Some(consumer)) => format!("allowed by rule {rule}, as {consumer}"),

@@ -5,6 +5,7 @@
 //! (ptrace(2)), and an interpreter runs any script.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::peer::Process;
@@ -25,6 +26,24 @@ pub struct Caller {
     pub unit: Option<String>,
     /// Whether it is the process that started the service.
     pub is_supervisor: bool,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// A process on a Unix socket.
+    Process(Caller),
+    /// A TCP client; only its address is known. For development.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process(caller) => caller.fmt(f),
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
 }
 
 impl From<Process> for Caller {

@@ -1,6 +1,7 @@
 //! The whole service in one value: settings in, a running vault out. The layers are wired together
 //! here and nowhere else. A host program embeds the vault through it.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +9,9 @@ use crate::backend::{BackendOptions, create_vault};
 use crate::error::VaultError;
 use crate::metadata::{MetadataError, MetadataStore};
 use crate::model::{CredentialRef, StoreRequest};
+use crate::policy::PolicyError;
 use crate::router::{Access, Router};
+use crate::secret::Secret;
 use crate::server::{Endpoint, Limits, Listener, Server, StartError};
 use crate::service::VaultService;
 
@@ -37,6 +40,13 @@ pub struct Settings {
     pub limits: Limits,
     /// Whether previews show nothing of a value; see [`VaultService::hide_previews`].
     pub hide_previews: bool,
+    /// The policy file that gives rights to other users. Without one, only this user and root are
+    /// served. It cannot be used with a backend that keeps the metadata itself.
+    pub policy: Option<PathBuf>,
+    /// The file that every decision about a value is recorded in.
+    pub audit_log: Option<PathBuf>,
+    /// The token that every request over TCP must have.
+    pub bearer: Option<Secret>,
     /// Stored before the first request is served. For development.
     pub seeds: Vec<(CredentialRef, StoreRequest)>,
     /// Whether metadata without a value in the backend is dropped at the start. For a backend that
@@ -61,6 +71,9 @@ impl Settings {
             workers: DEFAULT_WORKERS,
             limits: Limits::default(),
             hide_previews: false,
+            policy: None,
+            audit_log: None,
+            bearer: None,
             seeds: Vec::new(),
             forget_metadata_without_value: false,
         }
@@ -73,6 +86,20 @@ pub enum DaemonError {
     /// The backend, or the database.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// The policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The backend keeps the metadata itself, so that the consumers of a credential are unknown.
+    #[error("a policy needs the metadata, which another service keeps; give that one the policy")]
+    PolicyWithoutMetadata,
+    /// The audit log.
+    #[error("the audit log {} cannot be used: {source}", path.display())]
+    AuditLog {
+        /// The file.
+        path: PathBuf,
+        /// The problem.
+        source: io::Error,
+    },
     /// The socket.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -105,6 +132,7 @@ pub enum DaemonError {
 pub struct Daemon {
     server: Server,
     service: Arc<VaultService>,
+    router: Arc<Router>,
 }
 
 impl Daemon {
@@ -119,6 +147,13 @@ impl Daemon {
         // The name is checked first, and then the backend: neither a wrong name nor a
         // backend that cannot be used is a reason to touch a file.
         let vault = create_vault(&settings.backend, &settings.backend_options)?;
+        let mut access = Access::of_owner(rustix::process::geteuid().as_raw());
+        if let Some(path) = &settings.policy {
+            access = access.with_policy(path)?;
+            if vault.metadata_keeper().is_some() {
+                return Err(DaemonError::PolicyWithoutMetadata);
+            }
+        }
         vault.check()?;
         // The socket is taken before the database: of two that start at once for one
         // socket, the second touches no file of the first.
@@ -138,10 +173,20 @@ impl Daemon {
         for (at, request) in &settings.seeds {
             service.store(at, request)?;
         }
-        let access = Access::of_owner(rustix::process::geteuid().as_raw());
-        let router = Router::new(Arc::clone(&service), access);
-        let server = Server::start(listener, router, settings.workers, settings.limits.clone())?;
-        Ok(Self { server, service })
+        if let Some(path) = &settings.audit_log {
+            access = access
+                .with_audit_log(path)
+                .map_err(|source| DaemonError::AuditLog { path: path.clone(), source })?;
+        }
+        let bearer = settings.bearer.as_ref().map(|it| Secret::new(it.expose().to_owned()));
+        let router = Arc::new(Router::new(Arc::clone(&service), access.with_bearer(bearer)));
+        let server = Server::start(
+            listener,
+            Arc::clone(&router),
+            settings.workers,
+            settings.limits.clone(),
+        )?;
+        Ok(Self { server, service, router })
     }
 
     /// The service itself, for a host program that asks it in-process.
@@ -154,6 +199,12 @@ impl Daemon {
     #[must_use]
     pub fn server(&self) -> &Server {
         &self.server
+    }
+
+    /// Reads the policy again, and opens the audit log again if it was rotated. What cannot be
+    /// used is reported in the log, and the old one stays.
+    pub fn reload(&self) {
+        self.router.reload();
     }
 
     /// Stops accepting and lets what runs finish. Does not wait.

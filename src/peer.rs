@@ -1,19 +1,7 @@
-//! [`Peer`]: the other end of a connection, as the kernel reports it.
+//! [`Process`]: the process at the other end of a connection, as the kernel reports it.
 
-use std::fmt;
-use std::net::SocketAddr;
-
-/// The other end of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Peer {
-    /// A process on a Unix socket, with the credentials that the kernel recorded when it
-    /// connected (`SO_PEERCRED` in unix(7); `LOCAL_PEERCRED` on macOS).
-    Process(Process),
-    /// A TCP client; only its address is known. For development.
-    Tcp(SocketAddr),
-}
-
-/// A connected process.
+/// A connected process, with the credentials that the kernel recorded when it connected
+/// (`SO_PEERCRED` in unix(7); `LOCAL_PEERCRED` on macOS).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
     /// Effective user ID.
@@ -82,16 +70,4 @@ pub fn is_unmapped(uid: u32) -> bool {
 #[must_use]
 pub fn is_unmapped(_: u32) -> bool {
     false
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Process(Process { uid, gid, pid }) => {
-                write!(f, "uid {uid} gid {gid}")?;
-                pid.map_or(Ok(()), |pid| write!(f, " pid {pid}"))
-            }
-            Self::Tcp(address) => write!(f, "{address}"),
-        }
-    }
 }

@@ -75,6 +75,26 @@ impl VaultService {
         Ok(value)
     }
 
+    /// The value, if `permit` agrees to the `allowed_consumers` of its credential, which is not
+    /// changed meanwhile. Without metadata, the list is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::NotFound`], also if `permit` does not agree; the error of the database or the
+    /// backend.
+    pub fn get_if(
+        &self,
+        at: &CredentialRef,
+        permit: impl FnOnce(&[String]) -> bool,
+    ) -> Result<Secret, VaultError> {
+        let _lock = self.changing.lock(at);
+        let record = self.metadata.as_ref().map(|it| it.find(at)).transpose()?.flatten();
+        if !permit(record.as_ref().map_or(&[], |record| &record.allowed_consumers)) {
+            return Err(VaultError::NotFound(at.clone()));
+        }
+        self.get(at)
+    }
+
     /// Whether there is a value. Does not set `last_used_at`.
     ///
     /// # Errors

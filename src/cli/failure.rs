@@ -133,7 +133,9 @@ impl From<DaemonError> for Failure {
             Vault(VaultError::ValidationFailed { field: Field::Backend, .. }) => {
                 (USAGE, OTHER_BACKEND)
             }
-            Vault(VaultError::ValidationFailed { .. }) => (USAGE, ""),
+            Vault(VaultError::ValidationFailed { .. })
+            | DaemonError::Policy(_)
+            | DaemonError::PolicyWithoutMetadata => (USAGE, ""),
             Vault(VaultError::BackendUnavailable { .. }) => (OTHER, WAIT),
             Vault(VaultError::Metadata(MetadataError::Unusable { .. })) => (OTHER, OTHER_DATA_DIR),
             Start(StartError::AlreadyRunning(_) | StartError::BadPath { .. }) => {

@@ -14,7 +14,7 @@ use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Sett
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, SecretWatch, VaultError, settings};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::low_level::signal_name;
 
@@ -52,6 +52,14 @@ pub struct Serve {
     #[argh(option, arg_name = "count")]
     workers: Option<NonZero<usize>>,
 
+    /// give other users the rights in this policy file (IF_VAULT_POLICY)
+    #[argh(option, arg_name = "path")]
+    policy: Option<PathBuf>,
+
+    /// record every decision about a value in this file (IF_VAULT_AUDIT_LOG)
+    #[argh(option, arg_name = "path")]
+    audit_log: Option<PathBuf>,
+
     /// write a line to this file descriptor, then close it, once the service accepts requests
     #[argh(option, arg_name = "number")]
     ready_fd: Option<i32>,
@@ -79,6 +87,12 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
         Some("none") => true,
         Some(_) => return Err(Failure::usage("IF_VAULT_PREVIEW is either full or none")),
     };
+    let path = |given: Option<PathBuf>, variable| {
+        let path = given.or_else(|| environment.setting(variable).map(PathBuf::from));
+        path.map(|path| settings::expand_tilde(&path, environment)).transpose()
+    };
+    settings.policy = path(args.policy, "IF_VAULT_POLICY")?;
+    settings.audit_log = path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
     serve_until_signal(&settings, ready_fd, args.wait_for_backend, |_| Ok(()))
 }
 
@@ -91,7 +105,8 @@ pub fn serve_until_signal(
     started: impl FnOnce(&Daemon) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     // Before the vault starts, so that no signal is lost.
-    let signals = handle_signals().map_err(cannot("handle signals"))?;
+    let reloads = settings.policy.is_some() || settings.audit_log.is_some();
+    let signals = handle_signals(reloads).map_err(cannot("handle signals"))?;
     let Some(daemon) = start(settings, wait, &signals)? else {
         return Ok(());
     };
@@ -104,8 +119,13 @@ pub fn serve_until_signal(
     if let Some(Err(error)) = ready_fd.map(ReadyFd::write) {
         log::warn!("cannot write to --ready-fd: {error}");
     }
-    if let Ok(signal) = signals.recv() {
+    while let Ok(signal) = signals.recv() {
+        if signal == RELOAD {
+            daemon.reload();
+            continue;
+        }
         log::info!("{signal}: finishing the open requests; a second signal ends them");
+        break;
     }
     supervised::notify(&[NotifyState::Stopping]);
     daemon.stop();
@@ -117,8 +137,11 @@ pub fn serve_until_signal(
     Ok(())
 }
 
-/// Handles SIGTERM and SIGINT. Returns the names of those that arrive.
-fn handle_signals() -> io::Result<Receiver<&'static str>> {
+const RELOAD: &str = "SIGHUP";
+
+/// Handles SIGTERM and SIGINT, and SIGHUP if the service can reload something. Returns the names
+/// of those that arrive.
+fn handle_signals(reloads: bool) -> io::Result<Receiver<&'static str>> {
     let to_stop = [SIGTERM, SIGINT];
     let is_stopping = Arc::new(AtomicBool::new(false));
     for signal in to_stop {
@@ -130,7 +153,7 @@ fn handle_signals() -> io::Result<Receiver<&'static str>> {
     // comes with it must not end the process.
     flag::register(SIGXFSZ, Arc::default())?;
     let (sender, names) = unbounded();
-    signals::listen(to_stop, move |received| {
+    signals::listen(to_stop.into_iter().chain(reloads.then_some(SIGHUP)), move |received| {
         let _ = sender.send(signal_name(received.signal.as_raw()).unwrap_or("signal"));
     })?;
     Ok(names)
@@ -152,7 +175,9 @@ fn start(
             }
             result => return Ok(Some(result?)),
         }
-        if let Ok(signal) = signals.recv_timeout(backoff.next_pause()) {
+        if let Ok(signal) = signals.recv_timeout(backoff.next_pause())
+            && signal != RELOAD
+        {
             log::info!("{signal}: the service was still waiting for its backend");
             return Ok(None);
         }

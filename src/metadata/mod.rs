@@ -213,7 +213,16 @@ impl MetadataStore {
         if !path.exists() {
             return Ok(None);
         }
-        row::find(&schema::open_reader(path)?, at)?
+        row::find(&schema::connect(path, false)?, at)?
+    }
+
+    /// The record of one credential.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`for_each`](Self::for_each).
+    pub fn find(&self, at: &CredentialRef) -> Result<Option<CredentialRecord>, MetadataError> {
+        self.readers.read(|connection| row::find(connection, at)?)
     }
 
     /// The number of records.

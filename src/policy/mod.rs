@@ -179,7 +179,9 @@ impl Policy {
         (self.consumers.len(), self.rules.len())
     }
 
-    fn is_owner(&self, caller: &Caller) -> bool {
+    /// Whether the caller is the service's user or root.
+    #[must_use]
+    pub fn is_owner(&self, caller: &Caller) -> bool {
         let uid = caller.process.uid;
         uid == self.owner_uid || uid == 0
     }

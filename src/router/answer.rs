@@ -114,6 +114,12 @@ impl fmt::Debug for Answer {
     }
 }
 
+impl From<VaultError> for Answer {
+    fn from(error: VaultError) -> Self {
+        Self::from(&error)
+    }
+}
+
 /// Every error of the service as callers see it. No error carries a value.
 impl From<&VaultError> for Answer {
     fn from(error: &VaultError) -> Self {

@@ -6,7 +6,9 @@ mod answer;
 mod body;
 mod path;
 
+use std::io;
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -14,13 +16,15 @@ use serde_json::json;
 use tiny_http::Method;
 
 use crate::backend::{BackendStatus, RenewalStatus};
+use crate::caller::Peer;
 use crate::error::VaultError;
 use crate::metadata::Filter;
 use crate::model::{CredentialRef, Namespace, RuntimeEnvEntry};
-use crate::peer::Peer;
+use crate::policy::Operation;
 use crate::service::VaultService;
 
 pub use access::Access;
+use access::Rights;
 use answer::JsonPage;
 pub use answer::{Answer, Header};
 pub use body::MAX_VALUE_BYTES;
@@ -37,10 +41,12 @@ pub struct RequestHead<'a> {
     pub content_type: Option<&'a str>,
     /// The `Host` header.
     pub host: Option<&'a str>,
-    /// Whether there is an `Origin` header. Only browsers send it.
-    pub has_origin: bool,
+    /// Whether a web page has sent it, by the `Origin` and `Sec-Fetch-Site` headers of browsers.
+    pub is_of_web_page: bool,
+    /// The token of an `Authorization: Bearer` header (RFC 6750).
+    pub bearer: Option<&'a str>,
     /// The process or address that sent it.
-    pub peer: Peer,
+    pub peer: &'a Peer,
 }
 
 /// A request that is valid, as far as its head tells, and allowed.
@@ -58,6 +64,38 @@ pub enum Call {
     Put(CredentialRef),
     /// Deletes a credential.
     Delete(CredentialRef),
+}
+
+/// The subject of a request.
+#[derive(Debug, Clone, Copy)]
+struct About<'a> {
+    namespace: Option<&'a Namespace>,
+    key: Option<&'a str>,
+}
+
+impl<'a> From<&'a CredentialRef> for About<'a> {
+    fn from(at: &'a CredentialRef) -> Self {
+        Self { namespace: Some(at.namespace()), key: Some(at.key()) }
+    }
+}
+
+impl Call {
+    /// The right that it takes, and on what. `None` if everyone who may connect has it.
+    fn needs(&self) -> Option<(Operation, About<'_>)> {
+        let nothing = About { namespace: None, key: None };
+        Some(match self {
+            Self::Health => return None,
+            Self::List(Filter::All, _) => (Operation::List, nothing),
+            Self::List(Filter::Namespace(namespace), _) => {
+                (Operation::List, About { namespace: Some(namespace), key: None })
+            }
+            Self::List(Filter::RuntimeEnv, _) => (Operation::Read, nothing),
+            Self::Get(at) => (Operation::Read, at.into()),
+            Self::Head(at) => (Operation::List, at.into()),
+            Self::Put(at) => (Operation::Write, at.into()),
+            Self::Delete(at) => (Operation::Delete, at.into()),
+        })
+    }
 }
 
 /// Answers requests from one [`VaultService`].
@@ -79,8 +117,23 @@ impl Router {
     /// # Errors
     ///
     /// The answer for that peer.
-    pub fn admit(&self, peer: Peer) -> Result<(), Answer> {
+    pub fn admit(&self, peer: &Peer) -> Result<(), Answer> {
         self.access.admit(peer)
+    }
+
+    /// The facts about the process at the other end of `stream` that answers depend on.
+    ///
+    /// # Errors
+    ///
+    /// The error of getsockopt(2).
+    pub fn identify(&self, stream: &impl AsFd) -> io::Result<Peer> {
+        self.access.identify(stream).map(Peer::Process)
+    }
+
+    /// Reads the policy again, and opens the audit log again if it was rotated. What cannot be
+    /// used is reported in the log of the service, and the old one stays.
+    pub fn reload(&self) {
+        self.access.reload();
     }
 
     /// Turns the head of a request into the call that it asks for.
@@ -88,9 +141,21 @@ impl Router {
     /// # Errors
     ///
     /// The answer, if the head alone decides it: mostly an error, but also the empty list of a
-    /// namespace that cannot exist.
+    /// namespace that cannot exist. With status 401 or 403, the body must not be read.
     pub fn resolve(&self, head: &RequestHead<'_>) -> Result<Call, Answer> {
-        access::check(head)?;
+        self.access.check(head)?;
+        let call = Self::call(head)?;
+        if let Some((operation, about)) = call.needs() {
+            let rights = self.access.rights(head.peer);
+            let namespace = about.namespace.map(Namespace::as_str);
+            if let Err(refusal) = rights.decide(operation, namespace, &[]) {
+                return Err(rights.refuse(operation, about, &refusal));
+            }
+        }
+        Ok(call)
+    }
+
+    fn call(head: &RequestHead<'_>) -> Result<Call, Answer> {
         match (Resource::parse(head.target)?, &head.method) {
             (Resource::Credential { namespace, key }, method) => {
                 let at = Namespace::new(namespace).and_then(|name| CredentialRef::new(name, key));
@@ -119,35 +184,94 @@ impl Router {
 
     /// Carries the call out. `body` is the body of the request; only a PUT has one.
     #[must_use]
-    pub fn answer(&self, call: &Call, body: &[u8]) -> Answer {
-        self.carry_out(call, body).unwrap_or_else(|error| match call {
-            Call::Head(_) => Answer::from(&error).without_body(),
-            _ => Answer::from(&error),
+    pub fn answer(&self, call: &Call, body: &[u8], peer: &Peer) -> Answer {
+        let answer = self.carry_out(call, body, &self.access.rights(peer));
+        answer.unwrap_or_else(|error| match call {
+            Call::Head(_) => error.without_body(),
+            _ => error,
         })
     }
 
-    fn carry_out(&self, call: &Call, body: &[u8]) -> Result<Answer, VaultError> {
+    fn carry_out(&self, call: &Call, body: &[u8], rights: &Rights<'_>) -> Result<Answer, Answer> {
         Ok(match call {
-            Call::Health => self.health()?,
-            Call::List(filter, from) => self.list(filter, from.as_ref())?,
-            Call::Get(at) => Answer::value(&self.service.get(at)?),
+            Call::Health => self.health(rights)?,
+            Call::List(filter, from) => self.list(filter, from.as_ref(), rights)?,
+            Call::Get(at) => self.get(at, rights)?,
             Call::Head(at) => Answer::empty(if self.service.has(at)? { 200 } else { 404 }),
             Call::Put(at) => match body::parse(body) {
                 Ok(request) => {
-                    self.service.store(at, &request)?;
+                    self.change(call, rights, || self.service.store(at, &request))?;
                     done("stored")
                 }
                 Err(problems) => Answer::unprocessable(&problems),
             },
             Call::Delete(at) => {
-                self.service.delete(at)?;
+                self.change(call, rights, || self.service.delete(at).map(drop))?;
                 done("deleted")
             }
         })
     }
 
+    /// The value of a credential, if its `allowed_consumers` permit it. Someone who may not list
+    /// the namespace does not learn whether there is a credential.
+    fn get(&self, at: &CredentialRef, rights: &Rights<'_>) -> Result<Answer, Answer> {
+        let (about, namespace) = (About::from(at), Some(at.namespace().as_str()));
+        let refuse = |refusal| rights.refuse(Operation::Read, about, &refusal);
+        let mut reason = rights.decide(Operation::Read, namespace, &[]).map_err(refuse)?;
+        let value = if reason.consumer.is_none() {
+            self.service.get(at)
+        } else {
+            let mut decided = Ok(());
+            let value = self.service.get_if(at, |allowed_consumers| {
+                let decision = rights.decide(Operation::Read, namespace, allowed_consumers);
+                decided = decision.map(|it| reason = it);
+                decided.is_ok()
+            });
+            decided.map_err(refuse)?;
+            value
+        };
+        let outcome = match &value {
+            Ok(_) => "allowed",
+            Err(VaultError::NotFound(_)) => "missing",
+            Err(_) => "failed",
+        };
+        rights.record(Operation::Read, outcome, about, &reason)?;
+        match value {
+            Err(VaultError::NotFound(_)) if !rights.may_list(at.namespace().as_str()) => {
+                Err(Answer::error(403, &rights.not_for_this().to_string()))
+            }
+            value => Ok(Answer::value(&value?)),
+        }
+    }
+
+    /// Makes a change that is put on record before, so that none can be missing there.
+    fn change(
+        &self,
+        call: &Call,
+        rights: &Rights<'_>,
+        change: impl FnOnce() -> Result<(), VaultError>,
+    ) -> Result<(), Answer> {
+        let (operation, about) = call.needs().expect("a change needs a right");
+        let namespace = about.namespace.map(Namespace::as_str);
+        let reason = rights
+            .decide(operation, namespace, &[])
+            .map_err(|refusal| rights.refuse(operation, about, &refusal))?;
+        rights.record(operation, "allowed", about, &reason)?;
+        Ok(change().inspect_err(|_| {
+            // The caller is told of the failure, whether or not that can be recorded.
+            let _ = rights.record(operation, "failed", about, &reason);
+        })?)
+    }
+
     /// A page of a listing. Another service's listing arrives whole, so it is one page.
-    fn list(&self, filter: &Filter, from: Option<&CredentialRef>) -> Result<Answer, VaultError> {
+    /// It shows the namespaces that the caller may list; for environment variables, those whose
+    /// values it may read.
+    fn list(
+        &self,
+        filter: &Filter,
+        from: Option<&CredentialRef>,
+        rights: &Rights<'_>,
+    ) -> Result<Answer, VaultError> {
         let mut page = JsonPage::new(from.is_none());
         let mut rest = None;
         match (&self.service.metadata, filter) {
@@ -156,9 +280,16 @@ impl Router {
                     rest = Some(Box::new(Call::List(filter.clone(), Some(record.at))));
                     return ControlFlow::Break(());
                 }
+                let namespace = record.at.namespace().as_str();
+                let consumers = &record.allowed_consumers;
                 match filter {
-                    Filter::RuntimeEnv => page.push(&RuntimeEnvEntry::from(record)),
-                    Filter::All | Filter::Namespace(_) => page.push(&self.service.summary(record)),
+                    Filter::RuntimeEnv if rights.may_read(namespace, consumers) => {
+                        page.push(&RuntimeEnvEntry::from(record));
+                    }
+                    Filter::All | Filter::Namespace(_) if rights.may_list(namespace) => {
+                        page.push(&self.service.summary(record));
+                    }
+                    _ => {}
                 }
                 ControlFlow::Continue(())
             })?,
@@ -171,7 +302,20 @@ impl Router {
         Ok(page.into_answer(rest))
     }
 
-    fn health(&self) -> Result<Answer, VaultError> {
+    /// The number of the credentials that the caller may list.
+    fn count(&self, rights: &Rights<'_>) -> Result<Option<u64>, VaultError> {
+        let Some(metadata) = self.service.metadata.as_ref().filter(|_| rights.are_restricted())
+        else {
+            return self.service.count();
+        };
+        let mut count = 0;
+        metadata.for_each(&Filter::All, &mut |record| {
+            count += u64::from(rights.may_list(record.at.namespace().as_str()));
+        })?;
+        Ok(Some(count))
+    }
+
+    fn health(&self, rights: &Rights<'_>) -> Result<Answer, VaultError> {
         #[derive(Serialize)]
         struct Health<'a> {
             status: &'a str,
@@ -187,7 +331,7 @@ impl Router {
         let health = Health {
             status: if works { "ok" } else { "degraded" },
             backend: self.service.backend(),
-            credential_count: self.service.count()?.or(credential_count).unwrap_or(0),
+            credential_count: self.count(rights)?.or(credential_count).unwrap_or(0),
             upstream: upstream.map(|socket| socket.display().to_string()),
             renewal,
         };

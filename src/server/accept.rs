@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::peer::Peer;
+use crate::caller::Peer;
 use crate::router::Answer;
 
 use super::buffer::Lent;
@@ -23,10 +23,19 @@ impl Shared {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
         while !self.is_stopping.load(Ordering::Acquire) {
             match listener.accept() {
-                Ok((stream, peer)) => {
+                Ok((stream, address)) => {
                     backoff.reset();
-                    let deadline = Instant::now() + self.limits.idle;
-                    self.admit(Connection::new(stream, peer, deadline), peer, &mut lent);
+                    let identified = match address {
+                        Some(address) => Ok(Peer::Tcp(address)),
+                        None => self.router.identify(&stream),
+                    };
+                    match identified {
+                        Ok(peer) => {
+                            let deadline = Instant::now() + self.limits.idle;
+                            self.admit(Connection::new(stream, peer, deadline), &mut lent);
+                        }
+                        Err(error) => log::warn!("refused a client whose user is unknown: {error}"),
+                    }
                     continue;
                 }
                 Err(error) => match error.kind() {
@@ -51,9 +60,9 @@ impl Shared {
 
     /// Takes a new connection in. One that is refused, for its peer or for want of a place, gets
     /// its answer before a byte of it is read.
-    fn admit(&self, connection: Box<Connection>, peer: Peer, lent: &mut Lent) {
-        let refusal = self.router.admit(peer).err();
-        let is_trusted = refusal.is_none() && matches!(peer, Peer::Process(_));
+    fn admit(&self, connection: Box<Connection>, lent: &mut Lent) {
+        let refusal = self.router.admit(&connection.peer).err();
+        let is_trusted = refusal.is_none() && matches!(connection.peer, Peer::Process(_));
         match (self.parked.admit(connection, is_trusted), refusal) {
             (Ok(connection), None) => self.parked.park_new(connection),
             (Ok(mut connection), Some(answer)) => {
@@ -64,7 +73,7 @@ impl Shared {
                 }
             }
             (Err(mut connection), _) => {
-                log::warn!("refused a connection of {peer}: all places are taken");
+                log::warn!("refused a connection of {}: all places are taken", connection.peer);
                 let full =
                     Answer::error(503, "too many connections; close some, or try again later")
                         .with_header("Retry-After", "1");

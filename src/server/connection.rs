@@ -7,7 +7,7 @@ use std::time::Instant;
 use rustix::io::{Errno, read};
 use rustix::net::{Shutdown, shutdown};
 
-use crate::peer::Peer;
+use crate::caller::Peer;
 use crate::router::{Answer, Call};
 
 use super::buffer::{Input, Lent, Output};
@@ -24,7 +24,7 @@ pub(super) struct Connection {
     /// Non-blocking.
     pub(super) stream: OwnedFd,
     pub(super) token: u64,
-    peer: Peer,
+    pub(super) peer: Peer,
     phase: Phase,
     input: Input,
     /// Of the request at the start of the input, once its head is known. Before that, its length
@@ -188,7 +188,7 @@ impl Connection {
             if self.phase != Phase::Open || input.is_empty() || input.len() < self.framing.len {
                 return None;
             }
-            let head = match head::parse(input, self.peer, &server.limits) {
+            let head = match head::parse(input, &self.peer, &server.limits) {
                 Ok(head) => head?,
                 Err((status, detail)) => {
                     self.refuse(Answer::error(status, detail), lent);
@@ -199,6 +199,8 @@ impl Connection {
             self.framing = head.framing;
             if input.len() < self.framing.len {
                 match call {
+                    // The body of someone who is not allowed is not read.
+                    Err(answer) if matches!(answer.status, 401 | 403) => self.refuse(answer, lent),
                     _ if self.continued || !self.framing.expects_continue => {}
                     Err(answer) => self.refuse(answer, lent),
                     Ok(_) => {
@@ -210,7 +212,7 @@ impl Connection {
             }
             let answer = match call {
                 Ok(call) if server.router.may_block(&call) => return Some(Next::Block(call)),
-                Ok(call) => server.answer(&call, self.body()),
+                Ok(call) => server.answer(&call, self.body(), &self.peer),
                 Err(answer) => answer,
             };
             self.respond(answer, server, lent);
@@ -239,7 +241,7 @@ impl Connection {
 
     /// Adds the next page of the answer to the last request.
     fn add_page(&mut self, call: &Call, server: &Shared, lent: &mut Lent) -> io::Result<()> {
-        let Answer { status: 200, body, rest, .. } = server.answer(call, b"") else {
+        let Answer { status: 200, body, rest, .. } = server.answer(call, b"", &self.peer) else {
             // Without the last chunk, the client can tell.
             log::error!("a listing for {} failed in the middle", self.peer);
             return Err(io::Error::other("the rest of an answer is missing"));

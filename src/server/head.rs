@@ -5,7 +5,7 @@ use std::str;
 
 use tiny_http::Method;
 
-use crate::peer::Peer;
+use crate::caller::Peer;
 use crate::router::RequestHead;
 
 use super::Limits;
@@ -45,7 +45,7 @@ const MAX_HEADERS: usize = 64;
 /// Parses the head that `input` starts with. `None` when it is not whole yet.
 pub(super) fn parse<'a>(
     input: &'a [u8],
-    peer: Peer,
+    peer: &'a Peer,
     limits: &Limits,
 ) -> Result<Option<Head<'a>>, Rejection> {
     let end = find_end(input, limits.head_bytes)?;
@@ -76,8 +76,15 @@ pub(super) fn parse<'a>(
         is_head: method == Method::Head,
         ..Framing::default()
     };
-    let request =
-        RequestHead { method, target, content_type: None, host: None, has_origin: false, peer };
+    let request = RequestHead {
+        method,
+        target,
+        content_type: None,
+        host: None,
+        is_of_web_page: false,
+        bearer: None,
+        peer,
+    };
     let mut head = Head { request, framing };
     let mut content_length = None;
     for header in &*parsed.headers {
@@ -105,7 +112,7 @@ impl<'a> Head<'a> {
                 let earlier = self.request.host.replace(text(header)?);
                 refuse_second(earlier.is_some(), "there are two Host headers")?;
             }
-            6 if is("Origin") => self.request.has_origin = true,
+            6 if is("Origin") => self.request.is_of_web_page = true,
             6 if is("Expect") => {
                 if !text(header)?.eq_ignore_ascii_case("100-continue") {
                     return Err((417, "the only expectation known is 100-continue"));
@@ -122,6 +129,16 @@ impl<'a> Head<'a> {
                 }
             }
             12 if is("Content-Type") => self.request.content_type = Some(text(header)?),
+            13 if is("Authorization") => {
+                let (scheme, token) = text(header)?.split_once(' ').unwrap_or_default();
+                if scheme.eq_ignore_ascii_case("Bearer") {
+                    self.request.bearer = Some(token.trim());
+                }
+            }
+            14 if is("Sec-Fetch-Site") => {
+                // What a person has typed into a browser is not the request of a page.
+                self.request.is_of_web_page |= !matches!(text(header)?, "none" | "same-origin");
+            }
             14 if is("Content-Length") => {
                 let earlier = content_length.replace(length(header.value)?);
                 refuse_second(earlier.is_some(), "there are two Content-Length headers")?;

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 use super::{Endpoint, StartError};
-use crate::peer::{Peer, Process};
 
 /// How many connections wait to be accepted, at most; the kernel may allow fewer.
 const BACKLOG: i32 = 1024;
@@ -62,20 +61,19 @@ impl Listener {
         Ok(listener)
     }
 
-    /// The next client that waits, on a non-blocking socket.
-    pub(super) fn accept(&self) -> io::Result<(OwnedFd, Peer)> {
+    /// The next client that waits, on a non-blocking socket; with its address if it uses TCP.
+    pub(super) fn accept(&self) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
         match &self.socket {
             Socket::Unix(listener) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nonblocking(true)?;
-                let peer = Peer::Process(Process::across(&stream)?);
-                Ok((stream.into(), peer))
+                Ok((stream.into(), None))
             }
             Socket::Tcp(listener) => {
                 let (stream, address) = listener.accept()?;
                 stream.set_nonblocking(true)?;
                 stream.set_nodelay(true)?;
-                Ok((stream.into(), Peer::Tcp(address)))
+                Ok((stream.into(), Some(address)))
             }
         }
     }

@@ -138,7 +138,7 @@ impl Server {
     /// [`StartError::Io`], and nothing is left behind.
     pub fn start(
         listener: Listener,
-        router: Router,
+        router: Arc<Router>,
         workers: usize,
         limits: Limits,
     ) -> Result<Self, StartError> {

@@ -2,11 +2,13 @@
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError, Sender, select};
 
+use crate::caller::Peer;
 use crate::router::{Answer, Call, Router};
 
 use super::Limits;
@@ -18,7 +20,7 @@ use super::poll::{END, Poller};
 /// The state that all threads of the server share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) router: Router,
+    pub(super) router: Arc<Router>,
     pub(super) limits: Limits,
     pub(super) parked: Parked,
     /// Tells the accept loop of clients that wait.
@@ -68,7 +70,7 @@ impl Shared {
         loop {
             let job = select! { recv(jobs) -> job => job, recv(ended) -> _ => Err(RecvError) };
             let Ok(Job { mut connection, call }) = job else { return };
-            let answer = self.answer(&call, connection.body());
+            let answer = self.answer(&call, connection.body(), &connection.peer);
             let next = connection.answered(answer, self, &mut lent);
             self.settle(connection, next, &mut lent);
         }
@@ -106,8 +108,8 @@ impl Shared {
     }
 
     /// Carries a call out. A panic fails this request only.
-    pub(super) fn answer(&self, call: &Call, body: &[u8]) -> Answer {
-        catch_unwind(AssertUnwindSafe(|| self.router.answer(call, body)))
+    pub(super) fn answer(&self, call: &Call, body: &[u8], peer: &Peer) -> Answer {
+        catch_unwind(AssertUnwindSafe(|| self.router.answer(call, body, peer)))
             .unwrap_or_else(|_| Answer::error(500, "internal error; see the service's log"))
     }
 }

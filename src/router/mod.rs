@@ -200,13 +200,13 @@ impl Router {
             Call::Head(at) => Answer::empty(if self.service.has(at)? { 200 } else { 404 }),
             Call::Put(at) => match body::parse(body) {
                 Ok(request) => {
-                    self.change(call, rights, || self.service.store(at, &request))?;
+                    change(call, rights, || self.service.store(at, &request))?;
                     done("stored")
                 }
                 Err(problems) => Answer::unprocessable(&problems),
             },
             Call::Delete(at) => {
-                self.change(call, rights, || self.service.delete(at).map(drop))?;
+                change(call, rights, || self.service.delete(at).map(drop))?;
                 done("deleted")
             }
         })
@@ -242,25 +242,6 @@ impl Router {
             }
             value => Ok(Answer::value(&value?)),
         }
-    }
-
-    /// Makes a change that is put on record before, so that none can be missing there.
-    fn change(
-        &self,
-        call: &Call,
-        rights: &Rights<'_>,
-        change: impl FnOnce() -> Result<(), VaultError>,
-    ) -> Result<(), Answer> {
-        let (operation, about) = call.needs().expect("a change needs a right");
-        let namespace = about.namespace.map(Namespace::as_str);
-        let reason = rights
-            .decide(operation, namespace, &[])
-            .map_err(|refusal| rights.refuse(operation, about, &refusal))?;
-        rights.record(operation, "allowed", about, &reason)?;
-        Ok(change().inspect_err(|_| {
-            // The caller is told of the failure, whether or not that can be recorded.
-            let _ = rights.record(operation, "failed", about, &reason);
-        })?)
     }
 
     /// A page of a listing. Another service's listing arrives whole, so it is one page.
@@ -337,6 +318,24 @@ impl Router {
         };
         Ok(Answer::json_of(200, &health))
     }
+}
+
+/// Makes a change that is put on record before, so that none can be missing there.
+fn change(
+    call: &Call,
+    rights: &Rights<'_>,
+    carry_out: impl FnOnce() -> Result<(), VaultError>,
+) -> Result<(), Answer> {
+    let (operation, about) = call.needs().expect("a change needs a right");
+    let namespace = about.namespace.map(Namespace::as_str);
+    let reason = rights
+        .decide(operation, namespace, &[])
+        .map_err(|refusal| rights.refuse(operation, about, &refusal))?;
+    rights.record(operation, "allowed", about, &reason)?;
+    Ok(carry_out().inspect_err(|_| {
+        // The caller is told of the failure, whether or not that can be recorded.
+        let _ = rights.record(operation, "failed", about, &reason);
+    })?)
 }
 
 /// The call of `method` on a credential, whose name may be invalid.

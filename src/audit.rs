@@ -116,6 +116,8 @@ impl AuditLog {
 
 impl State {
     fn open(path: &Path, previous: Option<&str>) -> io::Result<Self> {
+        let directory = path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."));
+        ownership::check_directory(directory).map_err(io::Error::other)?;
         let options = &mut OpenOptions::new();
         let mut file = ownership::open(path, options.read(true).append(true).create(true))?;
         file.try_lock().map_err(|error| match error {

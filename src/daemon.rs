@@ -12,7 +12,7 @@ use crate::model::{CredentialRef, StoreRequest};
 use crate::policy::PolicyError;
 use crate::router::{Access, Router};
 use crate::secret::Secret;
-use crate::server::{Endpoint, Limits, Listener, Server, StartError};
+use crate::server::{Endpoint, Limits, Listener, Server, SocketAccess, StartError};
 use crate::service::VaultService;
 
 /// The database's file name in the data directory.
@@ -27,6 +27,9 @@ pub const DEFAULT_WORKERS: usize = 32;
 pub struct Settings {
     /// Where to listen.
     pub endpoint: Endpoint,
+    /// Which users can connect to a socket that is bound by its path. More than this user needs a
+    /// policy.
+    pub socket_access: SocketAccess,
     /// The directory of the metadata database, created if it is missing. It is not used with a
     /// backend that keeps the metadata itself.
     pub data_dir: PathBuf,
@@ -65,6 +68,7 @@ impl Settings {
     ) -> Self {
         Self {
             endpoint,
+            socket_access: SocketAccess::default(),
             data_dir,
             backend: backend.to_owned(),
             backend_options,
@@ -89,6 +93,13 @@ pub enum DaemonError {
     /// The policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The socket is open to other users, and there is no policy.
+    #[error(
+        "other users may connect to this socket (its mode is wider than 0600), which takes a \
+         policy that says what they may do; give --policy FILE, or make the socket private \
+         (systemd: SocketMode=0600)"
+    )]
+    SharedWithoutPolicy,
     /// The backend keeps the metadata itself, so that the consumers of a credential are unknown.
     #[error("a policy needs the metadata, which another service keeps; give that one the policy")]
     PolicyWithoutMetadata,
@@ -154,10 +165,18 @@ impl Daemon {
                 return Err(DaemonError::PolicyWithoutMetadata);
             }
         }
+        if settings.endpoint.is_open_to_others()
+            || settings.socket_access != SocketAccess::default()
+        {
+            if settings.policy.is_none() {
+                return Err(DaemonError::SharedWithoutPolicy);
+            }
+            log::warn!("other users can connect to {}: the policy decides", settings.endpoint);
+        }
         vault.check()?;
         // The socket is taken before the database: of two that start at once for one
         // socket, the second touches no file of the first.
-        let listener = Listener::bind(&settings.endpoint)?;
+        let listener = Listener::bind(&settings.endpoint, settings.socket_access)?;
         let service = match VaultService::over_metadata_keeper(vault) {
             Ok(service) => service,
             Err(vault) => {

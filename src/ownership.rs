@@ -45,7 +45,7 @@ pub fn check_directory(directory: &Path) -> Result<(), String> {
 /// The error of open(2), or one that says what is wrong with the file.
 pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    options.mode(0o600).custom_flags(flags.bits().cast_signed());
+    options.truncate(false).mode(0o600).custom_flags(flags.bits().cast_signed());
     let file = options.open(path).map_err(|error| match error.raw_os_error() {
         Some(code) if code == rustix::io::Errno::LOOP.raw_os_error() => {
             io::Error::other("it is a symbolic link; remove it, or choose another path")

@@ -135,7 +135,8 @@ impl From<DaemonError> for Failure {
             }
             Vault(VaultError::ValidationFailed { .. })
             | DaemonError::Policy(_)
-            | DaemonError::PolicyWithoutMetadata => (USAGE, ""),
+            | DaemonError::PolicyWithoutMetadata
+            | DaemonError::SharedWithoutPolicy => (USAGE, ""),
             Vault(VaultError::BackendUnavailable { .. }) => (OTHER, WAIT),
             Vault(VaultError::Metadata(MetadataError::Unusable { .. })) => (OTHER, OTHER_DATA_DIR),
             Start(StartError::AlreadyRunning(_) | StartError::BadPath { .. }) => {

@@ -11,7 +11,7 @@ use argh::FromArgs;
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use intentframe_credentials::backoff::Backoff;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
-use intentframe_credentials::server::Endpoint;
+use intentframe_credentials::server::{Endpoint, SocketAccess};
 use intentframe_credentials::{BackendOptions, SecretWatch, VaultError, settings};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
@@ -52,6 +52,14 @@ pub struct Serve {
     #[argh(option, arg_name = "count")]
     workers: Option<NonZero<usize>>,
 
+    /// the mode of the socket's file, such as 0660 (0600 by default); another one needs a policy
+    #[argh(option, arg_name = "mode", from_str_fn(socket_mode))]
+    socket_mode: Option<u32>,
+
+    /// the group of the socket's file; needs a policy
+    #[argh(option, arg_name = "name")]
+    socket_group: Option<String>,
+
     /// give other users the rights in this policy file (IF_VAULT_POLICY)
     #[argh(option, arg_name = "path")]
     policy: Option<PathBuf>,
@@ -91,9 +99,31 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
         let path = given.or_else(|| environment.setting(variable).map(PathBuf::from));
         path.map(|path| settings::expand_tilde(&path, environment)).transpose()
     };
+    settings.socket_access = SocketAccess {
+        mode: args.socket_mode.unwrap_or(SocketAccess::default().mode),
+        group: args.socket_group.as_deref().map(group).transpose()?,
+    };
     settings.policy = path(args.policy, "IF_VAULT_POLICY")?;
     settings.audit_log = path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
     serve_until_signal(&settings, ready_fd, args.wait_for_backend, |_| Ok(()))
+}
+
+fn socket_mode(text: &str) -> Result<u32, String> {
+    const OWN: u32 = 0o600;
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o777 == 0);
+    mode.filter(|mode| mode & OWN == OWN)
+        .ok_or_else(|| "give it in octal, with 0600 for the service's own user, as in 0660".into())
+}
+
+fn group(name: &str) -> Result<u32, Failure> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    match nix::unistd::Group::from_name(name) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err(Failure::usage(format!("this system has no group {name:?}"))),
+        Err(error) => Err(Failure::other(format!("the group cannot be looked up: {error}"))),
+    }
 }
 
 /// Starts the vault, calls `started`, and serves until SIGTERM or SIGINT. A second signal

@@ -5,24 +5,37 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 #[cfg(unix)]
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 
 use super::schema::Reason;
 
 /// The suffix of the write-ahead log, which `SQLite` keeps beside the database.
 pub(super) const WAL: &str = "-wal";
 
-/// Creates an empty file (mode 0600) if there is none, and missing directories (mode 0700).
-/// Returns the path without symbolic links: `SQLite` puts its other files beside it.
+/// Creates an empty file (mode 0600) if there is none, and missing directories (mode 0700). Checks
+/// that it and what `SQLite` puts beside it are safe from other users, links included. Returns the
+/// path with no link in it.
 pub(super) fn prepare(path: &Path) -> Result<PathBuf, Reason> {
     let path = std::path::absolute(path)?;
-    let file = open_or_create(&path).map_err(|error| {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err("it is a directory; choose another data directory".into());
+    };
+    let failed = |error| {
         format!("it cannot be opened for writing: {error}; fix that or use another directory")
-    })?;
-    if !file.metadata()?.is_file() {
-        return Err("it is not a regular file; choose another data directory".into());
+    };
+    create_directory(directory).map_err(failed)?;
+    #[cfg(unix)]
+    crate::ownership::check_directory(directory)?;
+    let path = fs::canonicalize(directory)?.join(name);
+    #[cfg(unix)]
+    for suffix in [WAL, "-shm", "-journal"] {
+        let file = beside(&path, suffix);
+        if let Ok(metadata) = file.symlink_metadata() {
+            crate::ownership::check_file(&file, &metadata)?;
+        }
     }
-    Ok(fs::canonicalize(&path)?)
+    open_or_create(&path).map_err(failed)?;
+    Ok(path)
 }
 
 /// The path of a file beside the database.
@@ -54,13 +67,11 @@ pub(super) fn make_private(database: &Path) -> Result<(), Reason> {
 }
 
 fn open_or_create(path: &Path) -> io::Result<File> {
-    if let Some(directory) = path.parent() {
-        create_directory(directory)?;
-    }
-    let mut options = OpenOptions::new();
+    let options = &mut OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
-    options.mode(0o600);
+    return crate::ownership::open(path, options);
+    #[cfg(not(unix))]
     options.open(path)
 }
 

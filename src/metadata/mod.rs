@@ -213,7 +213,8 @@ impl MetadataStore {
         if !path.exists() {
             return Ok(None);
         }
-        row::find(&schema::connect(path, false)?, at)?
+        let path = path.canonicalize().map_err(|error| MetadataError::Failed(error.to_string()))?;
+        row::find(&schema::connect(&path, false)?, at)?
     }
 
     /// The record of one credential.

@@ -99,7 +99,9 @@ const DAMAGED: &str =
 pub(super) fn connect(path: &Path, keep_log: bool) -> rusqlite::Result<Connection> {
     // Without SQLITE_OPEN_CREATE, which would create the file with another mode. Only one
     // thread at a time uses a connection, so it needs no mutex.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep_log)?;
@@ -131,6 +133,16 @@ fn check(connection: &Connection) -> Result<i64, Reason> {
         return Err(format!(
             "it was written by a newer version (schema {version}, this one knows \
              {SCHEMA_VERSION}); use that version, or choose another data directory"
+        )
+        .into());
+    }
+    let sql =
+        "SELECT group_concat(name, ', ') FROM sqlite_schema WHERE type IN ('trigger', 'view')";
+    let programs: Option<String> = connection.query_row(sql, [], |row| row.get(0))?;
+    if let Some(programs) = programs {
+        return Err(format!(
+            "it has triggers or views ({programs}), which the vault never creates; find out who \
+             did, and drop them"
         )
         .into());
     }

@@ -6,13 +6,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
-use super::{Endpoint, StartError};
+use super::{Endpoint, SocketAccess, StartError};
+use crate::ownership;
 
 /// How many connections wait to be accepted, at most; the kernel may allow fewer.
 const BACKLOG: i32 = 1024;
@@ -35,16 +36,17 @@ enum Socket {
 }
 
 impl Listener {
-    /// Takes the endpoint: from now on connections wait to be accepted.
+    /// Takes the endpoint: from now on connections wait to be accepted. A socket that is bound here
+    /// gets the `access`.
     ///
     /// # Errors
     ///
     /// [`StartError`], and nothing is left behind.
-    pub fn bind(endpoint: &Endpoint) -> Result<Self, StartError> {
+    pub fn bind(endpoint: &Endpoint, access: SocketAccess) -> Result<Self, StartError> {
         let failed = |source| failed(endpoint, source);
         let (socket, file) = match endpoint {
             Endpoint::Unix(path) => {
-                let (listener, file) = SocketFile::bind(path)?;
+                let (listener, file) = SocketFile::bind(path, access)?;
                 (Socket::Unix(listener), Some(file))
             }
             Endpoint::Inherited(listener) => {
@@ -111,19 +113,21 @@ struct SocketFile {
 }
 
 impl SocketFile {
-    fn bind(path: &Path) -> Result<(UnixListener, Self), StartError> {
+    fn bind(path: &Path, access: SocketAccess) -> Result<(UnixListener, Self), StartError> {
         let failed = |source| failed(path.display(), source);
         let directory = match path.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(access.directory())
+            .create(directory)
+            .map_err(failed)?;
+        secure_directory(directory, path, access)?;
         let lock = lock(path)?;
         remove_stale(path)?;
-        secure_directory(directory, path)?;
-        let listener = listen(path).map_err(failed)?;
-        let metadata = fs::symlink_metadata(path).map_err(failed)?;
-        let id = (metadata.dev(), metadata.ino());
+        let (listener, id) = listen(path, access).map_err(failed)?;
         Ok((listener, Self { path: path.to_owned(), id, _lock: lock }))
     }
 }
@@ -147,13 +151,9 @@ fn lock_path(socket: &Path) -> PathBuf {
 fn lock(socket: &Path) -> Result<File, StartError> {
     let path = lock_path(socket);
     let failed = |source| failed(format_args!("{} (lock)", path.display()), source);
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed)?;
+    let options = &mut OpenOptions::new();
+    let file =
+        ownership::open(&path, options.read(true).write(true).create(true)).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StartError::AlreadyRunning(socket.to_owned())),
@@ -187,51 +187,73 @@ fn remove_stale(path: &Path) -> Result<(), StartError> {
     }
 }
 
-/// Makes a directory that holds only the vault's own files private (0700). A directory with
-/// other files is left as it is, and refused if other users could replace the socket.
-fn secure_directory(directory: &Path, socket: &Path) -> Result<(), StartError> {
-    const OPEN_TO_OTHERS: u32 = 0o077;
+/// Checks that other users cannot replace the socket. A directory that holds only the vault's own
+/// files is made private first (0700), or, for a shared socket, open to pass through (0711).
+fn secure_directory(
+    directory: &Path,
+    socket: &Path,
+    access: SocketAccess,
+) -> Result<(), StartError> {
     const STICKY: u32 = 0o1000;
-    const WRITABLE_BY_OTHERS: u32 = 0o022;
     let failed = |source| failed(directory.display(), source);
-    let metadata = fs::metadata(directory).map_err(failed)?;
-    let mode = metadata.mode() & 0o7777;
-    if mode & OPEN_TO_OTHERS == 0 {
-        return Ok(());
-    }
+    let opened = File::open(directory).map_err(failed)?;
+    let metadata = opened.metadata().map_err(failed)?;
     let lock = lock_path(socket);
     let only_ours = fs::read_dir(directory)
         .map_err(failed)?
         .all(|entry| entry.is_ok_and(|entry| entry.path() == lock || entry.path() == socket));
     let owned = metadata.uid() == rustix::process::geteuid().as_raw();
-    if only_ours && owned && mode & STICKY == 0 {
-        return fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(failed);
+    let mode = metadata.mode() & 0o7777;
+    if only_ours && owned && mode & STICKY == 0 && mode & !access.directory() != 0 {
+        let private = fs::Permissions::from_mode(access.directory());
+        opened.set_permissions(private).map_err(failed)?;
+    } else if mode & 0o077 != 0 && !access.is_shared() {
+        log::warn!("{} is open to other users; the socket itself is not", directory.display());
     }
-    if mode & WRITABLE_BY_OTHERS != 0 && mode & STICKY == 0 {
-        return Err(StartError::BadPath {
-            path: socket.to_owned(),
-            reason: format!(
-                "other users may write to its directory and could replace the socket; \
-                 run chmod go-w {}, or choose another path",
-                directory.display()
-            ),
-        });
-    }
-    log::warn!("{} is open to other users; the socket itself is not (0600)", directory.display());
-    Ok(())
+    ownership::check_directory(directory)
+        .map_err(|reason| StartError::BadPath { path: socket.to_owned(), reason })
 }
 
-/// Binds with mode 0600 from the first moment, whatever the umask.
-fn listen(path: &Path) -> io::Result<UnixListener> {
+/// Binds with mode 0600 from the first moment, and then gives the socket's file its group and mode.
+/// Returns the file's device and inode, too.
+fn listen(path: &Path, access: SocketAccess) -> io::Result<(UnixListener, (u64, u64))> {
     let socket = new_socket()?;
     // On Linux a socket's own mode is the mode that bind(2) gives its file, less the
-    // umask. Elsewhere the 0700 directory covers the moment until the chmod below.
+    // umask. Elsewhere the directory covers the moment until the file has its mode.
     #[cfg(target_os = "linux")]
     rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let (_handle, file) = handle(path)?;
+    let metadata = fs::metadata(&file)?;
+    if !metadata.file_type().is_socket() || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("another process has replaced the socket's file"));
+    }
+    if access.group.is_some() {
+        std::os::unix::fs::chown(&file, None, access.group)?;
+    }
+    if metadata.mode() & 0o777 != access.mode {
+        fs::set_permissions(&file, fs::Permissions::from_mode(access.mode))?;
+    }
     rustix::net::listen(&socket, BACKLOG)?;
-    Ok(UnixListener::from(socket))
+    Ok((UnixListener::from(socket), (metadata.dev(), metadata.ino())))
+}
+
+/// A descriptor of the file itself, and a path that leads to it: what takes the file's own path
+/// meanwhile is not changed.
+#[cfg(target_os = "linux")]
+fn handle(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    use rustix::fs::{Mode, OFlags};
+    use std::os::fd::AsRawFd as _;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::open(path, flags, Mode::empty())?;
+    let file = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
+    Ok((handle, file))
+}
+
+/// There is no such descriptor: the directory, which is checked, is the protection.
+#[cfg(not(target_os = "linux"))]
+fn handle(path: &Path) -> io::Result<((), PathBuf)> {
+    Ok(((), path.to_owned()))
 }
 
 #[cfg(target_os = "linux")]

@@ -90,6 +90,34 @@ pub enum Endpoint {
     LoopbackTcp(u16),
 }
 
+/// Which users can reach a socket: the mode and the group of its file. Who may ask for what is the
+/// router's decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// The permission bits, such as 0660.
+    pub mode: u32,
+    /// The group's ID; unset leaves the group of this process.
+    pub group: Option<u32>,
+}
+
+impl Default for SocketAccess {
+    /// Mode 0600: only this user and root.
+    fn default() -> Self {
+        Self { mode: 0o600, group: None }
+    }
+}
+
+impl SocketAccess {
+    /// The mode of the socket's directory.
+    fn directory(self) -> u32 {
+        if self.is_shared() { 0o711 } else { 0o700 }
+    }
+
+    fn is_shared(self) -> bool {
+        self.mode & 0o077 != 0
+    }
+}
+
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -247,6 +275,16 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
+    /// Whether it is an inherited socket that other users may connect to. One without a path has no
+    /// permissions that would keep them out.
+    #[must_use]
+    pub fn is_open_to_others(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let mode = |path: PathBuf| Some(path.symlink_metadata().ok()?.mode());
+        matches!(self, Self::Inherited(_))
+            && self.socket().and_then(mode).is_none_or(|mode| mode & 0o077 != 0)
+    }
+
     /// The socket's path, when it has one.
     #[must_use]
     pub fn socket(&self) -> Option<PathBuf> {

@@ -443,7 +443,9 @@ fn root_is_served_by_another_users_service() {
         return;
     }
     let place = Place::new();
-    fs::set_permissions(place.root(), fs::Permissions::from_mode(0o777)).expect("sets the mode");
+    // Where the other user can reach it, and nobody else can change it.
+    fs::set_permissions(place.root(), fs::Permissions::from_mode(0o755)).expect("sets the mode");
+    std::os::unix::fs::chown(place.root(), Some(SOMEBODY), Some(SOMEBODY)).expect("gives it away");
     // Where the other user can reach it.
     let mut setup = place.setup().identity(SOMEBODY);
     let program = place.root().join("credential-vault");

@@ -12,7 +12,7 @@ use httparse::Status;
 use zeroize::Zeroizing;
 
 use super::{ClientError, ClientOptions};
-use crate::peer::Process;
+use crate::peer::{Process, is_unmapped};
 use crate::unix_socket::connect;
 
 /// About 300,000 summaries.
@@ -86,7 +86,7 @@ impl Http {
             .map_err(|error| self.failure(&error))?;
         // Root has the user ID 0.
         let allowed = [Some(0), Some(rustix::process::geteuid().as_raw()), self.options.server_uid];
-        if !allowed.contains(&Some(uid)) {
+        if !allowed.contains(&Some(uid)) || is_unmapped(uid) {
             return Err(ClientError::ForeignServer { socket: self.socket.clone(), uid });
         }
         Ok(Connection { stream, limit: Duration::ZERO })

@@ -9,6 +9,7 @@ use crate::backend::{BackendOptions, create_vault};
 use crate::error::VaultError;
 use crate::metadata::{MetadataError, MetadataStore};
 use crate::model::{CredentialRef, StoreRequest};
+use crate::peer::is_unmapped;
 use crate::policy::PolicyError;
 use crate::router::{Access, Router};
 use crate::secret::Secret;
@@ -93,6 +94,12 @@ pub enum DaemonError {
     /// The policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// In this user namespace, other users cannot be told from this one.
+    #[error(
+        "the user namespace does not map this user, so that it cannot be told from others; start \
+         the service outside of it, or map the user (unshare --map-current-user)"
+    )]
+    Unmapped,
     /// The socket is open to other users, and there is no policy.
     #[error(
         "other users may connect to this socket (its mode is wider than 0600), which takes a \
@@ -158,7 +165,11 @@ impl Daemon {
         // The name is checked first, and then the backend: neither a wrong name nor a
         // backend that cannot be used is a reason to touch a file.
         let vault = create_vault(&settings.backend, &settings.backend_options)?;
-        let mut access = Access::of_owner(rustix::process::geteuid().as_raw());
+        let owner_uid = rustix::process::geteuid().as_raw();
+        if is_unmapped(owner_uid) {
+            return Err(DaemonError::Unmapped);
+        }
+        let mut access = Access::of_owner(owner_uid);
         if let Some(path) = &settings.policy {
             access = access.with_policy(path)?;
             if vault.metadata_keeper().is_some() {

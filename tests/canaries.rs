@@ -336,7 +336,7 @@ fn a_forbidden_request_shows_no_value() {
     let address = lines
         .find_map(|line| {
             let line = line.expect("UTF-8");
-            let rest = line.trim().strip_prefix("curl http://")?;
+            let (_, rest) = line.trim().strip_prefix("curl ")?.split_once("http://")?;
             rest.strip_suffix("/health").map(str::to_owned)
         })
         .expect("it prints its address");

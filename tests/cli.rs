@@ -628,6 +628,60 @@ fn dev_reports_what_it_seeds_and_skips_without_values() {
 }
 
 #[test]
+fn dev_over_tcp_needs_its_token_and_gives_out_its_seeds_only() {
+    let directory = TempDir::new().expect("a directory");
+    std::fs::write(directory.path().join(".env"), format!("OPENAI_API_KEY={SECRET}\n"))
+        .expect("writes");
+    let root = directory.path();
+    let mut dev = command(&root.join("run/vault.sock"), &["dev", "--tcp", "--port", "0"]);
+    dev.env("HOME", root).env("VAULT_TOKEN", "s.the-real-one").current_dir(root);
+    let mut child = dev.spawn().expect("starts");
+    let lines = BufReader::new(child.stdout.take().expect("is piped")).lines();
+    let printed = lines.map(|line| line.expect("UTF-8")).find(|line| line.ends_with("/health"));
+    let printed = printed.expect("a line for curl");
+    let (token, address) = printed
+        .split_once("Bearer ")
+        .and_then(|(_, rest)| rest.strip_suffix("/health")?.split_once("' http://"))
+        .expect("a token and an address");
+    assert_eq!(token.len(), 32);
+    let status = |path: &str, headers: &[&str]| {
+        let mut curl = Command::new("curl");
+        if rustix::process::getuid().is_root() {
+            // Any user can connect.
+            std::os::unix::process::CommandExt::uid(&mut curl, 61_003);
+        }
+        for header in headers {
+            curl.args(["-H", header]);
+        }
+        curl.args(["--silent", "--max-time", "20", "--noproxy", "*", "-w", "\n%{http_code}"]);
+        let output = curl.arg(format!("http://{address}{path}")).current_dir("/").output();
+        let text = String::from_utf8(output.expect("curl is installed").stdout).expect("UTF-8");
+        let (body, status) = text.rsplit_once('\n').expect("a status");
+        (status.to_owned(), body.to_owned())
+    };
+    let right = format!("Authorization: Bearer {token}");
+    for (headers, expected) in [
+        (&[][..], "401"),
+        (&["Authorization: Bearer 0"], "401"),
+        (&["Authorization: Basic 0"], "401"),
+        (&[right.as_str()], "200"),
+        (&[right.as_str(), "Sec-Fetch-Site: none"], "200"),
+        (&[right.as_str(), "Sec-Fetch-Site: cross-site"], "403"),
+        (&[right.as_str(), "Sec-Fetch-Site: same-site"], "403"),
+        (&[right.as_str(), "Origin: http://localhost"], "403"),
+        (&[right.as_str(), "Host: localhost:evil"], "403"),
+        (&[right.as_str(), "Host: vault.example"], "403"),
+    ] {
+        assert_eq!(status("/v1/credentials/openai/api_key", headers).0, expected, "{headers:?}");
+        assert_eq!(status("/health", headers).0, expected, "{headers:?}");
+    }
+    let (found, body) = status("/v1/credentials/vault/token", &[&right]);
+    assert_eq!(found, "404", "{body}");
+    child.kill().expect("is ours");
+    child.wait().expect("ends");
+}
+
+#[test]
 fn dev_without_a_file_uses_the_example_and_writes_none() {
     let directory = TempDir::new().expect("a directory");
     let said = dev_says(&directory, &[]);

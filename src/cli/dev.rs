@@ -1,5 +1,6 @@
 //! `dev`: from a `.env` file to a running service for development.
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -8,12 +9,12 @@ use std::{fs, io};
 use argh::FromArgs;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Settings};
 use intentframe_credentials::server::Endpoint;
-use intentframe_credentials::{BackendOptions, mask_value, settings};
+use intentframe_credentials::{BackendOptions, Environment, Secret, mask_value, settings};
 use zeroize::Zeroizing;
 
 use super::Context;
 use super::dotenv::{self, Dotenv};
-use super::failure::Failure;
+use super::failure::{Failure, cannot};
 use super::logging::keep_out;
 use super::output::{self, escaped, table};
 use super::seed::{self, Plan};
@@ -32,7 +33,7 @@ pub struct Dev {
     #[argh(option, arg_name = "path")]
     env_file: Option<PathBuf>,
 
-    /// listen on loopback TCP instead of a socket
+    /// listen on loopback TCP instead of a socket; requests need the token that is printed
     #[argh(switch)]
     tcp: bool,
 
@@ -76,14 +77,26 @@ pub fn run(args: Dev, context: &Context) -> Result<(), Failure> {
     }
     output::text(&(opening + &report(&dotenv, &plan)))?;
 
-    let options = BackendOptions::new(environment.clone());
+    // Nothing but the seeds is given out: any variable of this process may be a secret.
+    let options = BackendOptions::new(Environment::default());
     let mut settings = Settings::new(endpoint.clone(), data_dir, "env", options);
     settings.workers = args.workers.map_or(DEFAULT_WORKERS, NonZero::get);
     settings.seeds = plan.seeds;
     settings.forget_metadata_without_value = true;
+    if args.tcp {
+        settings.bearer = Some(random_token().map_err(cannot("read /dev/urandom"))?);
+    }
     serve_until_signal(&settings, None, false, |daemon| {
-        output::text(&curl_lines(&endpoint, daemon.server().tcp_address()))
+        let token = settings.bearer.as_ref();
+        output::text(&curl_lines(&endpoint, daemon.server().tcp_address(), token))
     })
+}
+
+/// 128 random bits in hexadecimal.
+fn random_token() -> io::Result<Secret> {
+    let mut bytes = [0; 16];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(Secret::new(format!("{:032x}", u128::from_ne_bytes(bytes))))
 }
 
 /// Reads `asked_for`, else `.env`, else `.env.example`. Also returns which one, for the user.
@@ -140,9 +153,10 @@ fn section<'a>(title: &str, lines: impl IntoIterator<Item = &'a str>) -> String 
 }
 
 /// Requests to try the running service with. They can be pasted into a shell.
-fn curl_lines(endpoint: &Endpoint, address: Option<SocketAddr>) -> String {
+fn curl_lines(endpoint: &Endpoint, address: Option<SocketAddr>, token: Option<&Secret>) -> String {
     let curl = if let Some(address) = address {
-        format!("curl http://{address}")
+        let token = token.map_or("", Secret::expose);
+        format!("curl -H 'Authorization: Bearer {token}' http://{address}")
     } else {
         let socket = endpoint.to_string().replace('\'', r"'\''");
         format!("curl --unix-socket '{}' http://localhost", escaped(&socket))

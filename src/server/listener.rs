@@ -204,7 +204,8 @@ fn secure_directory(
         .all(|entry| entry.is_ok_and(|entry| entry.path() == lock || entry.path() == socket));
     let owned = metadata.uid() == rustix::process::geteuid().as_raw();
     let mode = metadata.mode() & 0o7777;
-    if only_ours && owned && mode & STICKY == 0 && mode & !access.directory() != 0 {
+    let is_wrong = mode & !access.directory() != 0 || access.is_shared();
+    if is_wrong && only_ours && owned && mode & STICKY == 0 {
         let private = fs::Permissions::from_mode(access.directory());
         opened.set_permissions(private).map_err(failed)?;
     } else if mode & 0o077 != 0 && !access.is_shared() {

@@ -713,7 +713,8 @@ fn other_processes_of_the_user_cannot_inspect_it() {
     let mut command = vault_command(&place, &["store", "canary/key"]);
     if getuid().is_root() {
         // Root may inspect everything, so the process runs as another user.
-        fs::set_permissions(place.root(), fs::Permissions::from_mode(0o777)).expect("it is ours");
+        fs::set_permissions(place.root(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+        std::os::unix::fs::chown(place.root(), Some(SOMEBODY), None).expect("gives it away");
         let program = place.root().join("credential-vault");
         support::copy_program(&setup.program, &program);
         command = Command::new(&program);

@@ -360,8 +360,8 @@ fn a_file_that_is_no_database_is_refused_and_left_alone() {
     assert_eq!(fs::read(place.database()).expect("reads"), foreign);
 }
 
-const SOMEBODY: u32 = 65534;
-const SOMEBODY_ELSE: u32 = 65533;
+const SOMEBODY: u32 = 61_020;
+const SOMEBODY_ELSE: u32 = 61_021;
 
 /// Returns the status that curl gets when it runs as another user.
 fn status_for(uid: u32, service: &Service, method: &str, path: &str) -> String {
@@ -446,7 +446,6 @@ fn root_is_served_by_another_users_service() {
     // Where the other user can reach it, and nobody else can change it.
     fs::set_permissions(place.root(), fs::Permissions::from_mode(0o755)).expect("sets the mode");
     std::os::unix::fs::chown(place.root(), Some(SOMEBODY), Some(SOMEBODY)).expect("gives it away");
-    // Where the other user can reach it.
     let mut setup = place.setup().identity(SOMEBODY);
     let program = place.root().join("credential-vault");
     copy_program(&setup.program, &program);

@@ -674,6 +674,11 @@ fn every_decision_about_a_value_is_on_record_without_the_value() {
     assert_eq!(refused.lines().count(), 1, "{refused}");
     let (_, of_ops) = vault(&["audit", "tail", "--no-follow", "--consumer", "ops", file]);
     assert!(of_ops.lines().count() == 1 && of_ops.contains("\"delete\""), "{of_ops}");
+    let socket = vault_.service.socket.to_str().expect("UTF-8");
+    vault_.store("openai/key", &json!({ "value": "secret-value" }));
+    let (_, listed) = vault(&["list", "--socket", socket, "--long", "--audit-log", file]);
+    assert!(listed.trim_end().contains("\tjarvis (/") && listed.contains("curl)"), "{listed}");
+    let text = fs::read_to_string(&path).expect("reads");
     fs::write(&path, text.replace("\"refused\"", "\"allowed\"")).expect("an attacker writes");
     let (intact, message) = vault(&["audit", "verify", file]);
     assert!(!intact && message.contains("line 4: it was changed"), "{message}");

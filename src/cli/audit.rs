@@ -1,5 +1,6 @@
 //! `audit`: reads the audit log.
 
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
@@ -89,6 +90,19 @@ fn open(path: &Path) -> Result<BufReader<File>, Failure> {
     File::open(path).map(BufReader::new).map_err(cannot(format!("open {}", path.display())))
 }
 
+/// Who read each credential last, by NAMESPACE/KEY.
+pub fn last_users(path: &Path) -> Result<HashMap<String, String>, Failure> {
+    let mut users = HashMap::new();
+    for line in open(path)?.lines() {
+        let line = line.map_err(cannot(format!("read {}", path.display())))?;
+        let Some((entry, _)) = audit::parse(&line) else { continue };
+        if entry.op == "read" && entry.outcome == "allowed" {
+            users.insert(credential(&entry), caller(&entry));
+        }
+    }
+    Ok(users)
+}
+
 fn verify(path: &Path) -> Result<(), Failure> {
     let verified = audit::verify(open(path)?)
         .map_err(|broken| Failure::other(format!("{}: {broken}", path.display())))?;
@@ -98,7 +112,7 @@ fn verify(path: &Path) -> Result<(), Failure> {
 
 fn tail(args: &Tail) -> Result<(), Failure> {
     let mut log = open(&args.file)?;
-    let mut earlier = std::collections::VecDeque::new();
+    let mut earlier = VecDeque::new();
     let mut line = String::new();
     let failed = || cannot(format!("read {}", args.file.display()));
     loop {
@@ -135,6 +149,21 @@ fn tail(args: &Tail) -> Result<(), Failure> {
     }
 }
 
+fn credential(entry: &Entry<'_>) -> String {
+    let names = [entry.namespace.as_deref(), entry.key.as_deref()];
+    names.into_iter().flatten().collect::<Vec<_>>().join("/")
+}
+
+/// The consumer, or else the user, and the program.
+fn caller(entry: &Entry<'_>) -> String {
+    let name = match (&entry.consumer, entry.uid) {
+        (Some(consumer), _) => consumer.to_string(),
+        (None, Some(uid)) => format!("uid {uid}"),
+        (None, None) => "unknown".to_owned(),
+    };
+    entry.exe.as_ref().map_or(name.clone(), |exe| format!("{name} ({exe})"))
+}
+
 /// Reads the next whole line. The start of a line is left for the next call.
 fn next_line(log: &mut BufReader<File>, line: &mut String) -> std::io::Result<bool> {
     line.clear();
@@ -155,9 +184,8 @@ fn shown(args: &Tail, line: &str) -> Option<String> {
             output::escaped(line.trim_end())
         ));
     };
-    let Entry { op, outcome, namespace, key, consumer, .. } = &entry;
-    let credential = [namespace.as_deref(), key.as_deref()].into_iter().flatten();
-    let credential = credential.collect::<Vec<_>>().join("/");
+    let Entry { op, outcome, namespace, consumer, .. } = &entry;
+    let credential = credential(&entry);
     let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|it| it == value);
     let passes = is(&args.op, op)
         && is(&args.outcome, outcome)
@@ -170,14 +198,9 @@ fn shown(args: &Tail, line: &str) -> Option<String> {
     if !output::is_terminal() {
         return Some(line.to_owned());
     }
-    let caller = match (consumer, entry.uid) {
-        (Some(consumer), _) => consumer.to_string(),
-        (None, Some(uid)) => format!("uid {uid}"),
-        (None, None) => String::new(),
-    };
+    let caller = caller(&entry);
     let time = entry.ts.to_string();
     let time = time.get(.."2026-11-23T18:17:36".len()).unwrap_or(&time).replace('T', " ");
-    let exe = entry.exe.as_deref().unwrap_or_default();
-    let text = format!("{time}Z  {outcome:8} {op:7} {credential:32} {caller:16} {exe}");
+    let text = format!("{time}Z  {outcome:8} {op:7} {credential:32} {caller}");
     Some(output::escaped(text.trim_end()).into_owned() + "\n")
 }

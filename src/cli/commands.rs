@@ -13,7 +13,7 @@ use serde_json::json;
 use super::Context;
 use super::args::credential;
 use super::failure::{Failure, NOT_FOUND};
-use super::output;
+use super::{audit, output};
 
 /// Show the state of the service.
 #[derive(FromArgs)]
@@ -49,7 +49,8 @@ pub fn health(args: Health, context: &Context) -> Result<(), Failure> {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "list", help_triggers("-h", "--help"))]
 #[argh(note = "If standard output is not a terminal, each line has these fields, separated by\n\
-            tabs: namespace, key, delivery mode, masked preview, time stored, time last used.")]
+            tabs: namespace, key, delivery mode, masked preview, time stored, time last used;\n\
+            with --long also who used it last.")]
 pub struct List {
     /// the socket of the service
     #[argh(option, arg_name = "path")]
@@ -58,6 +59,14 @@ pub struct List {
     /// print JSON
     #[argh(switch)]
     json: bool,
+
+    /// also show who used each credential last, from the audit log
+    #[argh(switch)]
+    long: bool,
+
+    /// the audit log, with --long (IF_VAULT_AUDIT_LOG)
+    #[argh(option, arg_name = "path")]
+    audit_log: Option<PathBuf>,
 
     /// only those of this namespace
     #[argh(positional)]
@@ -82,20 +91,33 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
             _ => text,
         }
     };
-    let rows: Vec<_> = summaries
-        .into_iter()
-        .map(|summary| {
-            [
-                summary.namespace,
-                summary.key,
-                summary.delivery_mode.as_str().to_owned(),
-                summary.masked_preview,
-                time(summary.updated_at),
-                summary.last_used_at.map(time).unwrap_or_default(),
-            ]
+    let rows = summaries.into_iter().map(|summary| {
+        [
+            summary.namespace,
+            summary.key,
+            summary.delivery_mode.as_str().to_owned(),
+            summary.masked_preview,
+            time(summary.updated_at),
+            summary.last_used_at.map(time).unwrap_or_default(),
+        ]
+    });
+    let head = ["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED"];
+    if !args.long {
+        return output::rows(head, &rows.collect::<Vec<_>>());
+    }
+    let log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
+    let log = log.ok_or_else(|| {
+        Failure::usage("--long reads the audit log; give --audit-log FILE (IF_VAULT_AUDIT_LOG)")
+    })?;
+    let users = audit::last_users(&log)?;
+    let rows: Vec<_> = rows
+        .map(|[namespace, key, delivery, value, stored, used]| {
+            let user = users.get(&format!("{namespace}/{key}")).cloned().unwrap_or_default();
+            [namespace, key, delivery, value, stored, used, user]
         })
         .collect();
-    output::rows(["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED"], &rows)
+    let [namespace, key, delivery, value, stored, used] = head;
+    output::rows([namespace, key, delivery, value, stored, used, "BY"], &rows)
 }
 
 /// Print the value of a credential.

@@ -27,9 +27,9 @@ use std::thread;
 use std::time::Duration;
 
 use argh::{EarlyExit, FromArgs as _};
-use intentframe_credentials::Environment;
 use intentframe_credentials::client::{ClientOptions, VaultClient};
 use intentframe_credentials::redact::RegisteredSecrets;
+use intentframe_credentials::{Environment, settings};
 use log::LevelFilter;
 
 use args::{Arguments, Command};
@@ -60,6 +60,16 @@ impl Context {
     /// The given socket: `--socket` after the command, else the one before it.
     fn socket(&self, after: Option<PathBuf>) -> Option<PathBuf> {
         after.or_else(|| self.socket.clone())
+    }
+
+    /// The path in an option, else in a variable.
+    fn setting_path(
+        &self,
+        given: Option<PathBuf>,
+        variable: &str,
+    ) -> Result<Option<PathBuf>, Failure> {
+        let path = given.or_else(|| self.environment.setting(variable).map(PathBuf::from));
+        Ok(path.map(|path| settings::expand_tilde(&path, &self.environment)).transpose()?)
     }
 
     /// A client of the service at the socket.

@@ -86,8 +86,8 @@ fn explain(args: Explain, context: &Context) -> Result<(), Failure> {
     let operation: Operation = args.operation.parse().map_err(Failure::usage)?;
     let at = credential(&args.credential)?;
     let environment = &context.environment;
-    let file = args.policy.or_else(|| environment.setting("IF_VAULT_POLICY").map(PathBuf::from));
-    let file = file
+    let file = context
+        .setting_path(args.policy, "IF_VAULT_POLICY")?
         .ok_or_else(|| Failure::usage("no policy: give --policy FILE, or set IF_VAULT_POLICY"))?;
     let socket = settings::socket(context.socket(args.socket).as_deref(), environment)?;
     let service = Caller::serving(&socket);

@@ -95,16 +95,12 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
         Some("none") => true,
         Some(_) => return Err(Failure::usage("IF_VAULT_PREVIEW is either full or none")),
     };
-    let path = |given: Option<PathBuf>, variable| {
-        let path = given.or_else(|| environment.setting(variable).map(PathBuf::from));
-        path.map(|path| settings::expand_tilde(&path, environment)).transpose()
-    };
     settings.socket_access = SocketAccess {
         mode: args.socket_mode.unwrap_or(SocketAccess::default().mode),
         group: args.socket_group.as_deref().map(group).transpose()?,
     };
-    settings.policy = path(args.policy, "IF_VAULT_POLICY")?;
-    settings.audit_log = path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
+    settings.policy = context.setting_path(args.policy, "IF_VAULT_POLICY")?;
+    settings.audit_log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
     serve_until_signal(&settings, ready_fd, args.wait_for_backend, |_| Ok(()))
 }
 

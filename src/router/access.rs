@@ -112,13 +112,19 @@ impl Access {
                 return Ok(());
             }
             "the policy of this vault has no consumer that matches this process"
-        } else if uid == self.owner_uid || uid == ROOT {
+        } else if self.is_owner(peer) {
             return Ok(());
         } else {
             "this vault answers only its own user and root; run as that user"
         };
         log::warn!("refused a connection of {peer}: {refusal}");
         Err(Answer::error(403, refusal))
+    }
+
+    /// Whether the peer is the service's own user or root.
+    pub(super) fn is_owner(&self, peer: &Peer) -> bool {
+        let Peer::Process(Caller { process, .. }) = peer else { return false };
+        [self.owner_uid, ROOT].contains(&process.uid) && !is_unmapped(process.uid)
     }
 
     /// Whether a request may come from where it comes from.

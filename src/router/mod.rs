@@ -121,6 +121,12 @@ impl Router {
         self.access.admit(peer)
     }
 
+    /// Whether the peer is the service's own user or root.
+    #[must_use]
+    pub fn is_owner(&self, peer: &Peer) -> bool {
+        self.access.is_owner(peer)
+    }
+
     /// The facts about the process at the other end of `stream` that answers depend on.
     ///
     /// # Errors

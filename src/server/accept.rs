@@ -62,7 +62,7 @@ impl Shared {
     /// its answer before a byte of it is read.
     fn admit(&self, connection: Box<Connection>, lent: &mut Lent) {
         let refusal = self.router.admit(&connection.peer).err();
-        let is_trusted = refusal.is_none() && matches!(connection.peer, Peer::Process(_));
+        let is_trusted = self.router.is_owner(&connection.peer);
         match (self.parked.admit(connection, is_trusted), refusal) {
             (Ok(connection), None) => self.parked.park_new(connection),
             (Ok(mut connection), Some(answer)) => {

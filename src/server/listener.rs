@@ -253,6 +253,7 @@ fn handle(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
 
 /// There is no such descriptor: the directory, which is checked, is the protection.
 #[cfg(not(target_os = "linux"))]
+#[allow(clippy::unnecessary_wraps, reason = "as on Linux")]
 fn handle(path: &Path) -> io::Result<((), PathBuf)> {
     Ok(((), path.to_owned()))
 }

@@ -120,6 +120,9 @@ impl State {
         ownership::check_directory(directory).map_err(io::Error::other)?;
         let options = &mut OpenOptions::new();
         let mut file = ownership::open(path, options.read(true).append(true).create(true))?;
+        if ownership::is_writable_by_others(&file.metadata()?) {
+            return Err(io::Error::other("other users may write to it; run chmod go-w on it"));
+        }
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => io::Error::other("another service writes to it"),
             TryLockError::Error(error) => error,
@@ -305,6 +308,11 @@ mod tests {
         AuditLog::open(&path).expect("it is one").record(entry("b")).expect("a line");
         let text = std::fs::read_to_string(&path).expect("lines");
         assert_eq!(verify(text.as_bytes()).expect("whole").lines, 2);
+
+        let mode = std::os::unix::fs::PermissionsExt::from_mode;
+        std::fs::set_permissions(&path, mode(0o622)).expect("sets the mode");
+        AuditLog::open(&path).expect_err("others may write to it");
+        std::fs::set_permissions(&path, mode(0o600)).expect("sets the mode");
 
         for other in ["notes\n", "notes", "{\"ts\":1}\n{\"ts\":"] {
             std::fs::write(&path, other).expect("another file");

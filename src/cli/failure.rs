@@ -34,7 +34,8 @@ const WAIT: &str = "--wait-for-backend retries until it is available";
 const HEALTH: &str = "`credential-vault health` shows whether the service answers at all";
 const LIST: &str = "`credential-vault list` shows what is stored, and since when";
 const TRUST: &str = "to trust that user, run `credential-vault --server-uid UID ...`";
-const USER: &str = "run the command as the user whom the service serves";
+const USER: &str =
+    "run the command as the service's user, or ask for a rule in the policy of the service";
 const BACKEND: &str = "then try again; `credential-vault health` shows the backend";
 const LOG: &str = "the log of the service has the details";
 const SPAWN: &str = "--only, --namespace and --consumer select credentials; --env \

@@ -229,6 +229,19 @@ second = start()
 assert answered(between)['status'] == 'ok'
 assert stop(second) == 0
 
+# One that other users can connect to is served only with a policy.
+os.chmod(path, 0o666)
+shared = start()
+assert os.waitstatus_to_exitcode(os.waitpid(shared, 0)[1]) == 2
+os.environ['IF_VAULT_POLICY'] = path + '.policy'
+with open(path + '.policy', 'w') as policy:
+    policy.write('[consumer.a]\nuid = 1\n')
+os.chmod(path + '.policy', 0o600)
+shared = start()
+assert answered(connect())['status'] == 'ok'
+assert stop(shared) == 0
+os.chmod(path, 0o600)
+
 # Several sockets are an error.
 two = start(count=2)
 assert os.waitstatus_to_exitcode(os.waitpid(two, 0)[1]) == 2
@@ -252,6 +265,7 @@ fn an_inherited_socket_is_served_and_left_unchanged() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "done\n", "{stderr}\n{log}");
     assert!(log.contains("LISTEN_FDS passes 2 sockets"), "{log}");
+    assert!(log.contains("give --policy FILE") && log.contains("the policy decides"), "{log}");
     assert!(!place.root().join(".intentframe").exists(), "the default socket was not created");
 }
 

@@ -1,5 +1,8 @@
 //! [`Process`]: the process at the other end of a connection, as the kernel reports it.
 
+#[cfg(target_os = "linux")]
+use std::sync::LazyLock;
+
 /// A connected process, with the credentials that the kernel recorded when it connected
 /// (`SO_PEERCRED` in unix(7); `LOCAL_PEERCRED` on macOS).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,9 +50,13 @@ impl Process {
 #[cfg(target_os = "linux")]
 #[must_use]
 pub fn is_unmapped(uid: u32) -> bool {
+    // Read once, since every connection asks.
+    static OVERFLOW: LazyLock<u32> = LazyLock::new(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").unwrap_or_default();
+        text.trim().parse().unwrap_or(65534)
+    });
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let overflow = read("/proc/sys/kernel/overflowuid").trim().parse().unwrap_or(65534);
-    if uid != overflow {
+    if uid != *OVERFLOW {
         return false;
     }
     let is_mapped = read("/proc/self/uid_map").lines().any(|line| {

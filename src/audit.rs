@@ -1,9 +1,9 @@
 //! The audit log: a file with one JSON line for each decision about a value.
 //!
-//! Each line has the SHA-256 of itself (without that field), and the one of the line before. So
-//! a line that is changed, removed or put in breaks the chain at a place that [`verify`] finds.
-//! The chain does not protect from someone who may write to the file and calculates all hashes
-//! that follow anew: for that, keep the latest hash elsewhere.
+//! Each line has its own SHA-256 (computed without that field) and the SHA-256 of the previous
+//! line. If a line is changed, removed or added, the chain breaks there, and [`verify`] finds the
+//! place. A process that may write to the file can compute all later hashes again; to notice that,
+//! keep the latest hash elsewhere.
 //!
 //! A line is handed to the kernel before the answer goes out. It survives the end of the service
 //! at any moment; whether it survives the end of the machine depends on the file system.
@@ -12,7 +12,6 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -105,9 +104,9 @@ impl AuditLog {
     /// As for [`open`](Self::open); the old file is written on.
     pub fn reopen(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-        let there = self.path.symlink_metadata().map(id).ok();
-        if there != Some(id(state.file.metadata()?)) {
+        let there = self.path.symlink_metadata().ok();
+        let ours = ownership::id(&state.file.metadata()?);
+        if there.is_none_or(|there| ownership::id(&there) != ours) {
             *state = State::open(&self.path, Some(&state.last_hash))?;
         }
         Ok(())
@@ -116,8 +115,7 @@ impl AuditLog {
 
 impl State {
     fn open(path: &Path, previous: Option<&str>) -> io::Result<Self> {
-        let directory = path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."));
-        ownership::check_directory(directory).map_err(io::Error::other)?;
+        ownership::check_directory(ownership::parent(path)).map_err(io::Error::other)?;
         let options = &mut OpenOptions::new();
         let mut file = ownership::open(path, options.read(true).append(true).create(true))?;
         if ownership::is_writable_by_others(&file.metadata()?) {
@@ -181,10 +179,7 @@ fn split(line: &str) -> Option<(String, &str)> {
 }
 
 fn hash(text: &str) -> String {
-    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    format!("{:x}", Sha256::digest(text))
 }
 
 /// An audit log whose chain holds.

@@ -133,7 +133,6 @@ mod linux {
     use std::fs;
     use std::io;
     use std::os::fd::{AsFd, OwnedFd};
-    use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::UnixStream;
     use std::path::{Path, PathBuf};
 
@@ -141,6 +140,7 @@ mod linux {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     use super::Caller;
+    use crate::ownership;
     use crate::peer::Process;
 
     impl Caller {
@@ -251,7 +251,7 @@ mod linux {
         let link = proc.join("exe");
         let path = fs::read_link(&link)?;
         let (running, there) = (fs::metadata(&link)?, fs::metadata(&path)?);
-        if (running.dev(), running.ino()) == (there.dev(), there.ino()) {
+        if ownership::id(&running) == ownership::id(&there) {
             Ok(path)
         } else {
             Err(io::ErrorKind::NotFound.into())

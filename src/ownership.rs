@@ -36,6 +36,18 @@ pub fn check_directory(directory: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// The directory that a path is in.
+#[must_use]
+pub fn parent(path: &Path) -> &Path {
+    path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Device and inode: two names with the same ones are one file.
+#[must_use]
+pub fn id(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
 /// Opens a file that other users must not control, and checks it: a regular file with a single
 /// name that belongs to this user or root. A link is not followed, and a FIFO does not block.
 /// A file that is created gets mode 0600.

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use support::{
-    Connection, DEADLINE, Place, Service, copy_program, get, put, skip, try_connect, wait_until,
+    Connection, DEADLINE, Place, Service, copy_program, get, is_root, put, try_connect, wait_until,
 };
 
 const KEY: &str = "/v1/credentials/lifecycle/key";
@@ -413,8 +413,7 @@ const EVERYTHING: [(&str, &str); 9] = [
 
 #[test]
 fn other_users_are_refused_before_they_ask() {
-    if !rustix::process::getuid().is_root() {
-        skip("connecting as another user needs root");
+    if !is_root() {
         return;
     }
     let place = Place::new();
@@ -438,8 +437,7 @@ fn other_users_are_refused_before_they_ask() {
 
 #[test]
 fn root_is_served_by_another_users_service() {
-    if !rustix::process::getuid().is_root() {
-        skip("starting the service as another user needs root");
+    if !is_root() {
         return;
     }
     let place = Place::new();

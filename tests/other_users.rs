@@ -12,16 +12,17 @@ use std::process::Command;
 
 use serde_json::json;
 
-use support::{Place, Service, cannot_here, skip, wait_until};
+use support::{Place, Service, cannot_here, is_root, wait_until};
 
 const ATTACKER: u32 = 61_010;
 
-fn is_root() -> bool {
-    if rustix::process::getuid().is_root() {
-        return true;
-    }
-    skip("files of other users need root");
-    false
+/// The body and the status that curl gets when it runs as another user.
+fn answer_to(uid: u32, service: &Service, path: &str) -> String {
+    let mut curl = Command::new("curl");
+    std::os::unix::process::CommandExt::uid(&mut curl, uid);
+    curl.args(["--silent", "--max-time", "20", "--write-out", "%{http_code}", "--unix-socket"]);
+    curl.arg(&service.socket).arg(format!("http://localhost{path}")).current_dir("/");
+    String::from_utf8(curl.output().expect("curl is installed").stdout).expect("UTF-8")
 }
 
 fn set_mode(path: &Path, mode: u32) {
@@ -189,15 +190,9 @@ fn strangers_at_a_socket_open_to_all_are_refused_and_consumers_are_not() {
     let setup = place.setup().argument("--socket-mode").argument("0666");
     let service = setup.argument("--policy").argument(policy.to_str().expect("UTF-8")).start();
     assert_eq!(service.put("/v1/credentials/a/b", &json!({ "value": "v" })).status, 200);
-    let status = |uid: u32| {
-        let mut curl = Command::new("curl");
-        std::os::unix::process::CommandExt::uid(&mut curl, uid);
-        curl.args(["--silent", "--max-time", "20", "--write-out", "%{http_code}", "--unix-socket"]);
-        curl.arg(&service.socket).arg("http://localhost/v1/credentials/a/b").current_dir("/");
-        String::from_utf8(curl.output().expect("curl is installed").stdout).expect("UTF-8")
-    };
-    assert_eq!(status(61_011), r#"{"value":"v"}200"#);
-    assert!(status(ATTACKER).ends_with("403"));
+    let path = "/v1/credentials/a/b";
+    assert_eq!(answer_to(61_011, &service, path), r#"{"value":"v"}200"#);
+    assert!(answer_to(ATTACKER, &service, path).ends_with("403"));
 }
 
 /// Runs the vault's command in a user namespace without a mapping, as another user would appear
@@ -269,11 +264,7 @@ fn an_unmapped_peer_is_refused() {
     let setup = place.setup().argument("--socket-mode").argument("0666");
     let service: Service =
         setup.argument("--policy").argument(policy.to_str().expect("UTF-8")).start();
-    let mut curl = Command::new("curl");
-    std::os::unix::process::CommandExt::uid(&mut curl, overflow);
-    curl.args(["--silent", "--max-time", "20", "--write-out", "%{http_code}", "--unix-socket"]);
-    curl.arg(&service.socket).arg("http://localhost/health").current_dir("/");
-    let answer = String::from_utf8(curl.output().expect("it runs").stdout).expect("UTF-8");
+    let answer = answer_to(overflow, &service, "/health");
     assert!(answer.ends_with("403") && answer.contains("user namespace"), "{answer}");
     wait_until("it is in the log", || service.log().contains("refused a connection"));
 }

@@ -16,7 +16,7 @@ use std::thread;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use support::{Place, Service, cannot_here, copy_program, skip, wait_until};
+use support::{Place, Service, cannot_here, copy_program, is_root, wait_until};
 
 const JARVIS: u32 = 61_001;
 const EDI: u32 = 61_002;
@@ -40,14 +40,6 @@ struct Caller {
 
 fn user(uid: u32) -> Caller {
     Caller { uid, gid: uid, program: "curl".into(), cgroup: None }
-}
-
-fn is_root() -> bool {
-    if rustix::process::getuid().is_root() {
-        return true;
-    }
-    skip("callers of other users need root");
-    false
 }
 
 fn write_policy(place: &Place, policy: &str) -> PathBuf {

@@ -3,13 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use argh::FromArgs;
 use intentframe_credentials::audit::{self, Entry};
+use intentframe_credentials::ownership;
 
 use super::failure::{Failure, cannot};
 use super::output;
@@ -90,7 +90,7 @@ fn open(path: &Path) -> Result<BufReader<File>, Failure> {
     File::open(path).map(BufReader::new).map_err(cannot(format!("open {}", path.display())))
 }
 
-/// Who read each credential last, by NAMESPACE/KEY.
+/// The last reader of each credential, by NAMESPACE/KEY.
 pub fn last_users(path: &Path) -> Result<HashMap<String, String>, Failure> {
     let mut users = HashMap::new();
     for line in open(path)?.lines() {
@@ -141,7 +141,7 @@ fn tail(args: &Tail) -> Result<(), Failure> {
         // The service goes on in a new file once the old one was renamed.
         let open_file = log.get_ref().metadata().map_err(failed())?;
         match args.file.metadata() {
-            Ok(there) if (there.dev(), there.ino()) != (open_file.dev(), open_file.ino()) => {
+            Ok(there) if ownership::id(&there) != ownership::id(&open_file) => {
                 log = open(&args.file)?;
             }
             _ => thread::sleep(PAUSE),

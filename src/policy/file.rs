@@ -106,8 +106,7 @@ fn read(path: &Path) -> Result<String, String> {
     if ownership::is_writable_by_others(&file.metadata().map_err(said)?) {
         return Err(format!("other users may write to it; run chmod go-w {}", path.display()));
     }
-    let directory = path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."));
-    ownership::check_directory(directory)?;
+    ownership::check_directory(ownership::parent(path))?;
     let mut text = String::new();
     file.read_to_string(&mut text).map_err(said)?;
     Ok(text)

@@ -116,7 +116,7 @@ impl CredentialScrubber {
         let mut hash = Sha256::new();
         let mut serializer = Serializer::with_formatter(&mut hash, Python);
         sorted.serialize(&mut serializer).expect("a document serialises, and a hash takes writes");
-        hash.finalize().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+        format!("{:x}", hash.finalize())
     }
 }
 

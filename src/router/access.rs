@@ -9,7 +9,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::audit::{AuditLog, Entry};
 use crate::caller::{Caller, Peer, Supervisor};
-use crate::peer::is_unmapped;
+use crate::model::Namespace;
+use crate::peer::{Process, is_unmapped};
 use crate::policy::{Operation, Policy, PolicyError, Refusal};
 use crate::secret::Secret;
 use crate::time::Timestamp;
@@ -97,7 +98,7 @@ impl Access {
         if self.policy.is_some() || self.audit.is_some() {
             Caller::across(stream, self.supervisor.as_ref())
         } else {
-            crate::peer::Process::across(stream).map(Caller::from)
+            Process::across(stream).map(Caller::from)
         }
     }
 
@@ -192,6 +193,12 @@ impl Rights<'_> {
         };
         let grant = policy.decide(caller, operation, namespace, allowed_consumers)?;
         Ok(Reason { consumer: grant.consumer.map(str::to_owned), rule: grant.rule })
+    }
+
+    /// The same for a request; a refusal is put on record, and answered.
+    pub(super) fn permit(&self, operation: Operation, about: About<'_>) -> Result<Reason, Answer> {
+        self.decide(operation, about.namespace.map(Namespace::as_str), &[])
+            .map_err(|refusal| self.refuse(operation, about, &refusal))
     }
 
     /// Whether a listing shows the namespace.

@@ -173,7 +173,7 @@ enum Json {
     Other,
 }
 
-/// What a place in the body may hold. Arrays and objects anywhere else are read to their end
+/// A value in the body. Arrays and objects anywhere else are read to their end
 /// and forgotten, however deep they are; only their type is reported.
 #[derive(Clone, Copy)]
 enum Wanted {

@@ -152,11 +152,7 @@ impl Router {
         self.access.check(head)?;
         let call = Self::call(head)?;
         if let Some((operation, about)) = call.needs() {
-            let rights = self.access.rights(head.peer);
-            let namespace = about.namespace.map(Namespace::as_str);
-            if let Err(refusal) = rights.decide(operation, namespace, &[]) {
-                return Err(rights.refuse(operation, about, &refusal));
-            }
+            self.access.rights(head.peer).permit(operation, about)?;
         }
         Ok(call)
     }
@@ -221,19 +217,18 @@ impl Router {
     /// The value of a credential, if its `allowed_consumers` permit it. Someone who may not list
     /// the namespace does not learn whether there is a credential.
     fn get(&self, at: &CredentialRef, rights: &Rights<'_>) -> Result<Answer, Answer> {
-        let (about, namespace) = (About::from(at), Some(at.namespace().as_str()));
-        let refuse = |refusal| rights.refuse(Operation::Read, about, &refusal);
-        let mut reason = rights.decide(Operation::Read, namespace, &[]).map_err(refuse)?;
+        let (about, namespace) = (About::from(at), at.namespace().as_str());
+        let mut reason = rights.permit(Operation::Read, about)?;
         let value = if reason.consumer.is_none() {
             self.service.get(at)
         } else {
             let mut decided = Ok(());
             let value = self.service.get_if(at, |allowed_consumers| {
-                let decision = rights.decide(Operation::Read, namespace, allowed_consumers);
+                let decision = rights.decide(Operation::Read, Some(namespace), allowed_consumers);
                 decided = decision.map(|it| reason = it);
                 decided.is_ok()
             });
-            decided.map_err(refuse)?;
+            decided.map_err(|refusal| rights.refuse(Operation::Read, about, &refusal))?;
             value
         };
         let outcome = match &value {
@@ -243,7 +238,7 @@ impl Router {
         };
         rights.record(Operation::Read, outcome, about, &reason)?;
         match value {
-            Err(VaultError::NotFound(_)) if !rights.may_list(at.namespace().as_str()) => {
+            Err(VaultError::NotFound(_)) if !rights.may_list(namespace) => {
                 Err(Answer::error(403, &rights.not_for_this().to_string()))
             }
             value => Ok(Answer::value(&value?)),
@@ -333,10 +328,7 @@ fn change(
     carry_out: impl FnOnce() -> Result<(), VaultError>,
 ) -> Result<(), Answer> {
     let (operation, about) = call.needs().expect("a change needs a right");
-    let namespace = about.namespace.map(Namespace::as_str);
-    let reason = rights
-        .decide(operation, namespace, &[])
-        .map_err(|refusal| rights.refuse(operation, about, &refusal))?;
+    let reason = rights.permit(operation, about)?;
     rights.record(operation, "allowed", about, &reason)?;
     Ok(carry_out().inspect_err(|_| {
         // The caller is told of the failure, whether or not that can be recorded.

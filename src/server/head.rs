@@ -136,7 +136,7 @@ impl<'a> Head<'a> {
                 }
             }
             14 if is("Sec-Fetch-Site") => {
-                // What a person has typed into a browser is not the request of a page.
+                // `none`: a person has typed the address into a browser.
                 self.request.is_of_web_page |= !matches!(text(header)?, "none" | "same-origin");
             }
             14 if is("Content-Length") => {

@@ -115,10 +115,7 @@ struct SocketFile {
 impl SocketFile {
     fn bind(path: &Path, access: SocketAccess) -> Result<(UnixListener, Self), StartError> {
         let failed = |source| failed(path.display(), source);
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
+        let directory = ownership::parent(path);
         DirBuilder::new()
             .recursive(true)
             .mode(access.directory())
@@ -135,7 +132,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let is_ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.id);
+            .is_ok_and(|metadata| ownership::id(&metadata) == self.id);
         if is_ours && let Err(error) = fs::remove_file(&self.path) {
             log::warn!("{} could not be removed: {error}", self.path.display());
         }
@@ -236,7 +233,7 @@ fn listen(path: &Path, access: SocketAccess) -> io::Result<(UnixListener, (u64, 
         fs::set_permissions(&file, fs::Permissions::from_mode(access.mode))?;
     }
     rustix::net::listen(&socket, BACKLOG)?;
-    Ok((UnixListener::from(socket), (metadata.dev(), metadata.ino())))
+    Ok((UnixListener::from(socket), ownership::id(&metadata)))
 }
 
 /// A descriptor of the file itself, and a path that leads to it: what takes the file's own path

@@ -47,6 +47,17 @@ pub fn skip(reason: &str) {
     let _ = writeln!(io::stderr(), "skipped: {reason}");
 }
 
+/// Whether this process is root, as a test needs to be that acts as other users. It skips the
+/// test if not.
+#[track_caller]
+pub fn is_root() -> bool {
+    let is_root = rustix::process::getuid().is_root();
+    if !is_root {
+        skip("acting as other users needs root");
+    }
+    is_root
+}
+
 /// Like [`skip`], for a part of a test that depends on something no setup can guarantee, such as
 /// the permission to mount. Never fails, so another test must cover the same behaviour.
 pub fn cannot_here(reason: &str) {

@@ -71,6 +71,27 @@ fn survives(fault: Fault) {
     assert_eq!(health["renewal"]["state"], "active", "{described}: {health}");
 }
 
+/// In the last second of its life, a token's TTL is 0 in a renewal's and in a lookup's answer. It
+/// is not taken for one that never expires.
+#[test]
+fn a_token_in_its_last_second_is_replaced() {
+    let Some(target) = Target::new() else { return };
+    let body = br#"{"data": {"ttl": 0, "renewable": true, "expire_time": "2026-01-01T00:00:00Z"}}"#;
+    // The check at the start looks the token up, too.
+    let fault = target.proxy.next(2, Fault::answer(200, "", body), "GET", "auth/token/lookup-self");
+    let service = target.service(POLICY);
+    stored(&service, "openai", "key", "value");
+    fault.wait_for_hits(2);
+    target.proxy.wait_for_requests("POST", RENEW, 1);
+    drop(service);
+
+    let service = target.role_service(json!({ "token_ttl": "3s" }));
+    let fault = target.proxy.next(1, renewal("0"), "POST", RENEW);
+    stored(&service, "openai", "key", "value");
+    fault.wait_for_hits(1);
+    target.proxy.wait_for_requests("POST", "auth/approle/login", 2);
+}
+
 /// Values beyond all bounds in answers to requests are errors, and do no harm to later ones.
 #[test]
 fn a_huge_retry_after_does_not_hold_up_requests() {

@@ -30,6 +30,11 @@ impl Lease {
         let ttl = (seconds > 0).then(|| Duration::from_secs(seconds));
         Self { ttl, renewable: json["renewable"] == true }
     }
+
+    /// The lease of a token that is known to expire.
+    fn expiring(self) -> Self {
+        Self { ttl: self.ttl.or(Some(Duration::ZERO)), ..self }
+    }
 }
 
 /// The answer to a login and to a renewal.
@@ -65,10 +70,12 @@ pub(super) fn log_in(http: &Http, role_id: &Secret, secret_id: &Secret) -> Resul
 
 /// Renews the token. The inner error says why the server refuses.
 pub(super) fn renew(http: &Http, token: &Secret) -> Result<Result<Lease, String>, Unavailable> {
-    // The keeper repeats it, more slowly: the token is still good.
+    // The keeper repeats it, more slowly: the token is still good. One that can be renewed does
+    // expire, so 0 seconds are less than one.
     let request = Request::with_body("POST", "auth/token/renew-self", b"{}");
     let reply = http.send(&Request { may_repeat: false, ..request }, Some(token))?;
-    Ok(Login::in_reply(&reply).map(|login| login.lease).ok_or_else(|| reply.explain()))
+    let lease = Login::in_reply(&reply).map(|login| login.lease.expiring());
+    Ok(lease.ok_or_else(|| reply.explain()))
 }
 
 /// Looks the token up. Returns `None` if it is dead, or may not look itself up.
@@ -84,7 +91,9 @@ pub(super) fn look_up(http: &Http, token: &Secret) -> Result<Option<Lease>, Unav
     if json.pointer("/data").is_none() {
         return Err(Unavailable::new("the server at VAULT_ADDR is not Vault"));
     }
-    Ok(Some(Lease::in_json(&json["data"], "/ttl")))
+    let lease = Lease::in_json(&json["data"], "/ttl");
+    // In the last second of a token's life its TTL is 0, too.
+    Ok(Some(if json["data"]["expire_time"].is_null() { lease } else { lease.expiring() }))
 }
 
 /// Unwraps a secret ID. A wrapping token that `AppRole` did not make, or that has been

@@ -76,6 +76,8 @@ pub mod policy;
 pub mod redact;
 #[cfg(all(unix, feature = "server"))]
 pub mod router;
+#[cfg(all(unix, feature = "sealed"))]
+pub mod seal;
 pub mod secret;
 #[cfg(all(unix, feature = "server"))]
 pub mod server;

@@ -163,6 +163,23 @@ fn a_newer_file_with_a_log_is_rejected_and_both_are_unchanged() {
 }
 
 #[test]
+fn one_vault_at_a_time_uses_a_directory() {
+    let (directory, file) = place();
+    let store = MetadataStore::open(&file).expect("opens");
+    store.put(row("key", "v")).expect("stores");
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(directory.path(), &link).expect("links");
+    for file in [file.clone(), link.join("credentials.db")] {
+        let error = MetadataStore::open(&file).expect_err("it is in use");
+        assert!(error.to_string().contains("another vault uses it"), "{error}");
+    }
+    assert!(MetadataStore::look_up(&file, &at("key")).expect("reads").is_some());
+    store.close().expect("closes");
+    let store = MetadataStore::open(&file).expect("opens");
+    assert_eq!(store.count().expect("counts"), 1);
+}
+
+#[test]
 fn an_empty_file_is_a_new_database() {
     let (_directory, file) = place();
     fs::write(&file, b"").expect("writes");

@@ -1,6 +1,6 @@
 //! The database as a file: only its owner may read it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +36,30 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, Reason> {
     }
     open_or_create(&path).map_err(failed)?;
     Ok(path)
+}
+
+/// Locks the directory of the database (flock(2)) until the returned file is closed: two vaults
+/// would undo each other's changes. The lock is on the directory, since closing a second
+/// descriptor of the database itself would release the locks that `SQLite` has on it.
+pub(super) fn lock(database: &Path) -> Result<Option<File>, Reason> {
+    if cfg!(not(unix)) {
+        return Ok(None);
+    }
+    let directory = database.parent().unwrap_or(database);
+    let file = File::open(directory)?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            Err("another vault uses it; stop that one, or choose another data directory".into())
+        }
+        Err(TryLockError::Error(error)) => {
+            log::warn!(
+                "{} cannot be locked ({error}): start no other vault with it",
+                directory.display()
+            );
+            Ok(None)
+        }
+        Ok(()) => Ok(Some(file)),
+    }
 }
 
 /// The path of a file beside the database.

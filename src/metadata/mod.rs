@@ -62,12 +62,13 @@ pub struct MetadataStore {
 impl MetadataStore {
     /// Opens the database at `path`, or creates it there (mode 0600), with the directories
     /// that are missing (0700). A file of the Python service is taken over in place, and
-    /// stays readable to that service.
+    /// stays readable to that service. No other store can be open in its directory.
     ///
     /// # Errors
     ///
     /// [`MetadataError::Unusable`] if the file is damaged, written by a newer version or by
-    /// another program, or cannot be opened or created. Its content is then unchanged.
+    /// another program, in use by another vault, or cannot be opened or created. Its content is
+    /// then unchanged.
     pub fn open(path: &Path) -> Result<Self, MetadataError> {
         Self::try_open(path).map_err(|reason| MetadataError::Unusable {
             path: path.to_owned(),
@@ -77,13 +78,14 @@ impl MetadataStore {
 
     fn try_open(path: &Path) -> Result<Self, Reason> {
         let path = file::prepare(path)?;
+        let lock = file::lock(&path)?;
         let connection = schema::open(&path)?;
         let touches = Arc::new(Touches::default());
         let (sender, inbox) = mpsc::channel();
         let shared = Arc::clone(&touches);
         let thread = thread::Builder::new()
             .name("metadata-writer".into())
-            .spawn(move || writer::run(connection, shared, inbox))?;
+            .spawn(move || writer::run(connection, shared, inbox, lock))?;
         Ok(Self { sender, touches, readers: Readers::new(path), writer: Mutex::new(Some(thread)) })
     }
 

@@ -1,4 +1,4 @@
-//! Opening the database: checks that the file is the vault's, and creates the table.
+//! Opening the database: checks that the file is the vault's, and creates the tables.
 
 use std::error::Error;
 use std::path::Path;
@@ -15,10 +15,11 @@ pub(super) type Reason = Box<dyn Error>;
 
 /// The `PRAGMA user_version` that this version writes. The Python service leaves it at 0 and
 /// does not read it.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
-/// The Python service's table. Anything this service adds must go into other tables.
-const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS credential_metadata (
+/// The Python service's table, and those that it ignores: anything this service adds must go into
+/// other tables.
+const CREATE_TABLES: &str = "CREATE TABLE IF NOT EXISTS credential_metadata (
     namespace TEXT NOT NULL,
     key TEXT NOT NULL,
     delivery_mode TEXT NOT NULL DEFAULT 'executor_only',
@@ -31,13 +32,22 @@ const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS credential_metadata (
     last_validated_at TEXT,
     last_used_at TEXT,
     PRIMARY KEY (namespace, key)
-)";
+);
+CREATE TABLE IF NOT EXISTS vault_intents (
+    namespace TEXT NOT NULL,
+    key TEXT NOT NULL,
+    salt BLOB NOT NULL,
+    fingerprint BLOB,
+    before TEXT,
+    after TEXT,
+    PRIMARY KEY (namespace, key)
+) WITHOUT ROWID";
 
 /// How long a statement waits while another process (the Python service, a `sqlite3` shell)
 /// has the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Opens the database for the writer: checks it, then creates the table if it is missing. A
+/// Opens the database for the writer: checks it, then creates the tables that are missing. A
 /// rejected file keeps its content, and so does its log.
 pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
     // If a killed process left a log, that must not change until the file is accepted. A log
@@ -54,14 +64,14 @@ pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
         log::warn!("{}: no write-ahead log ({mode} instead): stores are slow", path.display());
     }
     // A power cut must not lose an acknowledged store; macOS needs more than fsync for that.
-    // The size limit shrinks a log that grew during a long listing.
+    // The size limit shrinks a log that grew during a long listing. What is deleted is overwritten.
     connection.execute_batch(
         "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;
-         PRAGMA journal_size_limit = 8388608",
+         PRAGMA journal_size_limit = 8388608; PRAGMA secure_delete = ON",
     )?;
     if version < SCHEMA_VERSION {
         connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {CREATE_TABLE}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+            "BEGIN IMMEDIATE; {CREATE_TABLES}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
         ))?;
     }
     Ok(connection)

@@ -1,6 +1,7 @@
 //! The writer thread. Changes that wait at the same time share a commit.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
@@ -40,11 +41,13 @@ pub(super) struct Change {
 /// The row as it was before the change.
 pub(super) type Outcome = Result<Option<CredentialRecord>, MetadataError>;
 
-/// Writes until told to close. An error means that touches or undo changes are lost.
+/// Writes until told to close, and then releases the lock. An error means that touches or undo
+/// changes are lost.
 pub(super) fn run(
     connection: Connection,
     touches: Arc<Touches>,
     inbox: Receiver<Message>,
+    _lock: Option<File>,
 ) -> Result<(), MetadataError> {
     let backoff = Backoff::new(TOUCH_DELAY, Duration::from_mins(1));
     let mut writer =

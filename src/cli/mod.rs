@@ -4,12 +4,14 @@
 
 mod args;
 mod audit;
+mod backup;
 mod commands;
 mod dev;
 mod dotenv;
 mod exec;
 mod failure;
 mod hardening;
+mod local;
 mod logging;
 mod output;
 mod policy;
@@ -21,7 +23,7 @@ mod supervised;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -74,9 +76,14 @@ impl Context {
 
     /// A client of the service at the socket.
     fn client(&self, socket: Option<PathBuf>) -> Result<VaultClient, Failure> {
+        let socket = settings::socket(self.socket(socket).as_deref(), &self.environment)?;
+        Ok(self.client_at(&socket))
+    }
+
+    /// A client of the service at `socket`, which is the path as it is.
+    fn client_at(&self, socket: &Path) -> VaultClient {
         let options = ClientOptions { timeout: TIMEOUT, server_uid: self.server_uid };
-        let socket = self.socket(socket);
-        Ok(VaultClient::from_environment(socket.as_deref(), &self.environment, &options)?)
+        VaultClient::with_options(socket, &options)
     }
 }
 
@@ -156,5 +163,6 @@ fn run(
         Command::Exec(args) => exec::run(args, &context),
         Command::Policy(args) => policy::run(args, &context),
         Command::Audit(args) => audit::run(args),
+        Command::Backup(args) => backup::run(&args, &context),
     }
 }

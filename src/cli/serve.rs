@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use argh::FromArgs;
 use crossbeam_channel::{Receiver, bounded, unbounded};
+use intentframe_credentials::VaultError;
 use intentframe_credentials::backoff::Backoff;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
 use intentframe_credentials::server::{Endpoint, SocketAccess};
-use intentframe_credentials::{BackendOptions, SecretWatch, VaultError, settings};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
@@ -20,6 +20,7 @@ use signal_hook::low_level::signal_name;
 
 use super::Context;
 use super::failure::{Failure, cannot};
+use super::local::Local;
 use super::signals;
 use super::supervised::{self, ReadyFd};
 
@@ -76,19 +77,14 @@ pub struct Serve {
 pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     let environment = &context.environment;
     let ready_fd = args.ready_fd.map(ReadyFd::open).transpose()?;
-    let socket = settings::socket(context.socket(args.socket).as_deref(), environment)?;
-    let data_dir = settings::data_dir(args.data_dir.as_deref(), environment)?;
+    let local = Local::new(context, args.socket, args.data_dir.as_deref(), args.backend)?;
     let endpoint = match supervised::inherited_socket(environment)? {
         Some(listener) => Endpoint::Inherited(Arc::new(listener)),
-        None => Endpoint::Unix(socket),
+        None => Endpoint::Unix(local.socket),
     };
-    let mut options = BackendOptions::new(environment.clone());
+    let mut options = local.backend_options;
     options.own_socket = endpoint.socket();
-    let secrets = context.secrets.clone();
-    options.secret_watch = Some(SecretWatch::new(move |secret| secrets.register(secret)));
-    let backend =
-        args.backend.as_deref().or(environment.setting("IF_VAULT_BACKEND")).unwrap_or("keyring");
-    let mut settings = Settings::new(endpoint, data_dir, backend, options);
+    let mut settings = Settings::new(endpoint, local.data_dir, &local.backend, options);
     settings.workers = args.workers.map_or(DEFAULT_WORKERS, NonZero::get);
     settings.hide_previews = match environment.setting("IF_VAULT_PREVIEW") {
         None | Some("full") => false,

@@ -15,6 +15,7 @@ mod file;
 mod reader;
 mod row;
 mod schema;
+mod snapshot;
 mod writer;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 pub use crate::error::MetadataError;
+pub use snapshot::{Copied, Snapshot};
 
 use crate::model::{CredentialRecord, CredentialRef, Namespace};
 use crate::time::Timestamp;
@@ -70,10 +72,7 @@ impl MetadataStore {
     /// another program, in use by another vault, or cannot be opened or created. Its content is
     /// then unchanged.
     pub fn open(path: &Path) -> Result<Self, MetadataError> {
-        Self::try_open(path).map_err(|reason| MetadataError::Unusable {
-            path: path.to_owned(),
-            reason: reason.downcast_ref().map_or_else(|| reason.to_string(), schema::explain),
-        })
+        Self::try_open(path).map_err(|reason| schema::unusable(path, &reason))
     }
 
     fn try_open(path: &Path) -> Result<Self, Reason> {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::file;
 use super::row::COLUMNS;
+use super::{MetadataError, file};
 
 /// Why a file cannot be used: a sentence, or an error of `SQLite` or the system.
 pub(super) type Reason = Box<dyn Error>;
@@ -77,6 +77,12 @@ pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
     Ok(connection)
 }
 
+/// The error of a file that cannot be used.
+pub(super) fn unusable(path: &Path, reason: &Reason) -> MetadataError {
+    let reason = reason.downcast_ref().map_or_else(|| reason.to_string(), explain);
+    MetadataError::Unusable { path: path.to_owned(), reason }
+}
+
 /// Describes the error, with advice on what to do.
 pub(super) fn explain(error: &rusqlite::Error) -> String {
     let advice = match error.sqlite_error_code() {
@@ -126,7 +132,7 @@ pub(super) fn connect(path: &Path, keep_log: bool) -> rusqlite::Result<Connectio
 
 /// Rejects a file that is not the vault's, is newer, or is damaged. Returns the version of its
 /// schema. Only reads.
-fn check(connection: &Connection) -> Result<i64, Reason> {
+pub(super) fn check(connection: &Connection) -> Result<i64, Reason> {
     let sql = "SELECT (SELECT user_version FROM pragma_user_version),
             NOT EXISTS (SELECT 1 FROM sqlite_schema),
             group_concat(name, ', '), group_concat(name, ', ') FILTER (WHERE pk > 0)

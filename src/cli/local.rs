@@ -1,0 +1,101 @@
+//! The settings that `serve` shares with the commands that work on its files and its backend, and
+//! what these commands have in common.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use intentframe_credentials::client::{ClientError, Health};
+use intentframe_credentials::daemon::DATABASE;
+use intentframe_credentials::{BackendOptions, SecretWatch, ownership, settings};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use super::Context;
+use super::failure::{Failure, cannot};
+
+/// Where the service that is started with the same options and environment keeps everything.
+pub struct Local {
+    pub socket: PathBuf,
+    pub data_dir: PathBuf,
+    /// The database in `data_dir`.
+    pub database: PathBuf,
+    /// The name of the backend, which may be wrong.
+    pub backend: String,
+    /// For `create_vault`, which reads nothing yet.
+    pub backend_options: BackendOptions,
+}
+
+impl Local {
+    /// From the options `--socket`, `--data-dir` and `--backend`, else from the environment.
+    pub fn new(
+        context: &Context,
+        socket: Option<PathBuf>,
+        data_dir: Option<&Path>,
+        backend: Option<String>,
+    ) -> Result<Self, Failure> {
+        let environment = &context.environment;
+        let socket = settings::socket(context.socket(socket).as_deref(), environment)?;
+        let data_dir = settings::data_dir(data_dir, environment)?;
+        let backend =
+            backend.or_else(|| environment.setting("IF_VAULT_BACKEND").map(str::to_owned));
+        let mut backend_options = BackendOptions::new(environment.clone());
+        backend_options.own_socket = Some(socket.clone());
+        let secrets = context.secrets.clone();
+        backend_options.secret_watch =
+            Some(SecretWatch::new(move |secret| secrets.register(secret)));
+        Ok(Self {
+            socket,
+            database: data_dir.join(DATABASE),
+            data_dir,
+            backend: backend.unwrap_or_else(|| "keyring".to_owned()),
+            backend_options,
+        })
+    }
+
+    #[allow(dead_code, reason = "the commands that need it follow")]
+    /// Asks the service at the socket for its health. Returns `None` if there is no service.
+    pub fn health(&self, context: &Context) -> Result<Option<Health>, ClientError> {
+        match context.client_at(&self.socket).health() {
+            Err(ClientError::Unreachable { .. }) => Ok(None),
+            answer => answer.map(Some),
+        }
+    }
+}
+
+/// Creates a file (mode 0600) as a whole: `write` writes to a temporary path beside it, which is
+/// synced and then renamed. An existing file is not replaced. After an error there is no file.
+pub fn create_whole<T>(
+    file: &Path,
+    write: impl FnOnce(&Path) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let shown = file.display();
+    let exists = || Failure::usage(format!("{shown} exists already; choose another file"));
+    if file.symlink_metadata().is_ok() {
+        return Err(exists());
+    }
+    let directory = ownership::parent(file);
+    ownership::check_directory(directory).map_err(Failure::usage)?;
+    let mut temporary = file.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = Path::new(&temporary);
+    let failed = || cannot(format!("write {shown}"));
+    let create = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary);
+    let opened = create.map_err(failed())?;
+    let written = write(temporary).and_then(|result| {
+        opened.sync_all().map_err(failed())?;
+        match renameat_with(CWD, temporary, CWD, file, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => return Err(exists()),
+            // Some file systems, such as NFS, cannot promise that. The file did not exist above.
+            Err(Errno::INVAL) => fs::rename(temporary, file).map_err(failed())?,
+            renamed => renamed.map_err(|error| failed()(io::Error::from(error)))?,
+        }
+        fs::File::open(directory).and_then(|it| it.sync_all()).map_err(failed())?;
+        Ok(result)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    written
+}

@@ -1,0 +1,118 @@
+//! The database file as a reader sees it while a service may be writing: checked, listed, copied.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::backup::Backup;
+use rusqlite::{Connection, OpenFlags};
+
+use crate::model::CredentialRecord;
+
+use super::row::{self, COLUMNS};
+use super::schema::{self, Reason};
+use super::{MetadataError, file};
+
+/// A database file that is only read. Takes no lock that a service would wait for.
+#[derive(Debug)]
+pub struct Snapshot(Connection);
+
+/// The content of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copied {
+    /// The number of credentials whose metadata it has.
+    pub credentials: u64,
+    /// The number of values that it has, which are encrypted.
+    pub sealed_values: u64,
+}
+
+impl Snapshot {
+    /// Opens the file at `path`, and checks that it is a vault's.
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Unusable`] if it does not exist, is damaged, or is not a vault's.
+    pub fn open(path: &Path) -> Result<Self, MetadataError> {
+        let connect = || -> Result<Connection, Reason> {
+            let path = path.canonicalize()?;
+            let connection = schema::connect(&path, file::beside(&path, file::WAL).exists())?;
+            schema::check(&connection)?;
+            Ok(connection)
+        };
+        connect().map(Self).map_err(|reason| schema::unusable(path, &reason))
+    }
+
+    /// What `SQLite` finds wrong with the file, at most ten sentences (`PRAGMA integrity_check`).
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Failed`].
+    pub fn damage(&self) -> Result<Vec<String>, MetadataError> {
+        let mut check = self.0.prepare("PRAGMA integrity_check(10)")?;
+        let lines = check.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
+        Ok(lines.into_iter().filter(|line| line != "ok").collect())
+    }
+
+    /// The records in the order of namespace and key, with an error for each row that is invalid.
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Failed`].
+    pub fn records(&self) -> Result<Vec<Result<CredentialRecord, MetadataError>>, MetadataError> {
+        let sql = format!("SELECT {COLUMNS} FROM credential_metadata ORDER BY namespace, key");
+        let mut statement = self.0.prepare(&sql)?;
+        Ok(statement.query_map([], |row| Ok(row::read(row)))?.collect::<Result<_, _>>()?)
+    }
+
+    /// The names of the credentials whose last change is not finished, or was not when the service
+    /// ended.
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Failed`].
+    pub fn open_changes(&self) -> Result<Vec<String>, MetadataError> {
+        if !self.0.table_exists(None::<&str>, "vault_intents")? {
+            return Ok(Vec::new());
+        }
+        let mut names = self.0.prepare("SELECT namespace || '/' || key FROM vault_intents")?;
+        Ok(names.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+    }
+
+    /// Copies the database as it is at one moment into the empty file at `path`, without the
+    /// changes that are not finished, and checks the copy (`SQLite`'s online backup,
+    /// <https://sqlite.org/backup.html>).
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Failed`].
+    pub fn copy_to(&self, path: &Path) -> Result<Copied, MetadataError> {
+        let failed = |error: std::io::Error| MetadataError::Failed(error.to_string());
+        let path = path.canonicalize().map_err(failed)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let mut copy = Self(Connection::open_with_flags(path, flags)?);
+        // All pages in one step: after a change of the database, a second step would begin again.
+        Backup::new(&self.0, &mut copy.0)?.run_to_completion(
+            i32::MAX,
+            Duration::from_millis(50),
+            None,
+        )?;
+        // A single file, without a log beside it.
+        copy.0.execute_batch("PRAGMA temp_store = MEMORY; PRAGMA journal_mode = DELETE")?;
+        if copy.0.table_exists(None::<&str>, "vault_intents")? {
+            copy.0.execute_batch("DELETE FROM vault_intents; VACUUM")?;
+        }
+        if let Some(damage) = copy.damage()?.first() {
+            return Err(MetadataError::Failed(format!("the copy is damaged: {damage}")));
+        }
+        let sealed_values = if copy.0.table_exists(None::<&str>, "vault_sealed")? {
+            copy.count("vault_sealed")?
+        } else {
+            0
+        };
+        Ok(Copied { credentials: copy.count("credential_metadata")?, sealed_values })
+    }
+
+    fn count(&self, table: &str) -> Result<u64, MetadataError> {
+        let sql = format!("SELECT COUNT(*) FROM {table}");
+        Ok(self.0.query_row(&sql, [], |row| row.get::<_, i64>(0))?.unsigned_abs())
+    }
+}

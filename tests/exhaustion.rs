@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, prlimit};
 
 use support::{
-    Connection, DEADLINE, Place, Service, get, raise_descriptor_limit, try_connect, wait_until,
+    Connection, DEADLINE, Place, Service, delete, get, put, raise_descriptor_limit, try_connect,
+    wait_until,
 };
 
 /// Returns a number from the service's `/proc/PID/status`.
@@ -76,6 +77,12 @@ fn survives(service: &mut Service, descriptors: usize) {
         assert!(outside.len() > descriptors, "{}", outside.len());
         assert_does_not_spin(service);
         assert_eq!(inside.exchange(&get("/health")).status, 200, "who is inside is served");
+        // Changes are made, and what they store is read.
+        let path = "/v1/credentials/full/key";
+        let stored = inside.exchange(&put(path, &serde_json::json!({ "value": "value" })));
+        assert_eq!(stored.status, 200, "{}", stored.text());
+        assert_eq!(inside.exchange(&get(path)).value(), "value");
+        assert_eq!(inside.exchange(&delete(path)).status, 200);
         assert_eq!(
             inside.exchange(&get("/v1/credentials")).status,
             200,

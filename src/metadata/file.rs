@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 #[cfg(unix)]
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 
+use super::MetadataError;
 use super::schema::Reason;
 
 /// The suffix of the write-ahead log, which `SQLite` keeps beside the database.
@@ -60,6 +61,43 @@ pub(super) fn lock(database: &Path) -> Result<Option<File>, Reason> {
         }
         Ok(()) => Ok(Some(file)),
     }
+}
+
+/// The open database: its path, and the file that the path led to when it was opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) path: PathBuf,
+    id: Option<(u64, u64)>,
+}
+
+impl Opened {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { id: id(&path), path }
+    }
+
+    /// Checks that the path still leads to that file. If not, what is committed would end up in a
+    /// file that the next start does not find, and a new connection would read another database
+    /// with this one's log. `SQLite` does not check this for a write-ahead log
+    /// (<https://www.sqlite.org/howtocorrupt.html>, section 4.2).
+    pub(super) fn check(&self) -> Result<(), MetadataError> {
+        if id(&self.path) == self.id {
+            return Ok(());
+        }
+        Err(MetadataError::Failed(format!(
+            "{} was moved, removed or replaced; put it back, or restart the service to use what \
+             is there now",
+            self.path.display()
+        )))
+    }
+}
+
+/// Device and inode. `None` on Windows, which lets nobody move an open file.
+fn id(path: &Path) -> Option<(u64, u64)> {
+    let metadata = path.symlink_metadata().ok();
+    #[cfg(unix)]
+    return metadata.as_ref().map(crate::ownership::id);
+    #[cfg(not(unix))]
+    metadata.and(None)
 }
 
 /// The path of a file beside the database.

@@ -31,6 +31,7 @@ pub use snapshot::{Copied, Snapshot};
 use crate::model::{CredentialRecord, CredentialRef, Namespace};
 use crate::time::Timestamp;
 
+use self::file::Opened;
 use self::reader::Readers;
 use self::row::COLUMNS;
 use self::schema::Reason;
@@ -79,13 +80,14 @@ impl MetadataStore {
         let path = file::prepare(path)?;
         let lock = file::lock(&path)?;
         let connection = schema::open(&path)?;
+        let file = Arc::new(Opened::new(path));
         let touches = Arc::new(Touches::default());
         let (sender, inbox) = mpsc::channel();
-        let shared = Arc::clone(&touches);
+        let (of_writer, shared) = (Arc::clone(&file), Arc::clone(&touches));
         let thread = thread::Builder::new()
             .name("metadata-writer".into())
-            .spawn(move || writer::run(connection, shared, inbox, lock))?;
-        Ok(Self { sender, touches, readers: Readers::new(path), writer: Mutex::new(Some(thread)) })
+            .spawn(move || writer::run(connection, of_writer, shared, inbox, lock))?;
+        Ok(Self { sender, touches, readers: Readers::new(file), writer: Mutex::new(Some(thread)) })
     }
 
     /// Commits the record of a credential that is stored. Returns the record it replaces, for
@@ -240,11 +242,13 @@ impl MetadataStore {
         })
     }
 
-    /// Whether changes can be made. They cannot once the writer thread has panicked: it is not
-    /// started again, since nobody knows whether its last commit was made.
+    /// Whether changes can be made. They cannot while another file is in the place of the
+    /// database, or once the writer thread has panicked: it is not started again, since nobody
+    /// knows whether its last commit was made.
     #[must_use]
     pub fn is_writable(&self) -> bool {
         lock(&self.writer).as_ref().is_some_and(|thread| !thread.is_finished())
+            && self.readers.file.check().is_ok()
     }
 
     /// Writes the touches that are only in memory, ends the writer thread, and leaves the

@@ -100,7 +100,7 @@ pub(super) fn explain(error: &rusqlite::Error) -> String {
         // SQLite reports an exhausted quota or file size limit like this, and some full disks.
         Some(ErrorCode::SystemIoFailure) => {
             "if its disk is full, or a quota or limit is used up, free some space and try again; \
-             otherwise check the disk"
+             otherwise check the disk, which may be read-only now"
         }
         _ => return error.to_string(),
     };

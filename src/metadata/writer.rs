@@ -11,6 +11,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use crate::backoff::Backoff;
 use crate::model::{CredentialRecord, CredentialRef};
 
+use super::file::Opened;
 use super::{MetadataError, TouchMap, Touches, lock, row};
 
 /// How long touches wait, so that many of them share one commit.
@@ -45,13 +46,14 @@ pub(super) type Outcome = Result<Option<CredentialRecord>, MetadataError>;
 /// changes are lost.
 pub(super) fn run(
     connection: Connection,
+    file: Arc<Opened>,
     touches: Arc<Touches>,
     inbox: Receiver<Message>,
     _lock: Option<File>,
 ) -> Result<(), MetadataError> {
     let backoff = Backoff::new(TOUCH_DELAY, Duration::from_mins(1));
     let mut writer =
-        Writer { connection, touches, inbox, owed: HashMap::new(), due: None, backoff };
+        Writer { connection, file, touches, inbox, owed: HashMap::new(), due: None, backoff };
     loop {
         let (batch, is_closing) = writer.next_batch();
         let is_due = writer.due.is_some_and(|due| due <= Instant::now());
@@ -76,6 +78,7 @@ pub(super) fn run(
 
 struct Writer {
     connection: Connection,
+    file: Arc<Opened>,
     touches: Arc<Touches>,
     inbox: Receiver<Message>,
     /// Undo changes that failed. Every transaction starts with them.
@@ -109,7 +112,7 @@ impl Writer {
     /// Then replies to the changes.
     fn commit(&mut self, mut batch: Vec<Change>, all: bool) -> Result<(), MetadataError> {
         let pending = if all { Arc::clone(&lock(&self.touches)) } else { Arc::default() };
-        let written = self.write(&mut batch, &pending).map_err(MetadataError::from);
+        let written = self.write(&mut batch, &pending);
         if written.is_ok() {
             self.settle(&pending, all);
         }
@@ -121,10 +124,16 @@ impl Writer {
         result
     }
 
-    fn write(&self, batch: &mut [Change], pending: &TouchMap) -> rusqlite::Result<Vec<Outcome>> {
+    fn write(
+        &self,
+        batch: &mut [Change],
+        pending: &TouchMap,
+    ) -> Result<Vec<Outcome>, MetadataError> {
         if batch.is_empty() && self.owed.is_empty() && pending.is_empty() {
             return Ok(Vec::new());
         }
+        // The next start would apply the log to the file that is there now.
+        self.file.check().inspect_err(|_| self.move_log())?;
         // Takes the write lock now: a transaction that has begun with a read fails at once if
         // another process is writing.
         let transaction =
@@ -136,7 +145,7 @@ impl Writer {
             row::set_last_used(&transaction, at, when)?;
         }
         let outcomes =
-            batch.iter_mut().map(|change| self.apply(change)).collect::<Result<_, _>>()?;
+            batch.iter_mut().map(|change| self.apply(change)).collect::<rusqlite::Result<_>>()?;
         transaction.commit()?;
         Ok(outcomes)
     }

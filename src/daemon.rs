@@ -16,8 +16,7 @@ use crate::secret::Secret;
 use crate::server::{Endpoint, Limits, Listener, Server, SocketAccess, StartError};
 use crate::service::VaultService;
 
-/// The database's file name in the data directory.
-pub const DATABASE: &str = "credentials.db";
+pub use crate::metadata::DATABASE;
 
 /// The default number of blocking workers: enough for stores that arrive together to share a
 /// commit, and for backend calls to wait side by side.
@@ -164,7 +163,9 @@ impl Daemon {
     pub fn start(settings: &Settings) -> Result<Self, DaemonError> {
         // The name is checked first, and then the backend: neither a wrong name nor a
         // backend that cannot be used is a reason to touch a file.
-        let vault = create_vault(&settings.backend, &settings.backend_options)?;
+        let data_dir = Some(settings.data_dir.clone());
+        let options = BackendOptions { data_dir, ..settings.backend_options.clone() };
+        let vault = create_vault(&settings.backend, &options)?;
         let owner_uid = rustix::process::geteuid().as_raw();
         if is_unmapped(owner_uid) {
             return Err(DaemonError::Unmapped);
@@ -192,7 +193,11 @@ impl Daemon {
             Ok(service) => service,
             Err(vault) => {
                 let database = settings.data_dir.join(DATABASE);
-                let metadata = MetadataStore::open(&database).map_err(VaultError::Metadata)?;
+                let open = || MetadataStore::open(&database).map(Arc::new);
+                let metadata = match vault.in_database() {
+                    Some(vault) => vault.database()?,
+                    None => open().map_err(VaultError::Metadata)?,
+                };
                 VaultService::new(vault, metadata)
             }
         };

@@ -23,17 +23,18 @@ use crate::time::Timestamp;
 pub struct VaultService {
     vault: Arc<dyn CredentialVault>,
     /// `None` if the backend keeps the metadata, as a [`MetadataKeeper`].
-    pub(crate) metadata: Option<MetadataStore>,
+    pub(crate) metadata: Option<Arc<MetadataStore>>,
     hides_previews: bool,
     changing: ChangeLocks,
 }
 
 impl VaultService {
-    /// A service over a backend that keeps values only.
+    /// A service over a backend that keeps values only. If it keeps them in a database, that is
+    /// the one to give ([`InDatabase::database`](crate::backend::InDatabase::database)).
     #[must_use]
-    pub fn new(vault: Arc<dyn CredentialVault>, metadata: MetadataStore) -> Self {
+    pub fn new(vault: Arc<dyn CredentialVault>, metadata: impl Into<Arc<MetadataStore>>) -> Self {
         let changing = ChangeLocks::default();
-        Self { vault, metadata: Some(metadata), hides_previews: false, changing }
+        Self { vault, metadata: Some(metadata.into()), hides_previews: false, changing }
     }
 
     /// A service over a backend that keeps the metadata itself.
@@ -121,6 +122,9 @@ impl VaultService {
         if self.hides_previews {
             HIDDEN.clone_into(&mut record.masked_preview);
         }
+        if let Some(vault) = self.vault.in_database() {
+            return vault.store_record(record, &request.value);
+        }
         let before = metadata.put(record)?;
         self.vault.store(at, &request.value).inspect_err(|error| undo(metadata, at, before, error))
     }
@@ -133,6 +137,9 @@ impl VaultService {
     pub fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let Some(metadata) = &self.metadata else { return self.vault.delete(at) };
         let _lock = self.changing.lock(at);
+        if let Some(vault) = self.vault.in_database() {
+            return vault.delete_record(at);
+        }
         let before = metadata.remove(at)?;
         self.vault.delete(at).inspect_err(|error| undo(metadata, at, before, error))
     }
@@ -187,7 +194,7 @@ impl VaultService {
     ///
     /// The error of the database.
     pub fn count(&self) -> Result<Option<u64>, VaultError> {
-        Ok(self.metadata.as_ref().map(MetadataStore::count).transpose()?)
+        Ok(self.metadata.as_ref().map(|it| it.count()).transpose()?)
     }
 
     /// Whether listings and the status may wait for something outside this process.
@@ -227,7 +234,7 @@ impl VaultService {
     #[must_use]
     pub fn backend_status(&self) -> BackendStatus {
         let mut status = self.vault.status();
-        status.works &= self.metadata.as_ref().is_none_or(MetadataStore::is_writable);
+        status.works &= self.metadata.as_ref().is_none_or(|it| it.is_writable());
         status
     }
 
@@ -243,8 +250,10 @@ impl VaultService {
     ///
     /// [`MetadataError::Failed`] if something could not be written.
     pub fn close(&self) -> Result<(), MetadataError> {
+        // The backend may have the same database, and does not report its failure.
+        let flushed = self.metadata.as_ref().map_or(Ok(()), |it| it.close());
         self.vault.close();
-        self.metadata.as_ref().map_or(Ok(()), MetadataStore::close)
+        flushed
     }
 }
 

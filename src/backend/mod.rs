@@ -8,6 +8,8 @@ mod hashicorp;
 #[cfg(feature = "keyring")]
 mod keyring;
 mod registry;
+#[cfg(all(unix, feature = "sealed"))]
+mod sealed;
 mod status;
 
 pub use env::EnvVault;
@@ -20,11 +22,17 @@ pub use keyring::KeyringVault;
 pub use registry::{
     BackendFactory, BackendOptions, create_vault, register_backend, registered_backends,
 };
+#[cfg(all(unix, feature = "sealed"))]
+pub use sealed::SealedVault;
 pub use status::{BackendStatus, RenewalState, RenewalStatus};
 
 use std::sync::Arc;
 
 use crate::error::VaultError;
+#[cfg(feature = "server")]
+use crate::metadata::MetadataStore;
+#[cfg(feature = "server")]
+use crate::model::CredentialRecord;
 use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
 use crate::secret::Secret;
 
@@ -37,6 +45,8 @@ const BUILT_IN: &[(&str, BackendFactory)] = &[
     }),
     #[cfg(feature = "keyring")]
     ("keyring", |options| Ok(Arc::new(KeyringVault::new(options.keyring_timeout)))),
+    #[cfg(all(unix, feature = "sealed"))]
+    ("sealed", |options| Ok(Arc::new(SealedVault::from_options(options)?))),
     #[cfg(all(unix, feature = "client"))]
     ("service", |options| Ok(Arc::new(ServiceVault::from_options(options)?))),
 ];
@@ -54,6 +64,9 @@ const BUILT_IN: &[(&str, BackendFactory)] = &[
 /// An implementation therefore needs no undo of its own, but each call must do all or nothing:
 /// if `store` or `delete` returns an error, the value is what it was before. The exception is
 /// a deadline that passes during the change. Its outcome is unknown, and the error says so.
+///
+/// A store whose values are in the metadata database ([`InDatabase`]) needs neither order nor undo:
+/// value and metadata are one transaction.
 ///
 /// Calls come from many threads and may block. Two calls for one credential never overlap if
 /// one of them is a store or a delete.
@@ -124,6 +137,12 @@ pub trait CredentialVault: Send + Sync {
         None
     }
 
+    /// The store as one in the metadata database, if it is that.
+    #[cfg(feature = "server")]
+    fn in_database(&self) -> Option<&dyn InDatabase> {
+        None
+    }
+
     /// Releases connections and threads. Later calls return
     /// [`VaultError::BackendUnavailable`] or still work. Closing twice is harmless.
     fn close(&self);
@@ -152,4 +171,30 @@ pub trait MetadataKeeper {
     ///
     /// Those of [`CredentialVault::store`], and [`VaultError::ValidationFailed`].
     fn store_request(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError>;
+}
+
+/// A store whose values are in the metadata database, so that value and metadata change in one
+/// transaction.
+#[cfg(feature = "server")]
+pub trait InDatabase {
+    /// The database, which is opened, or created, by the first call.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::Metadata`], or [`VaultError::ValidationFailed`] for a wrong or missing key.
+    fn database(&self) -> Result<Arc<MetadataStore>, VaultError>;
+
+    /// Stores a value with its metadata.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::Metadata`], [`VaultError::StoreFailed`]; nothing has changed.
+    fn store_record(&self, record: CredentialRecord, value: &Secret) -> Result<(), VaultError>;
+
+    /// Deletes a value and its metadata. Returns whether there was a value.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::Metadata`]; nothing has changed.
+    fn delete_record(&self, at: &CredentialRef) -> Result<bool, VaultError>;
 }

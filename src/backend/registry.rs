@@ -6,14 +6,14 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::error::{Field, VaultError};
-use crate::secret::SecretWatch;
+use crate::secret::{Secret, SecretWatch};
 use crate::settings::Environment;
 
 use super::{BUILT_IN, CredentialVault};
 
 /// The settings that a backend is made from. They are read once, when the process starts; a
 /// backend reads nothing else.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct BackendOptions {
     /// The process environment as it was when the process started.
     pub environment: Environment,
@@ -24,6 +24,12 @@ pub struct BackendOptions {
     /// The socket that this process listens on. A backend that forwards must not lead back
     /// to it.
     pub own_socket: Option<PathBuf>,
+    /// The directory of the metadata database, for a backend that keeps its values there.
+    pub data_dir: Option<PathBuf>,
+    /// The file with the key of the backend `sealed`.
+    pub key_file: Option<PathBuf>,
+    /// The passphrase of the backend `sealed`.
+    pub passphrase: Option<Arc<Secret>>,
 }
 
 impl BackendOptions {
@@ -31,7 +37,15 @@ impl BackendOptions {
     #[must_use]
     pub fn new(environment: Environment) -> Self {
         let keyring_timeout = Duration::from_secs(30);
-        Self { environment, keyring_timeout, secret_watch: None, own_socket: None }
+        Self {
+            environment,
+            keyring_timeout,
+            secret_watch: None,
+            own_socket: None,
+            data_dir: None,
+            key_file: None,
+            passphrase: None,
+        }
     }
 }
 

@@ -42,6 +42,8 @@ impl Local {
             backend.or_else(|| environment.setting("IF_VAULT_BACKEND").map(str::to_owned));
         let mut backend_options = BackendOptions::new(environment.clone());
         backend_options.own_socket = Some(socket.clone());
+        backend_options.data_dir = Some(data_dir.clone());
+        backend_options.key_file = context.setting_path(None, "IF_VAULT_KEY_FILE")?;
         let secrets = context.secrets.clone();
         backend_options.secret_watch =
             Some(SecretWatch::new(move |secret| secrets.register(secret)));

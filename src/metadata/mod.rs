@@ -15,6 +15,7 @@ mod file;
 mod reader;
 mod row;
 mod schema;
+mod sealed;
 mod snapshot;
 mod writer;
 
@@ -26,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 pub use crate::error::MetadataError;
+pub use sealed::Reseal;
 pub use snapshot::{Copied, Snapshot};
 
 use crate::model::{CredentialRecord, CredentialRef, Namespace};
@@ -35,7 +37,11 @@ use self::file::Opened;
 use self::reader::Readers;
 use self::row::COLUMNS;
 use self::schema::Reason;
-use self::writer::{Change, Message, Outcome};
+use self::sealed::Cache;
+use self::writer::{Blob, Change, Message, Outcome};
+
+/// The database's file name in the data directory.
+pub const DATABASE: &str = "credentials.db";
 
 /// The records of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +65,7 @@ pub struct MetadataStore {
     sender: Sender<Message>,
     touches: Arc<Touches>,
     readers: Readers,
+    cache: Mutex<Cache>,
     writer: Mutex<Option<JoinHandle<Result<(), MetadataError>>>>,
 }
 
@@ -87,7 +94,13 @@ impl MetadataStore {
         let thread = thread::Builder::new()
             .name("metadata-writer".into())
             .spawn(move || writer::run(connection, of_writer, shared, inbox, lock))?;
-        Ok(Self { sender, touches, readers: Readers::new(file), writer: Mutex::new(Some(thread)) })
+        Ok(Self {
+            sender,
+            touches,
+            readers: Readers::new(file),
+            cache: Mutex::default(),
+            writer: Mutex::new(Some(thread)),
+        })
     }
 
     /// Commits the record of a credential that is stored. Returns the record it replaces, for
@@ -98,7 +111,7 @@ impl MetadataStore {
     ///
     /// [`MetadataError::Failed`], and nothing has changed; [`MetadataError::Closed`].
     pub fn put(&self, record: CredentialRecord) -> Result<Option<CredentialRecord>, MetadataError> {
-        self.change(record.at.clone(), Some(record), false)
+        self.change(record.at.clone(), Some(record), false, Blob::Keep)
     }
 
     /// Removes a record, and returns it.
@@ -107,7 +120,7 @@ impl MetadataStore {
     ///
     /// [`MetadataError::Failed`], and nothing has changed; [`MetadataError::Closed`].
     pub fn remove(&self, at: &CredentialRef) -> Result<Option<CredentialRecord>, MetadataError> {
-        self.change(at.clone(), None, false)
+        self.change(at.clone(), None, false, Blob::Keep)
     }
 
     /// Restores the record that [`put`](Self::put) or [`remove`](Self::remove) returned;
@@ -122,7 +135,7 @@ impl MetadataStore {
         at: &CredentialRef,
         record: Option<CredentialRecord>,
     ) -> Result<(), MetadataError> {
-        self.change(at.clone(), record, true).map(drop)
+        self.change(at.clone(), record, true, Blob::Keep).map(drop)
     }
 
     /// Notes that the value was read at `when`, without waiting for the disk. Listings show
@@ -266,9 +279,15 @@ impl MetadataStore {
         thread.join().unwrap_or_else(|_| Err(writer_stopped()))
     }
 
-    fn change(&self, at: CredentialRef, row: Option<CredentialRecord>, is_undo: bool) -> Outcome {
+    fn change(
+        &self,
+        at: CredentialRef,
+        row: Option<CredentialRecord>,
+        is_undo: bool,
+        blob: Blob,
+    ) -> Outcome {
         let (reply, outcome) = mpsc::sync_channel(1);
-        let change = Box::new(Change { at, row, is_undo, reply });
+        let change = Box::new(Change { at, row, blob, is_undo, reply });
         let sent = self.sender.send(Message::Change(change));
         let outcome = sent.ok().and_then(|()| outcome.recv().ok());
         outcome.unwrap_or_else(|| {

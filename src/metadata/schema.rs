@@ -41,7 +41,17 @@ CREATE TABLE IF NOT EXISTS vault_intents (
     before TEXT,
     after TEXT,
     PRIMARY KEY (namespace, key)
-) WITHOUT ROWID";
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vault_seal (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    header TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS vault_sealed (
+    namespace TEXT NOT NULL,
+    key TEXT NOT NULL,
+    blob BLOB NOT NULL,
+    PRIMARY KEY (namespace, key)
+)";
 
 /// How long a statement waits while another process (the Python service, a `sqlite3` shell)
 /// has the file locked.

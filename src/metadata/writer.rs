@@ -12,7 +12,7 @@ use crate::backoff::Backoff;
 use crate::model::{CredentialRecord, CredentialRef};
 
 use super::file::Opened;
-use super::{MetadataError, TouchMap, Touches, lock, row};
+use super::{MetadataError, TouchMap, Touches, lock, row, sealed};
 
 /// How long touches wait, so that many of them share one commit.
 const TOUCH_DELAY: Duration = Duration::from_millis(500);
@@ -33,10 +33,19 @@ pub(super) struct Change {
     pub(super) at: CredentialRef,
     /// The new row; `None` deletes it.
     pub(super) row: Option<CredentialRecord>,
+    pub(super) blob: Blob,
     /// Whether this restores the row exactly as it was. A failed undo is retried until it
     /// succeeds, since the caller has promised that nothing changed.
     pub(super) is_undo: bool,
     pub(super) reply: SyncSender<Outcome>,
+}
+
+/// What a change does to the encrypted value of its credential.
+#[derive(Debug)]
+pub(super) enum Blob {
+    Keep,
+    Put(Vec<u8>),
+    Delete,
 }
 
 /// The row as it was before the change.
@@ -153,7 +162,7 @@ impl Writer {
     /// Makes one change. The outer error is about the database and ends the transaction. The
     /// inner one is about this row, which then stays as it is.
     fn apply(&self, change: &mut Change) -> rusqlite::Result<Outcome> {
-        let Change { at, row, is_undo, .. } = change;
+        let Change { at, row, blob, is_undo, .. } = change;
         let mut found = if *is_undo { Ok(None) } else { row::find(&self.connection, at)? };
         let Ok(previous) = &mut found else { return Ok(found) };
         if let Some(previous) = previous {
@@ -166,6 +175,11 @@ impl Writer {
             }
         }
         row::set(&self.connection, at, row.as_ref())?;
+        match blob {
+            Blob::Keep => {}
+            Blob::Put(blob) => sealed::set(&self.connection, at, Some(blob))?,
+            Blob::Delete => sealed::set(&self.connection, at, None)?,
+        }
         Ok(found)
     }
 
@@ -188,7 +202,7 @@ impl Writer {
     }
 
     fn reply(&mut self, change: Change, outcome: Outcome) {
-        let Change { at, row, is_undo, reply } = change;
+        let Change { at, row, is_undo, reply, .. } = change;
         match &outcome {
             // A credential that is new or deleted has not been used.
             Ok(previous) if row.is_none() || (previous.is_none() && !is_undo) => {

@@ -4,13 +4,14 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{Key, KeySource, SealError, random};
+use crate::secret::Secret;
 
 /// The version of headers.
 const VERSION: u32 = 1;
 
 /// What is needed to get a data key with the right key file or passphrase. It is JSON, and holds
 /// no secret.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyHeader {
     version: u32,
@@ -35,10 +36,6 @@ enum Protection {
 
 /// The second recommended option of RFC 9106, section 4.
 const PASSPHRASE: Protection = Protection::Passphrase { memory_kib: 65536, passes: 3, lanes: 4 };
-
-/// A header of somebody else could ask for more memory than the machine has.
-const MOST_MEMORY_KIB: u32 = 4 << 20;
-const MOST_PASSES: u32 = 64;
 
 impl KeyHeader {
     /// Makes a data key and its header.
@@ -92,6 +89,12 @@ impl KeyHeader {
         Ok(Key(Zeroizing::new(bytes)))
     }
 
+    /// The header as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("strings and numbers are always JSON")
+    }
+
     /// Names the store or the file.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -114,21 +117,10 @@ impl KeyHeader {
             (Protection::KeyFile, KeySource::File(_) | KeySource::Credential(_)) => {
                 Ok(Key::derive(&source.read()?, &salt, b"intentframe key file"))
             }
-            #[cfg(feature = "passphrase")]
             (
                 &Protection::Passphrase { memory_kib, passes, lanes },
                 KeySource::Passphrase(secret),
-            ) if memory_kib <= MOST_MEMORY_KIB && passes <= MOST_PASSES => {
-                let cost = argon2::Params::new(memory_kib, passes, lanes, Some(32));
-                let cost = cost.map_err(|_| damaged())?;
-                let argon2 =
-                    argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, cost);
-                let mut key = Zeroizing::new([0; 32]);
-                let derived =
-                    argon2.hash_password_into(secret.expose().as_bytes(), &salt, &mut *key);
-                derived.map_err(|error| SealError::Unusable(error.to_string()))?;
-                Ok(Key(key))
-            }
+            ) => of_passphrase(secret, &salt, memory_kib, passes, lanes),
             (Protection::KeyFile, KeySource::Passphrase(_)) => Err(SealError::Unusable(
                 "a key file opens it, and not a passphrase; give --key-file FILE".to_owned(),
             )),
@@ -139,9 +131,40 @@ impl KeyHeader {
                         .to_owned(),
                 ))
             }
-            _ => Err(damaged()),
         }
     }
+}
+
+/// The key that Argon2id derives from a passphrase.
+#[cfg(feature = "passphrase")]
+fn of_passphrase(
+    passphrase: &Secret,
+    salt: &[u8],
+    memory_kib: u32,
+    passes: u32,
+    lanes: u32,
+) -> Result<Key, SealError> {
+    use argon2::{Algorithm, Argon2, Params, Version};
+    // A header of somebody else could ask for more memory than the machine has.
+    if memory_kib > 4 << 20 || passes > 64 {
+        return Err(damaged());
+    }
+    let cost = Params::new(memory_kib, passes, lanes, Some(32)).map_err(|_| damaged())?;
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, cost);
+    let mut key = Zeroizing::new([0; 32]);
+    argon2
+        .hash_password_into(passphrase.expose().as_bytes(), salt, &mut *key)
+        .map_err(|error| SealError::Unusable(error.to_string()))?;
+    Ok(Key(key))
+}
+
+#[cfg(not(feature = "passphrase"))]
+fn of_passphrase(_: &Secret, _: &[u8], _: u32, _: u32, _: u32) -> Result<Key, SealError> {
+    Err(SealError::Unusable(
+        "this program was built without passphrases (the feature `passphrase`); use one that has \
+         them, or a key file"
+            .to_owned(),
+    ))
 }
 
 fn damaged() -> SealError {

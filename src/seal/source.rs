@@ -1,11 +1,12 @@
 //! Where the key that wraps a data key comes from.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use zeroize::Zeroizing;
 
 use super::header::hex;
@@ -47,10 +48,17 @@ impl KeySource {
     /// [`SealError::Unusable`] if there is a file, or it cannot be written.
     pub fn create_file(path: &Path) -> Result<Self, SealError> {
         let content = Zeroizing::new(format!("{}\n", hex(&*Zeroizing::new(random::<32>()?))));
-        let written = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path);
+        // The file gets its name when it is complete: an unfinished one would be taken for a key.
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(format!(".{}.new", hex(&random::<4>()?)));
+        let draft = PathBuf::from(draft);
+        let written = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&draft);
         let written = written.and_then(|mut file| {
             file.write_all(content.as_bytes())?;
             file.sync_all()?;
+            renameat_with(CWD, &draft, CWD, path, RenameFlags::NOREPLACE).inspect_err(|_| {
+                let _ = fs::remove_file(&draft);
+            })?;
             File::open(ownership::parent(path))?.sync_all()
         });
         written.map_err(|error| {
@@ -60,7 +68,7 @@ impl KeySource {
     }
 
     /// The secret bytes of a file, without a line break at their end.
-    pub(super) fn read(&self) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    pub(crate) fn read(&self) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let (path, is_private) = match self {
             Self::File(path) => (path, false),
             Self::Credential(path) => (path, true),

@@ -27,7 +27,7 @@ lint: ## check format, lints (also for macOS and Windows), documentation, depend
 	@scripts/need cargo cc rustfmt clippy
 	cargo fmt --check
 	cargo clippy $(LOCKED) --all-targets -- -D warnings
-	for features in client server hashicorp keyring redact; do \
+	for features in client server hashicorp keyring redact sealed passphrase; do \
 		cargo clippy $(LOCKED) --lib --no-default-features --features $$features -- -D warnings || exit; \
 	done
 	RUSTDOCFLAGS="-D warnings" cargo doc $(LOCKED) --no-deps

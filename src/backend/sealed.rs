@@ -1,11 +1,10 @@
 //! The `sealed` backend: values in the metadata database, encrypted.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::path::{self, Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::VaultError;
-use crate::metadata::{DATABASE, MetadataStore};
+use crate::metadata::{DATABASE, MetadataError, MetadataStore};
 use crate::model::{CredentialRecord, CredentialRef, Namespace};
 use crate::ownership;
 use crate::seal::{Key, KeyHeader, KeySource, SealError};
@@ -21,31 +20,27 @@ const KEY_FILE: &str = "vault.key";
 /// (systemd.exec(5)).
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 
-/// Keeps values in a table of the metadata database, each encrypted under its own name and that
-/// of the store, so that rows cannot be swapped or carried to another store.
+/// Keeps values in a table of the metadata database, each encrypted with its name and that of the
+/// store, so that rows cannot be swapped or carried to another store.
 ///
 /// The key is the one in [`BackendOptions::key_file`], else `$CREDENTIALS_DIRECTORY/vault-key`,
 /// else [`BackendOptions::passphrase`], else the file `vault.key` beside the data directory. A
 /// new store without any of them makes that file.
+#[derive(Debug)]
 pub struct SealedVault {
     options: BackendOptions,
-    data_dir: PathBuf,
-    /// What [`check`](CredentialVault::check) has found out, so that no passphrase is hashed twice.
-    checked: Mutex<Option<Unlocked>>,
-    open: OnceLock<Open>,
+    database: PathBuf,
+    usual_key_file: PathBuf,
+    open: Mutex<Option<Arc<Open>>>,
 }
 
-/// The data key of a header.
-struct Unlocked {
-    header: KeyHeader,
-    key: Key,
-    /// Keeps the key file or passphrase out of the log.
-    _watched: Option<WatchedSecret>,
-}
-
+#[derive(Debug)]
 struct Open {
     store: Arc<MetadataStore>,
-    unlocked: Unlocked,
+    header: KeyHeader,
+    key: Key,
+    /// Keeps the key file or the passphrase out of the log.
+    _watched: Option<WatchedSecret>,
 }
 
 impl SealedVault {
@@ -56,145 +51,153 @@ impl SealedVault {
     /// [`VaultError::ValidationFailed`] without a data directory.
     pub fn from_options(options: &BackendOptions) -> Result<Self, VaultError> {
         let options = options.clone();
-        let Some(data_dir) = options.data_dir.clone() else {
+        let Some(data_dir) = &options.data_dir else {
             return Err(invalid("sealed needs a data directory".to_owned()));
         };
-        Ok(Self { options, data_dir, checked: Mutex::default(), open: OnceLock::new() })
+        let data_dir = path::absolute(data_dir).map_err(|error| invalid(error.to_string()))?;
+        // Not in the data directory, so that a copy of that does not have it.
+        let usual_key_file = ownership::parent(&data_dir).join(KEY_FILE);
+        let database = data_dir.join(DATABASE);
+        Ok(Self { options, database, usual_key_file, open: Mutex::default() })
     }
 
-    /// The header in the data directory, if a sealed store is there, and the number of its values.
+    /// The key header and the number of values, if there is a sealed store. Only reads.
     ///
     /// # Errors
     ///
     /// [`VaultError::Metadata`]; [`VaultError::ValidationFailed`] for a damaged header.
-    pub fn header(data_dir: &Path) -> Result<(Option<KeyHeader>, u64), VaultError> {
-        let (text, values) = MetadataStore::seal(&data_dir.join(DATABASE))?;
-        let header = text.map(|text| serde_json::from_str(&text)).transpose();
-        match header.map_err(|_| damaged())? {
-            None if values > 0 => Err(damaged()),
-            header => Ok((header, values)),
+    pub fn status_of_seal(&self) -> Result<Option<(KeyHeader, u64)>, VaultError> {
+        const DAMAGED: &str = "the key header in the database is damaged; restore a backup";
+        let (header, values) = MetadataStore::seal(&self.database)?;
+        match header.map(|json| serde_json::from_str(&json)) {
+            Some(Ok(header)) => Ok(Some((header, values))),
+            None if values == 0 => Ok(None),
+            _ => Err(invalid(DAMAGED.to_owned())),
         }
     }
 
-    /// The key that was given, or is in its usual place.
+    /// Encrypts all values with a new data key, which the same key file or passphrase opens.
+    /// Returns how many.
     ///
     /// # Errors
     ///
-    /// Those of [`std::path::absolute`].
-    pub fn key_source(&self) -> Result<Option<KeySource>, VaultError> {
+    /// Those of [`InDatabase::database`], and one that names a value which cannot be read; nothing
+    /// has changed.
+    pub fn rekey(&self) -> Result<u64, VaultError> {
+        let (open, new_key) = (self.open()?, Key::random().map_err(unusable)?);
+        let header = open.header.rewrap(&self.needed_source(&open.header)?, &new_key);
+        let reseal = |at: &CredentialRef, blob: &[u8]| {
+            let context = open.context(at);
+            let value = open.key.open(blob, &context);
+            value.and_then(|value| new_key.seal(&value, &context)).map_err(|error| {
+                MetadataError::Failed(format!("{at} cannot be read: {error}; delete it first"))
+            })
+        };
+        open.store.set_seal(&header.map_err(unusable)?.to_json(), Some(&reseal))?;
+        Ok(self.status_of_seal()?.map_or(0, |(_, values)| values))
+    }
+
+    /// Lets another key open the values, instead of the present one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`InDatabase::database`], and of a key that cannot be used; nothing has changed.
+    pub fn rewrap(&self, source: &KeySource) -> Result<(), VaultError> {
+        let open = self.open()?;
+        let header = open.header.rewrap(source, &open.key).map_err(unusable)?;
+        Ok(open.store.set_seal(&header.to_json(), None)?)
+    }
+
+    /// The key that was given, or is in its usual place.
+    fn source(&self) -> Option<KeySource> {
         if let Some(path) = &self.options.key_file {
-            return Ok(Some(KeySource::File(path.clone())));
+            return Some(KeySource::File(path.clone()));
         }
         let unit = self.options.environment.setting(CREDENTIALS_VARIABLE).map(Path::new);
-        if let Some(source) = unit.and_then(KeySource::of_unit) {
-            return Ok(Some(source));
-        }
-        if let Some(passphrase) = &self.options.passphrase {
-            return Ok(Some(KeySource::Passphrase(passphrase.duplicate())));
-        }
-        let path = self.usual_key_file()?;
-        Ok(path.symlink_metadata().is_ok().then_some(KeySource::File(path)))
+        let given = unit
+            .and_then(KeySource::of_unit)
+            .or_else(|| Some(KeySource::Passphrase(self.options.passphrase.as_ref()?.duplicate())));
+        let path = &self.usual_key_file;
+        given.or_else(|| path.symlink_metadata().ok().map(|_| KeySource::File(path.clone())))
     }
 
-    /// Beside the data directory, so that a copy of that does not contain it.
-    fn usual_key_file(&self) -> Result<PathBuf, VaultError> {
-        let data_dir =
-            std::path::absolute(&self.data_dir).map_err(|error| invalid(error.to_string()))?;
-        Ok(ownership::parent(&data_dir).join(KEY_FILE))
-    }
-
-    fn unlock(&self, header: KeyHeader) -> Result<Unlocked, VaultError> {
-        let Some(source) = self.key_source()? else {
-            let reason = if header.needs_passphrase() {
+    fn needed_source(&self, header: &KeyHeader) -> Result<KeySource, VaultError> {
+        self.source().ok_or_else(|| {
+            invalid(if header.needs_passphrase() {
                 "a passphrase opens the values; give --passphrase-fd N, or start it on a terminal"
                     .to_owned()
             } else {
-                let path = self.usual_key_file()?;
                 format!(
                     "the key file of the values is missing: restore {}, or give --key-file FILE; \
                      no other key opens them",
-                    path.display()
+                    self.usual_key_file.display()
                 )
-            };
-            return Err(invalid(reason));
-        };
-        let key = header.data_key(&source).map_err(unusable)?;
-        Ok(Unlocked { header, key, _watched: self.watch(&source)? })
+            })
+        })
     }
 
-    fn new_key(&self, source: &KeySource) -> Result<Unlocked, VaultError> {
-        let (header, key) = KeyHeader::new(source).map_err(unusable)?;
-        Ok(Unlocked { header, key, _watched: self.watch(source)? })
+    fn make_key_file(&self) -> Result<KeySource, VaultError> {
+        let source = KeySource::create_file(&self.usual_key_file)
+            .map_err(|error| invalid(format!("{error}; give --key-file FILE")))?;
+        log::warn!(
+            "made {source}. It protects a copy or a backup of the data directory alone, and not \
+             from those who can read the files of this user. Keep a copy of it in another place: \
+             without it, nobody can read the values"
+        );
+        Ok(source)
     }
 
     fn watch(&self, source: &KeySource) -> Result<Option<WatchedSecret>, VaultError> {
         let Some(watch) = &self.options.secret_watch else { return Ok(None) };
         let mut bytes = source.read().map_err(unusable)?;
-        // A log has text only.
+        // The log is text: another key cannot be in it.
         let secret = Secret::from_utf8(std::mem::take(&mut *bytes)).ok();
         Ok(secret.map(|secret| watch.tell(&secret)))
     }
 
-    fn make_key_file(&self) -> Result<KeySource, VaultError> {
-        let path = self.usual_key_file()?;
-        let source = KeySource::create_file(&path).map_err(|error| {
-            invalid(format!("{error}; give --key-file FILE, or start it where it can be written"))
-        })?;
-        log::warn!(
-            "made {source}. It protects a copy or a backup of {} alone, and not from those who \
-             can read the files of this user. Keep a copy of it in another place: without it, \
-             nobody can read the values",
-            self.data_dir.display(),
-        );
-        Ok(source)
-    }
-
-    /// The open database and its key.
-    fn open(&self) -> Result<&Open, VaultError> {
-        if let Some(open) = self.open.get() {
-            return Ok(open);
+    /// The open database and its key. The first call opens it, or makes the store.
+    fn open(&self) -> Result<Arc<Open>, VaultError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = &*open {
+            return Ok(Arc::clone(open));
         }
-        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = self.open.get() {
-            return Ok(open);
-        }
-        let store = MetadataStore::open(&self.data_dir.join(DATABASE))?;
-        // Nobody else changes it from here on.
-        let (header, _) = Self::header(&self.data_dir)?;
-        let unlocked = match (header, checked.take()) {
-            (Some(header), Some(it)) if it.header == header => it,
-            (Some(header), _) => self.unlock(header)?,
-            (None, checked) => {
-                let unlocked = match (checked, self.key_source()?) {
-                    (Some(it), _) => it,
-                    (None, Some(source)) => self.new_key(&source)?,
-                    (None, None) => self.new_key(&self.make_key_file()?)?,
-                };
-                store.set_seal(&unlocked.header.to_json(), None)?;
-                unlocked
-            }
+        let store = Arc::new(MetadataStore::open(&self.database)?);
+        // Nobody else changes the header from here on.
+        let (header, key, source) = if let Some((header, _)) = self.status_of_seal()? {
+            let source = self.needed_source(&header)?;
+            let key = header.data_key(&source).map_err(unusable)?;
+            (header, key, source)
+        } else {
+            let source = self.source().map_or_else(|| self.make_key_file(), Ok)?;
+            let (header, key) = KeyHeader::new(&source).map_err(unusable)?;
+            store.set_seal(&header.to_json(), None)?;
+            (header, key, source)
         };
-        Ok(self.open.get_or_init(|| Open { store: Arc::new(store), unlocked }))
+        let watched = self.watch(&source)?;
+        Ok(Arc::clone(open.insert(Arc::new(Open { store, header, key, _watched: watched }))))
     }
 }
 
 impl Open {
     fn context<'a>(&'a self, at: &'a CredentialRef) -> [&'a str; 4] {
-        ["value", self.unlocked.header.id(), at.namespace().as_str(), at.key()]
+        ["value", self.header.id(), at.namespace().as_str(), at.key()]
     }
 
-    fn seal(&self, at: &CredentialRef, value: &Secret) -> Result<Vec<u8>, VaultError> {
-        let sealed = self.unlocked.key.seal(value.expose().as_bytes(), &self.context(at));
+    /// Stores or deletes the value, with the record.
+    fn put(
+        &self,
+        at: &CredentialRef,
+        record: Option<CredentialRecord>,
+        value: Option<&Secret>,
+    ) -> Result<(), VaultError> {
         let failed = |error: SealError| VaultError::StoreFailed {
             at: at.clone(),
             reason: error.to_string(),
         };
-        sealed.map_err(failed)
+        let seal = |value: &Secret| self.key.seal(value.expose().as_bytes(), &self.context(at));
+        let blob = value.map(seal).transpose().map_err(failed)?;
+        Ok(self.store.put_sealed(at, record, blob)?)
     }
-}
-
-fn damaged() -> VaultError {
-    invalid("the key header in the database is damaged or missing; restore a backup".to_owned())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "`map_err` calls it")]
@@ -215,21 +218,22 @@ impl CredentialVault for SealedVault {
         let open = self.open()?;
         let Some(blob) = open.store.blob(at)? else { return Ok(None) };
         let failed = |reason| VaultError::ReadFailed { at: at.clone(), reason };
-        let opened = open.unlocked.key.open(&blob, &open.context(at));
-        let mut value =
-            opened.map_err(|error| failed(format!("{error}; store it again, or delete it")))?;
+        let mut value = open
+            .key
+            .open(&blob, &open.context(at))
+            .map_err(|error| failed(format!("{error}; store it again, or delete it")))?;
         let value = Secret::from_utf8(std::mem::take(&mut *value));
         value.map(Some).map_err(|error| failed(error.to_string()))
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
         let open = self.open()?;
-        Ok(open.store.set_blob(at, Some(open.seal(at, value)?))?)
+        open.put(at, open.store.find(at)?, Some(value))
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        let existed = self.has(at)?;
-        self.open()?.store.set_blob(at, None)?;
+        let (open, existed) = (self.open()?, self.has(at)?);
+        open.put(at, open.store.find(at)?, None)?;
         Ok(existed)
     }
 
@@ -241,15 +245,14 @@ impl CredentialVault for SealedVault {
         Ok(self.open()?.store.sealed_keys(namespace)?)
     }
 
-    /// Checks the key. A wrong one is found out before any file is touched.
+    /// Checks the key, before any file is touched.
     fn check(&self) -> Result<(), VaultError> {
-        let checked = match (Self::header(&self.data_dir)?.0, self.key_source()?) {
-            (Some(header), _) => self.unlock(header)?,
-            (None, Some(source)) => self.new_key(&source)?,
-            (None, None) => return Ok(()),
+        let checked = match (self.status_of_seal()?, self.source()) {
+            (Some((header, _)), _) => header.data_key(&self.needed_source(&header)?).map(drop),
+            (None, Some(source)) => source.read().map(drop),
+            (None, None) => Ok(()),
         };
-        *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = Some(checked);
-        Ok(())
+        checked.map_err(unusable)
     }
 
     fn in_database(&self) -> Option<&dyn InDatabase> {
@@ -257,7 +260,8 @@ impl CredentialVault for SealedVault {
     }
 
     fn close(&self) {
-        if let Some(Err(error)) = self.open.get().map(|open| open.store.close()) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(error)) = open.as_ref().map(|open| open.store.close()) {
             log::warn!("while closing: {error}");
         }
     }
@@ -269,20 +273,12 @@ impl InDatabase for SealedVault {
     }
 
     fn store_record(&self, record: CredentialRecord, value: &Secret) -> Result<(), VaultError> {
-        let open = self.open()?;
-        let blob = open.seal(&record.at, value)?;
-        Ok(open.store.put_sealed(record, blob)?)
+        self.open()?.put(&record.at.clone(), Some(record), Some(value))
     }
 
     fn delete_record(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let existed = self.has(at)?;
-        self.open()?.store.remove_sealed(at)?;
+        self.open()?.put(at, None, None)?;
         Ok(existed)
-    }
-}
-
-impl fmt::Debug for SealedVault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SealedVault").field("data_dir", &self.data_dir).finish_non_exhaustive()
     }
 }

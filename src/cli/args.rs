@@ -7,7 +7,7 @@ use argh::{FromArgs, SubCommands as _};
 use intentframe_credentials::CredentialRef;
 
 use super::failure::Failure;
-use super::{audit, backup, commands, dev, exec, policy, serve, store};
+use super::{audit, backup, commands, dev, exec, policy, seal, serve, store};
 
 /// The IntentFrame credential vault: the service and its command-line client.
 #[derive(FromArgs)]
@@ -63,6 +63,7 @@ pub enum Command {
     Exec(exec::Exec),
     Policy(policy::PolicyCommand),
     Audit(audit::Audit),
+    Seal(seal::Seal),
     Backup(backup::Backup),
 }
 

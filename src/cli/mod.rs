@@ -15,6 +15,7 @@ mod local;
 mod logging;
 mod output;
 mod policy;
+mod seal;
 mod seed;
 mod serve;
 mod signals;
@@ -163,6 +164,7 @@ fn run(
         Command::Exec(args) => exec::run(args, &context),
         Command::Policy(args) => policy::run(args, &context),
         Command::Audit(args) => audit::run(args),
+        Command::Seal(args) => seal::run(args, &context),
         Command::Backup(args) => backup::run(&args, &context),
     }
 }

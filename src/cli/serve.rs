@@ -9,20 +9,21 @@ use std::time::Duration;
 
 use argh::FromArgs;
 use crossbeam_channel::{Receiver, bounded, unbounded};
-use intentframe_credentials::VaultError;
 use intentframe_credentials::backoff::Backoff;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
 use intentframe_credentials::server::{Endpoint, SocketAccess};
+use intentframe_credentials::{CredentialRef, VaultError};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::low_level::signal_name;
 
-use super::Context;
 use super::failure::{Failure, cannot};
 use super::local::Local;
+use super::seal;
 use super::signals;
 use super::supervised::{self, ReadyFd};
+use super::{Context, start_thread};
 
 /// Run the service.
 #[derive(FromArgs)]
@@ -41,9 +42,18 @@ pub struct Serve {
     data_dir: Option<PathBuf>,
 
     /// keep the values in this backend (IF_VAULT_BACKEND): keyring (the default), hashicorp,
-    /// service (another vault, at IF_VAULT_UPSTREAM_SOCKET) or env (memory)
+    /// sealed (encrypted, in the database), service (another vault, at IF_VAULT_UPSTREAM_SOCKET) or env (memory)
     #[argh(option, arg_name = "name")]
     backend: Option<String>,
+
+    /// the key of the backend sealed (IF_VAULT_KEY_FILE, else $CREDENTIALS_DIRECTORY/vault-key,
+    /// else vault.key beside the data directory)
+    #[argh(option, arg_name = "path")]
+    key_file: Option<PathBuf>,
+
+    /// read the passphrase of the backend sealed from this file descriptor
+    #[argh(option, arg_name = "number")]
+    passphrase_fd: Option<i32>,
 
     /// retry while the backend is unavailable, instead of exiting
     #[argh(switch)]
@@ -77,6 +87,7 @@ pub struct Serve {
 pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     let environment = &context.environment;
     let ready_fd = args.ready_fd.map(ReadyFd::open).transpose()?;
+    let is_configured = args.backend.is_some() || environment.setting("IF_VAULT_BACKEND").is_some();
     let local = Local::new(context, args.socket, args.data_dir.as_deref(), args.backend)?;
     let endpoint = match supervised::inherited_socket(environment)? {
         Some(listener) => Endpoint::Inherited(Arc::new(listener)),
@@ -84,6 +95,12 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     };
     let mut options = local.backend_options;
     options.own_socket = endpoint.socket();
+    if local.backend == "sealed" {
+        options.key_file = context.setting_path(args.key_file, "IF_VAULT_KEY_FILE")?;
+        options.passphrase = seal::passphrase(&options, args.passphrase_fd, context)?;
+    } else if args.key_file.is_some() || args.passphrase_fd.is_some() {
+        return Err(Failure::usage("--key-file and --passphrase-fd require --backend sealed"));
+    }
     let mut settings = Settings::new(endpoint, local.data_dir, &local.backend, options);
     settings.workers = args.workers.map_or(DEFAULT_WORKERS, NonZero::get);
     settings.hide_previews = match environment.setting("IF_VAULT_PREVIEW") {
@@ -97,7 +114,21 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     };
     settings.policy = context.setting_path(args.policy, "IF_VAULT_POLICY")?;
     settings.audit_log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
-    serve_until_signal(&settings, ready_fd, args.wait_for_backend, |_| Ok(()))
+    serve_until_signal(&settings, ready_fd, args.wait_for_backend, |daemon| {
+        if is_configured { Ok(()) } else { try_keyring(daemon).map_err(cannot("start a thread")) }
+    })
+}
+
+/// Logs what to do if the keyring, which nobody chose, does not work. A client would be told only
+/// by its first request.
+fn try_keyring(daemon: &Daemon) -> io::Result<()> {
+    let service = Arc::clone(daemon.service());
+    let at = CredentialRef::parse("vault", "probe").expect("a valid name");
+    start_thread("keyring-probe", move || {
+        if let Err(error @ VaultError::BackendUnavailable { .. }) = service.has(&at) {
+            log::warn!("{error}");
+        }
+    })
 }
 
 fn socket_mode(text: &str) -> Result<u32, String> {

@@ -101,7 +101,7 @@ fn read_value(at: &CredentialRef, keep_newline: bool) -> Result<Secret, Failure>
 
 /// Asks on the terminal. rpassword turns echo off only after it has asked, but a script, or
 /// a paste, may answer at once.
-fn prompt(question: &str) -> io::Result<String> {
+pub fn prompt(question: &str) -> io::Result<String> {
     let terminal = File::options().read(true).write(true).open("/dev/tty")?;
     let before = termios::tcgetattr(&terminal)?;
     let mut quiet = before.clone();

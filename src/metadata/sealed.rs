@@ -69,40 +69,20 @@ fn size(at: &CredentialRef, blob: &[u8]) -> usize {
 }
 
 impl MetadataStore {
-    /// Commits the record and the encrypted value of a credential in one transaction.
+    /// Commits the record and the encrypted value of a credential in one transaction; `None`
+    /// removes either.
     ///
     /// # Errors
     ///
     /// Those of [`put`](Self::put).
-    pub fn put_sealed(&self, record: CredentialRecord, blob: Vec<u8>) -> Result<()> {
-        self.change_sealed(&record.at.clone(), Some(record), Blob::Put(blob))
-    }
-
-    /// Removes the record and the encrypted value of a credential in one transaction.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`remove`](Self::remove).
-    pub fn remove_sealed(&self, at: &CredentialRef) -> Result<()> {
-        self.change_sealed(at, None, Blob::Delete)
-    }
-
-    /// Commits the encrypted value alone; `None` removes it. The record stays as it is.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`put`](Self::put).
-    pub fn set_blob(&self, at: &CredentialRef, blob: Option<Vec<u8>>) -> Result<()> {
-        self.change_sealed(at, self.find(at)?, blob.map_or(Blob::Delete, Blob::Put))
-    }
-
-    fn change_sealed(
+    pub fn put_sealed(
         &self,
         at: &CredentialRef,
         record: Option<CredentialRecord>,
-        blob: Blob,
+        blob: Option<Vec<u8>>,
     ) -> Result<()> {
         lock(&self.cache).begin_change(at);
+        let blob = blob.map_or(Blob::Delete, Blob::Put);
         let outcome = self.change(at.clone(), record, false, blob);
         lock(&self.cache).end_change(at);
         outcome.map(drop)

@@ -90,8 +90,7 @@ impl KeyHeader {
     }
 
     /// The header as JSON.
-    #[must_use]
-    pub fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(self).expect("strings and numbers are always JSON")
     }
 

@@ -1,0 +1,219 @@
+//! `seal`: the key of the backend `sealed`; and how a passphrase is read.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use argh::FromArgs;
+use intentframe_credentials::backend::{InDatabase as _, SealedVault};
+use intentframe_credentials::daemon::DaemonError;
+use intentframe_credentials::seal::{KeySource, SealError};
+use intentframe_credentials::{BackendOptions, CredentialVault as _, Secret, VaultError, settings};
+use zeroize::Zeroizing;
+
+use super::Context;
+use super::failure::{Failure, cannot};
+use super::local::Local;
+use super::logging::keep_out;
+use super::output;
+use super::store::prompt;
+
+const MAX_PASSPHRASE_BYTES: usize = 4096;
+
+/// Manage the key of the backend sealed: init, rekey, rewrap or status.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "seal", help_triggers("-h", "--help"))]
+#[argh(note = "seal init    make a sealed store, as the first `serve --backend sealed` does\n\
+            seal rekey   encrypt all values with a new data key; what opens it stays the same\n\
+            seal rewrap  change the key file or the passphrase; the values stay as they are\n\
+            seal status  show the ID of the store, what opens it, and the number of values\n\n\
+            All but status need the service to be stopped. Without --key-file, the key is\n\
+            $CREDENTIALS_DIRECTORY/vault-key, else the passphrase, else vault.key beside the\n\
+            data directory, which init makes if it is missing.")]
+pub struct Seal {
+    /// the data directory of the service (INTENTFRAME_DATA_DIR, else ~/.intentframe/data)
+    #[argh(option, arg_name = "path")]
+    data_dir: Option<PathBuf>,
+
+    /// the key file; init makes it if it is missing (IF_VAULT_KEY_FILE)
+    #[argh(option, arg_name = "path")]
+    key_file: Option<PathBuf>,
+
+    /// read the passphrase from this file descriptor
+    #[argh(option, arg_name = "number")]
+    passphrase_fd: Option<i32>,
+
+    /// with init: ask for a new passphrase
+    #[argh(switch)]
+    passphrase: bool,
+
+    /// with rewrap: the key file from now on, made if it is missing
+    #[argh(option, arg_name = "path")]
+    new_key_file: Option<PathBuf>,
+
+    /// with rewrap: read the new passphrase from this file descriptor, instead of asking for it
+    #[argh(option, arg_name = "number")]
+    new_passphrase_fd: Option<i32>,
+
+    /// init, rekey, rewrap or status
+    #[argh(positional)]
+    action: String,
+}
+
+pub fn run(args: Seal, context: &Context) -> Result<(), Failure> {
+    let action = args.action.as_str();
+    let is_new = args.new_key_file.is_some() || args.new_passphrase_fd.is_some();
+    if (args.passphrase && action != "init") || (is_new && action != "rewrap") {
+        return Err(Failure::usage(format!("seal {action} does not have this option")));
+    }
+    let mut options = Local::new(context, None, args.data_dir.as_deref(), None)?.backend_options;
+    options.key_file = context.setting_path(args.key_file, "IF_VAULT_KEY_FILE")?;
+    match action {
+        "init" => {
+            if let Some((header, _)) = SealedVault::from_options(&options)?.status_of_seal()? {
+                let id = header.id();
+                return Err(Failure::usage(format!("there is a sealed store already: {id}"))
+                    .hint("`credential-vault seal rewrap` changes what opens it"));
+            }
+            options.passphrase = match args.passphrase_fd {
+                Some(number) => Some(from_descriptor(number, context)?),
+                None if args.passphrase => Some(new_passphrase(context)?),
+                None => None,
+            }
+            .map(Arc::new);
+            options.key_file.clone().map(key_file).transpose()?;
+            let vault = SealedVault::from_options(&options)?;
+            vault.check()?;
+            vault.database()?.close().map_err(VaultError::from)?;
+            status(&vault)
+        }
+        "status" => status(&SealedVault::from_options(&options)?),
+        "rekey" | "rewrap" => {
+            options.passphrase = passphrase(&options, args.passphrase_fd, context)?;
+            let vault = SealedVault::from_options(&options)?;
+            if vault.status_of_seal()?.is_none() {
+                return status(&vault);
+            }
+            vault.check()?;
+            let done = if action == "rekey" {
+                format!("{} values are encrypted with a new key", vault.rekey()?)
+            } else {
+                let source = match (args.new_key_file, args.new_passphrase_fd) {
+                    (Some(path), None) => {
+                        key_file(settings::expand_tilde(&path, &context.environment)?)?
+                    }
+                    (None, Some(number)) => {
+                        KeySource::Passphrase(from_descriptor(number, context)?)
+                    }
+                    (None, None) => KeySource::Passphrase(new_passphrase(context)?),
+                    _ => return Err(Failure::usage("choose a new key file or a new passphrase")),
+                };
+                vault.rewrap(&source)?;
+                format!(
+                    "{source} opens the values from now on. What opened them before still opens \
+                     older copies of the database; seal rekey keeps it from new values"
+                )
+            };
+            vault.database()?.close().map_err(VaultError::from)?;
+            output::text(&(done + "\n"))
+        }
+        _ => Err(Failure::usage("seal knows init, rekey, rewrap and status")),
+    }
+}
+
+fn status(vault: &SealedVault) -> Result<(), Failure> {
+    let Some((header, values)) = vault.status_of_seal()? else {
+        return Err(Failure::usage("there is no sealed store in the data directory")
+            .hint("`credential-vault seal init` makes one"));
+    };
+    let key = if header.needs_passphrase() { "passphrase" } else { "key file" };
+    let rows = [("store", header.id()), ("key", key), ("values", &values.to_string())];
+    output::rows(["SEAL", ""], &rows.map(|(name, value)| [name.to_owned(), value.to_owned()]))
+}
+
+/// The file, or a new one in its place.
+fn key_file(path: PathBuf) -> Result<KeySource, Failure> {
+    if path.symlink_metadata().is_ok() {
+        return Ok(KeySource::File(path));
+    }
+    let source = KeySource::create_file(&path)?;
+    log::warn!("made {source}; keep a copy of it in another place");
+    Ok(source)
+}
+
+/// The passphrase from the descriptor, else from the terminal if the store needs one.
+pub fn passphrase(
+    options: &BackendOptions,
+    descriptor: Option<i32>,
+    context: &Context,
+) -> Result<Option<Arc<Secret>>, Failure> {
+    if let Some(number) = descriptor {
+        return Ok(Some(Arc::new(from_descriptor(number, context)?)));
+    }
+    let sealed = SealedVault::from_options(options)?.status_of_seal()?;
+    let is_needed = sealed.is_some_and(|(header, _)| header.needs_passphrase());
+    if !is_needed || options.key_file.is_some() || !io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    Ok(Some(Arc::new(ask("Passphrase of the vault (not shown): ", context)?)))
+}
+
+fn new_passphrase(context: &Context) -> Result<Secret, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage("without a terminal, nobody can be asked for a passphrase")
+            .hint("--passphrase-fd 5 5< FILE (for rewrap: --new-passphrase-fd) reads it"));
+    }
+    let passphrase = ask("New passphrase (not shown): ", context)?;
+    if ask("Again: ", context)?.expose() != passphrase.expose() {
+        return Err(Failure::usage("the two passphrases are not the same; nothing was changed"));
+    }
+    Ok(passphrase)
+}
+
+fn ask(question: &str, context: &Context) -> Result<Secret, Failure> {
+    let line = prompt(question).map_err(cannot("read a passphrase from the terminal"))?;
+    checked(Secret::new(line), context)
+}
+
+/// Reads a passphrase to the end of what the descriptor refers to.
+fn from_descriptor(number: i32, context: &Context) -> Result<Secret, Failure> {
+    let failed = |error| {
+        Failure::usage(format!("cannot read a passphrase from descriptor {number}: {error}"))
+            .hint(&format!("open it, as in: --passphrase-fd {number} {number}< FILE"))
+    };
+    // Only unsafe code can own a descriptor by its number. Opening it again is safe.
+    let file = File::open(format!("/dev/fd/{number}")).map_err(failed)?;
+    // With room for all of it, so that no copy is left behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(2 * MAX_PASSPHRASE_BYTES));
+    file.take(MAX_PASSPHRASE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if number > 2 {
+        let _ = nix::unistd::close(number);
+    }
+    if bytes.ends_with(b"\n") {
+        bytes.pop();
+    }
+    let secret = Secret::from_utf8(std::mem::take(&mut *bytes));
+    checked(secret.map_err(|_| Failure::usage("the passphrase is not UTF-8 text"))?, context)
+}
+
+fn checked(passphrase: Secret, context: &Context) -> Result<Secret, Failure> {
+    if passphrase.is_empty() || passphrase.len() > MAX_PASSPHRASE_BYTES {
+        let limit = format!("a passphrase has 1 to {MAX_PASSPHRASE_BYTES} bytes");
+        return Err(Failure::usage(limit));
+    }
+    keep_out(&passphrase, &context.secrets);
+    Ok(passphrase)
+}
+
+impl From<VaultError> for Failure {
+    fn from(error: VaultError) -> Self {
+        DaemonError::from(error).into()
+    }
+}
+
+impl From<SealError> for Failure {
+    fn from(error: SealError) -> Self {
+        Self::usage(error)
+    }
+}

@@ -1,0 +1,13 @@
+//! The backend `sealed`: the service at its socket, and the commands `seal`.
+#![cfg(unix)]
+
+#[path = "../support/contract.rs"]
+mod contract;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commands;
+mod keys;
+mod rows;
+mod terminal;
+mod tools;

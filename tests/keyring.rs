@@ -1,6 +1,6 @@
-//! The keyring backend against a real gnome-keyring, beside Python's `keyring` package.
+//! The keyring backend against a real gnome-keyring and KWallet, beside Python's `keyring` package.
 //!
-//! Each test runs itself again inside `scripts/with-gnome-keyring`, which makes a session bus, a
+//! Each test runs itself again inside `scripts/with-keyring`, which makes a session bus, a
 //! home and an unlocked keyring for it, and removes them afterwards.
 #![cfg(target_os = "linux")]
 
@@ -30,6 +30,10 @@ const SERVICE: &str = "com.intentframe.vault.openai";
 /// Whether this process must run the body of the test. If not, the test has been run in a
 /// session, or skipped because there is no gnome-keyring.
 fn session(test: &str) -> bool {
+    session_with("gnome", "gnome-keyring-daemon", test)
+}
+
+fn session_with(keyring: &str, daemon: &str, test: &str) -> bool {
     if env::var_os(IN_SESSION).is_some() {
         return true;
     }
@@ -37,18 +41,16 @@ fn session(test: &str) -> bool {
         let run = Command::new(program).args(arguments).output();
         run.is_ok_and(|output| output.status.success())
     };
-    if !(has("gnome-keyring-daemon", &["--version"])
+    if !(has("sh", &["-c", &format!("command -v {daemon}")])
         && has("dbus-run-session", &["--version"])
         && has(PYTHON, &["-c", "import keyring, secretstorage"]))
     {
-        support::skip(
-            "no gnome-keyring to test with; run: apt-get install gnome-keyring dbus-daemon \
-             python3-keyring python3-secretstorage",
-        );
+        support::skip(&format!("no {daemon} to test with; run: scripts/install-test-deps"));
         return false;
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-gnome-keyring");
-    run_again(test, Command::new(script).arg(env::current_exe().expect("this test's program")));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-keyring");
+    let program = env::current_exe().expect("this test's program");
+    run_again(test, Command::new(script).env("KEYRING", keyring).arg(program));
     false
 }
 
@@ -328,11 +330,10 @@ fn a_prompt_that_stays_open_delays_nobody_and_changes_nothing() {
     store(&*vault, "key", "before");
     with_collection("key", "c.lock()");
 
-    assert!(vault.store(&at("key"), &Secret::new("after".to_owned())).is_err());
-    assert!(vault.delete(&at("key")).is_err());
-    assert_eq!(asked.load(Ordering::Relaxed), 0, "a change opens no prompt");
-    vault.get(&at("key")).expect_err("locked");
+    vault.store(&at("key"), &Secret::new("never".to_owned())).expect_err("locked");
     support::wait_until("the prompt is open", || asked.load(Ordering::Relaxed) > 0);
+    vault.delete(&at("key")).expect_err("locked");
+    vault.get(&at("key")).expect_err("locked");
     std::thread::scope(|threads| {
         for _ in 0..8 {
             threads.spawn(|| {
@@ -342,7 +343,7 @@ fn a_prompt_that_stays_open_delays_nobody_and_changes_nothing() {
             });
         }
     });
-    assert_eq!(asked.load(Ordering::Relaxed), 1, "one prompt for all readers");
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "one prompt for all callers");
 
     // The daemon that would report the end of the prompt is gone. Its successor is unlocked.
     kill_daemon();
@@ -475,9 +476,12 @@ fn bytes_that_are_not_utf8_are_an_error() {
 /// The wire contract, with the service on a real keyring.
 #[test]
 fn the_wire_contract_on_a_keyring() {
-    if !session("the_wire_contract_on_a_keyring") {
-        return;
+    if session("the_wire_contract_on_a_keyring") {
+        wire_contract();
     }
+}
+
+fn wire_contract() {
     let place = support::Place::new();
     let service = place
         .setup_with("keyring")
@@ -485,4 +489,68 @@ fn the_wire_contract_on_a_keyring() {
         .start();
     support::assert_wire_contract(&place.socket());
     assert!(service.get("/health").json()["backend"] == "KeyringVault");
+}
+
+fn kwallet_session(test: &str) -> bool {
+    session_with("kwallet", "kwalletd5", test)
+}
+
+#[test]
+fn the_wire_contract_on_kwallet() {
+    if kwallet_session("the_wire_contract_on_kwallet") {
+        wire_contract();
+    }
+}
+
+#[test]
+fn the_contract_of_the_trait_on_kwallet() {
+    if kwallet_session("the_contract_of_the_trait_on_kwallet") {
+        contract::contract(&*vault(), "contract-");
+    }
+}
+
+/// A collection of KWallet reads as locked, until somebody has gone through its prompt. That
+/// completes by itself, since the wallet is open.
+#[test]
+fn each_call_to_a_locked_kwallet_unlocks_it_and_python_shares_its_items() {
+    if !kwallet_session("each_call_to_a_locked_kwallet_unlocks_it_and_python_shares_its_items") {
+        return;
+    }
+    let close = || with_collection("key", "c.lock()");
+    // What PAM does at the login: it opens the wallet with a hash of the password.
+    let hash = format!("array:byte:{}", ["0x2a"; 56].join(","));
+    let open = ["org.kde.KWallet.pamOpen", "string:kdewallet", &hash, "int32:0"];
+    let lock = || {
+        close();
+        let mut command = Command::new("dbus-send");
+        command.args(["--print-reply", "--dest=org.kde.kwalletd5", "/modules/kwalletd5"]);
+        assert!(command.args(open).output().expect("runs").status.success());
+        assert_eq!(with_collection("key", "print(c.is_locked())"), "True");
+    };
+    let vault = vault();
+    store(&*vault, "key", "ours");
+    assert_eq!(python_gets("key"), "ours");
+    lock();
+    python_sets("key", "theirs");
+    lock();
+    assert_eq!(value(&*vault, "key").as_deref(), Some("theirs"));
+    lock();
+    assert_eq!(value(&*vault, "none"), None);
+    lock();
+    assert!(vault.has(&at("key")).expect("unlocked"));
+    lock();
+    assert_eq!(vault.list_keys(at("key").namespace()).expect("unlocked"), ["key"]);
+    lock();
+    store(&*vault, "key", "ours again");
+    assert_eq!((items("key").as_str(), python_gets("key").as_str()), ("1", "ours again"));
+    lock();
+    assert!(vault.delete(&at("key")).expect("unlocked"));
+    assert_eq!(python_gets("key"), "None");
+
+    // A wallet that only its password opens delays nobody.
+    store(&*vault, "key", "before");
+    close();
+    for error in refusals(&*vault) {
+        assert!(error.contains("unlock it"), "{error}");
+    }
 }

@@ -45,17 +45,54 @@ impl Keyring {
         }
     }
 
-    /// Whether a store or a delete would make the keyring ask the user.
-    pub(super) fn write_would_prompt(&self, at: &Place) -> Result<bool, Failure> {
+    /// Makes a store, or a delete, of the item possible without a prompt.
+    pub(super) fn prepare_change(&self, at: &Place, is_store: bool) -> Result<(), Failure> {
         let found = self.watch.0.search_items(attributes(at))?;
-        // Without an item, one is made in the default collection.
-        Ok(!found.locked.is_empty() || (found.unlocked.is_empty() && self.watch.locked()?))
+        if !found.locked.is_empty() {
+            let locked: Vec<&Item<'_>> = found.locked.iter().collect();
+            self.watch.0.unlock_all(&locked)?;
+        } else if found.unlocked.is_empty() && (is_store || self.watch.locked()?) {
+            self.unlock()?;
+        }
+        Ok(())
+    }
+
+    /// Unlocks the default collection, and makes one if there is none, as Python's `keyring`
+    /// does. Waits until the prompt is answered; that of KWallet completes by itself if the
+    /// wallet is open.
+    fn unlock(&self) -> Result<(), Failure> {
+        let service = &self.watch.0;
+        let collection = match service.get_default_collection() {
+            Err(ServiceError::NoResult) => service.create_collection("Default", "default"),
+            found => found,
+        }?;
+        collection.ensure_unlocked()?;
+        if collection.is_locked()? { Err(Failure::Locked) } else { Ok(()) }
+    }
+
+    /// Repeats a search that has found nothing, if the collection was locked: a locked one may
+    /// not be searched.
+    fn unlocked<T>(
+        &self,
+        search: impl Fn() -> Result<T, Failure>,
+        is_empty: impl Fn(&T) -> bool,
+    ) -> Result<T, Failure> {
+        let found = search()?;
+        if !is_empty(&found) || !self.watch.locked()? {
+            return Ok(found);
+        }
+        self.unlock()?;
+        search()
     }
 
     pub(super) fn get(&self, at: &Place) -> Result<Option<Secret>, Failure> {
+        self.unlocked(|| self.find(at), Option::is_none)
+    }
+
+    fn find(&self, at: &Place) -> Result<Option<Secret>, Failure> {
         let bytes = match self.entry(at)?.get_secret() {
             Ok(bytes) => bytes,
-            Err(Error::NoEntry) => return self.nothing_there().map(|()| None),
+            Err(Error::NoEntry) => return Ok(None),
             Err(Error::Ambiguous(items)) => match self.newest_first(items)?.first() {
                 Some(newest) => newest.get_secret()?,
                 None => return Ok(None),
@@ -89,9 +126,6 @@ impl Keyring {
 
     pub(super) fn delete(&self, at: &Place) -> Result<bool, Failure> {
         let items = self.newest_first(self.search(at)?)?;
-        if items.is_empty() {
-            self.nothing_there()?;
-        }
         // The newest goes last: if one cannot be deleted, reads still find the same value.
         for item in items.iter().rev() {
             item.delete_credential()?;
@@ -100,19 +134,13 @@ impl Keyring {
     }
 
     pub(super) fn has(&self, at: &Place) -> Result<bool, Failure> {
-        let exists = !self.search(at)?.is_empty();
-        if !exists {
-            self.nothing_there()?;
-        }
-        Ok(exists)
+        Ok(!self.unlocked(|| self.search(at), Vec::is_empty)?.is_empty())
     }
 
     /// The user names under `service`, unsorted; twice if there are two items.
     pub(super) fn users(&self, service: &str) -> Result<Vec<String>, Failure> {
-        let items = self.store.search(&HashMap::from([("service", service)]))?;
-        if items.is_empty() {
-            self.nothing_there()?;
-        }
+        let search = || Ok(self.store.search(&HashMap::from([("service", service)]))?);
+        let items = self.unlocked(search, Vec::is_empty)?;
         let mut users = Vec::with_capacity(items.len());
         for item in items {
             users.extend(item.get_attributes()?.remove("username"));
@@ -130,11 +158,6 @@ impl Keyring {
     /// The credential's items: mostly one, but two if Python made one beside ours.
     fn search(&self, at: &Place) -> Result<Vec<Entry>, Failure> {
         Ok(self.store.search(&attributes(at))?)
-    }
-
-    /// A service with a locked collection may find nothing because it cannot search there.
-    fn nothing_there(&self) -> Result<(), Failure> {
-        if self.watch.locked()? { Err(Failure::Locked) } else { Ok(()) }
     }
 
     /// Sorts the items of one credential; the one that was written last comes first.

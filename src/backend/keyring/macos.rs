@@ -34,8 +34,8 @@ impl Keyring {
     }
 
     /// The store does not tell. A call waits for a prompt until its deadline.
-    pub(super) fn write_would_prompt(&self, _at: &Place) -> Result<bool, Failure> {
-        Ok(false)
+    pub(super) fn prepare_change(&self, _at: &Place, _is_store: bool) -> Result<(), Failure> {
+        Ok(())
     }
 
     pub(super) fn get(&self, at: &Place) -> Result<Option<Secret>, Failure> {

@@ -37,6 +37,10 @@ const BACKEND: &str = "keyring";
 /// millisecond or two.
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// How long a prompt may be open before its caller is told that the keyring is locked. That of
+/// KWallet completes by itself if the wallet is open.
+const PROMPT_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long that examination may take. It needs at most two round trips.
 const WATCH_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -52,9 +56,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 ///
 /// A thread keeps one connection. If the keyring restarts, the thread connects again. While the
 /// keyring is locked, absent, or waits for a prompt, calls return
-/// [`VaultError::BackendUnavailable`] at once. A read of a locked keyring opens the prompt to
-/// unlock it, once for all readers. A store or delete opens no prompt, because it would then be
-/// done after its caller was told that it was not.
+/// [`VaultError::BackendUnavailable`] at once. The first call to a locked keyring opens the
+/// prompt to unlock it, once for all callers. A store or delete whose caller has been told that
+/// it was not done is not done either when the prompt is answered.
 ///
 /// On macOS and Windows a prompt looks like a slow keyring, so calls wait until their deadline.
 #[derive(Debug)]
@@ -132,18 +136,17 @@ impl KeyringVault {
         Self { calls: Worker::new("keyring"), watch: Worker::new("keyring-watch"), timeout }
     }
 
-    /// Runs a `task` that changes something, if the keyring will not prompt for it. The task
-    /// must be idempotent, because it may be run again on a new connection.
+    /// Runs a `task` that changes something, once it needs no prompt. The task must be
+    /// idempotent, because it may be run again on a new connection.
     fn change<T: Send + 'static>(
         &self,
         at: &CredentialRef,
+        is_store: bool,
         task: impl Fn(&Keyring, &Place) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let place = Place::of(at);
         self.call(move |keyring, ticket| {
-            if keyring.write_would_prompt(&place)? {
-                return Err(Failure::Locked);
-            }
+            keyring.prepare_change(&place, is_store)?;
             if !ticket.claim() {
                 return Err(Failure::Silent);
             }
@@ -179,6 +182,7 @@ impl KeyringVault {
                 }
             }
             let failure = match self.is_locked(deadline) {
+                Ok(true) if self.timeout.saturating_sub(left) < PROMPT_PATIENCE => continue,
                 Ok(true) => Failure::Locked,
                 Ok(false) => {
                     self.calls.abandon_if_stuck();
@@ -283,13 +287,13 @@ impl CredentialVault for KeyringVault {
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
         let value = value.duplicate();
         let refused = |reason| VaultError::StoreFailed { at: at.clone(), reason };
-        self.change(at, move |keyring, place| keyring.set(place, &value))
+        self.change(at, true, move |keyring, place| keyring.set(place, &value))
             .map_err(|failure| failed(failure, refused))
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         let refused = |reason| VaultError::DeleteFailed { at: at.clone(), reason };
-        self.change(at, Keyring::delete).map_err(|failure| failed(failure, refused))
+        self.change(at, false, Keyring::delete).map_err(|failure| failed(failure, refused))
     }
 
     fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {

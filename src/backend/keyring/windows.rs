@@ -36,8 +36,8 @@ impl Keyring {
     }
 
     /// The Credential Manager never prompts.
-    pub(super) fn write_would_prompt(&self, _at: &Place) -> Result<bool, Failure> {
-        Ok(false)
+    pub(super) fn prepare_change(&self, _at: &Place, _is_store: bool) -> Result<(), Failure> {
+        Ok(())
     }
 
     pub(super) fn get(&self, at: &Place) -> Result<Option<Secret>, Failure> {

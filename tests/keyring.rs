@@ -509,7 +509,7 @@ fn the_contract_of_the_trait_on_kwallet() {
     }
 }
 
-/// A collection of KWallet reads as locked, until somebody has gone through its prompt. That
+/// A collection of `KWallet` reads as locked, until somebody has gone through its prompt. That
 /// completes by itself, since the wallet is open.
 #[test]
 fn each_call_to_a_locked_kwallet_unlocks_it_and_python_shares_its_items() {

@@ -1,4 +1,4 @@
-//! The keyring backend against a real gnome-keyring and KWallet, beside Python's `keyring` package.
+//! The keyring backend against a real gnome-keyring and `KWallet`, beside Python's `keyring` package.
 //!
 //! Each test runs itself again inside `scripts/with-keyring`, which makes a session bus, a
 //! home and an unlocked keyring for it, and removes them afterwards.

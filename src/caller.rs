@@ -52,6 +52,25 @@ impl From<Process> for Caller {
     }
 }
 
+/// `(uid_t) -1`, which is never a user or a group (setreuid(2)).
+const NOBODY: u32 = u32::MAX;
+
+impl Caller {
+    /// A systemd system unit for which its manager asks. Nothing else is known of it, so that a
+    /// consumer that gives more conditions than the unit does not match.
+    #[must_use]
+    pub fn of_unit(unit: String) -> Self {
+        let process = Process { uid: NOBODY, gid: NOBODY, pid: None };
+        Self { unit: Some(unit), ..Self::from(process) }
+    }
+
+    /// Its user ID. `None` for a unit for which its manager asks.
+    #[must_use]
+    pub fn uid(&self) -> Option<u32> {
+        Some(self.process.uid).filter(|&uid| uid != NOBODY)
+    }
+}
+
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Process { uid, gid, pid } = self.process;

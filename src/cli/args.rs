@@ -7,7 +7,7 @@ use argh::{FromArgs, SubCommands as _};
 use intentframe_credentials::CredentialRef;
 
 use super::failure::Failure;
-use super::{audit, backup, commands, dev, exec, policy, seal, serve, store};
+use super::{audit, backup, commands, dev, exec, policy, seal, serve, store, systemd_credentials};
 
 /// The IntentFrame credential vault: the service and its command-line client.
 #[derive(FromArgs)]
@@ -64,6 +64,7 @@ pub enum Command {
     Policy(policy::PolicyCommand),
     Audit(audit::Audit),
     Seal(seal::Seal),
+    SystemdCredentials(systemd_credentials::SystemdCredentials),
     Backup(backup::Backup),
 }
 

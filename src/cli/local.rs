@@ -37,9 +37,13 @@ impl Local {
     ) -> Result<Self, Failure> {
         let environment = &context.environment;
         let socket = settings::socket(context.socket(socket).as_deref(), environment)?;
-        let data_dir = settings::data_dir(data_dir, environment)?;
         let backend =
             backend.or_else(|| environment.setting("IF_VAULT_BACKEND").map(str::to_owned));
+        let data_dir = match settings::data_dir(data_dir, environment) {
+            // It keeps no database, and so needs no home directory.
+            Err(_) if backend.as_deref() == Some("service") => PathBuf::new(),
+            data_dir => data_dir?,
+        };
         let mut backend_options = BackendOptions::new(environment.clone());
         backend_options.own_socket = Some(socket.clone());
         backend_options.data_dir = Some(data_dir.clone());

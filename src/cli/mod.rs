@@ -21,6 +21,7 @@ mod serve;
 mod signals;
 mod store;
 mod supervised;
+mod systemd_credentials;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -142,7 +143,8 @@ fn run(
         Command::Exec(exec) if exec.files.is_some() => Ok(()),
         _ => hardening::hide(),
     };
-    let is_service = matches!(command, Command::Serve(_) | Command::Dev(_));
+    let is_service =
+        matches!(command, Command::Serve(_) | Command::Dev(_) | Command::SystemdCredentials(_));
     let level = if is_service { LevelFilter::Info } else { LevelFilter::Warn };
     logging::init(&environment, level, secrets)?;
     if let Err(error) = hidden {
@@ -165,6 +167,7 @@ fn run(
         Command::Policy(args) => policy::run(args, &context),
         Command::Audit(args) => audit::run(args),
         Command::Seal(args) => seal::run(args, &context),
+        Command::SystemdCredentials(args) => systemd_credentials::run(args, &context),
         Command::Backup(args) => backup::run(&args, &context),
     }
 }

@@ -88,11 +88,11 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     let environment = &context.environment;
     let ready_fd = args.ready_fd.map(ReadyFd::open).transpose()?;
     let is_configured = args.backend.is_some() || environment.setting("IF_VAULT_BACKEND").is_some();
-    let local = Local::new(context, args.socket, args.data_dir.as_deref(), args.backend)?;
-    let endpoint = match supervised::inherited_socket(environment)? {
-        Some(listener) => Endpoint::Inherited(Arc::new(listener)),
-        None => Endpoint::Unix(local.socket),
-    };
+    let inherited = supervised::inherited_socket(environment)?;
+    // Then the default is not needed: a service manager need not set HOME.
+    let socket = inherited.as_ref().map_or(args.socket, |it| Some(it.socket().unwrap_or_default()));
+    let local = Local::new(context, socket, args.data_dir.as_deref(), args.backend)?;
+    let endpoint = inherited.unwrap_or(Endpoint::Unix(local.socket));
     let mut options = local.backend_options;
     options.own_socket = endpoint.socket();
     if local.backend == "sealed" {

@@ -3,12 +3,13 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::RawFd;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use intentframe_credentials::Environment;
 use intentframe_credentials::client::{ClientError, ClientOptions, VaultClient};
+use intentframe_credentials::server::Endpoint;
 use listenfd::ListenFd;
 use nix::sys::socket::MsgFlags;
 use sd_notify::NotifyState;
@@ -20,7 +21,7 @@ use super::start_thread;
 ///
 /// Must be called before any other thread starts: it removes the variables from the
 /// environment.
-pub fn inherited_socket(environment: &Environment) -> Result<Option<UnixListener>, Failure> {
+pub fn inherited_socket(environment: &Environment) -> Result<Option<Endpoint>, Failure> {
     let is_for_us =
         environment.setting("LISTEN_PID").is_some_and(|pid| pid.parse() == Ok(std::process::id()));
     if !is_for_us {
@@ -29,9 +30,12 @@ pub fn inherited_socket(environment: &Environment) -> Result<Option<UnixListener
     let mut sockets = ListenFd::from_env();
     match sockets.len() {
         0 => Ok(None),
-        1 => sockets.take_unix_listener(0).map_err(|error| {
-            Failure::usage(format!("cannot use the socket of LISTEN_FDS: {error}"))
-        }),
+        1 => match sockets.take_unix_listener(0) {
+            Ok(listener) => Ok(listener.map(|it| Endpoint::Inherited(Arc::new(it)))),
+            Err(error) => {
+                Err(Failure::usage(format!("cannot use the socket of LISTEN_FDS: {error}")))
+            }
+        },
         count => Err(Failure::usage(format!(
             "LISTEN_FDS passes {count} sockets, and the vault serves one; configure a single \
              ListenStream="

@@ -124,12 +124,31 @@ impl VaultClient {
     ///
     /// [`ClientError`].
     pub fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, ClientError> {
+        self.value(&path_of(at))
+    }
+
+    /// Reads a value on behalf of a systemd system unit, such as `edi.service`, which gets what
+    /// the policy of the service gives it. Only the service's user and root may ask. Returns
+    /// `None` if there is no such credential.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; [`ClientError::Refused`] without such a policy.
+    pub fn get_for_unit(
+        &self,
+        unit: &str,
+        at: &CredentialRef,
+    ) -> Result<Option<Secret>, ClientError> {
+        self.value(&format!("/v1/units/{}/{}", segment(unit), segments(at)))
+    }
+
+    fn value(&self, path: &str) -> Result<Option<Secret>, ClientError> {
         #[derive(Deserialize)]
         struct Found {
             value: String,
         }
 
-        let found = found(self.read::<Found>(&path_of(at)))?;
+        let found = found(self.read::<Found>(path))?;
         Ok(found.map(|found| Secret::new(found.value)))
     }
 
@@ -244,7 +263,11 @@ fn detail(body: &[u8]) -> Option<String> {
 }
 
 fn path_of(at: &CredentialRef) -> String {
-    format!("/v1/credentials/{}/{}", segment(at.namespace().as_str()), segment(at.key()))
+    format!("/v1/credentials/{}", segments(at))
+}
+
+fn segments(at: &CredentialRef) -> String {
+    format!("{}/{}", segment(at.namespace().as_str()), segment(at.key()))
 }
 
 /// A path segment, in which all but the unreserved characters of RFC 3986 are

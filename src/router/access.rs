@@ -128,6 +128,18 @@ impl Access {
         [self.owner_uid, ROOT].contains(&process.uid) && !is_unmapped(process.uid)
     }
 
+    /// Whether the peer may ask on behalf of a systemd unit.
+    pub(super) fn check_delegate(&self, peer: &Peer) -> Result<(), Answer> {
+        let detail = if !self.is_owner(peer) {
+            "only the user of this vault and root may ask on behalf of a unit"
+        } else if self.policy.is_none() {
+            "a unit gets what the policy gives it, and this vault has none; give it --policy FILE"
+        } else {
+            return Ok(());
+        };
+        Err(Answer::error(403, detail))
+    }
+
     /// Whether a request may come from where it comes from.
     pub(super) fn check(&self, head: &RequestHead<'_>) -> Result<(), Answer> {
         let Peer::Tcp(_) = head.peer else { return Ok(()) };
@@ -263,7 +275,7 @@ impl Rights<'_> {
             namespace: namespace.map(|namespace| namespace.as_str().into()),
             key: key.map(Into::into),
             consumer: reason.consumer.as_deref().map(Into::into),
-            uid: process.map(|process| process.uid),
+            uid: self.caller.and_then(Caller::uid),
             pid: process.and_then(|process| process.pid),
             exe: exe.map(|exe| exe.to_string_lossy()),
             unit: self.caller.and_then(|caller| caller.unit.as_deref()).map(Into::into),

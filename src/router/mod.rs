@@ -16,7 +16,7 @@ use serde_json::json;
 use tiny_http::Method;
 
 use crate::backend::{BackendStatus, RenewalStatus};
-use crate::caller::Peer;
+use crate::caller::{Caller, Peer};
 use crate::error::VaultError;
 use crate::metadata::Filter;
 use crate::model::{CredentialRef, Namespace, RuntimeEnvEntry};
@@ -58,6 +58,8 @@ pub enum Call {
     List(Filter, Option<CredentialRef>),
     /// The value of a credential.
     Get(CredentialRef),
+    /// The value of a credential, for the unit that this peer stands for.
+    GetFor(CredentialRef, Box<Peer>),
     /// Whether there is a credential.
     Head(CredentialRef),
     /// Stores what the body says.
@@ -90,11 +92,19 @@ impl Call {
                 (Operation::List, About { namespace: Some(namespace), key: None })
             }
             Self::List(Filter::RuntimeEnv, _) => (Operation::Read, nothing),
-            Self::Get(at) => (Operation::Read, at.into()),
+            Self::Get(at) | Self::GetFor(at, _) => (Operation::Read, at.into()),
             Self::Head(at) => (Operation::List, at.into()),
             Self::Put(at) => (Operation::Write, at.into()),
             Self::Delete(at) => (Operation::Delete, at.into()),
         })
+    }
+
+    /// The one whose rights count, if `peer` has sent the request.
+    fn on_behalf_of<'a>(&'a self, peer: &'a Peer) -> &'a Peer {
+        match self {
+            Self::GetFor(_, unit) => unit,
+            _ => peer,
+        }
     }
 }
 
@@ -151,8 +161,11 @@ impl Router {
     pub fn resolve(&self, head: &RequestHead<'_>) -> Result<Call, Answer> {
         self.access.check(head)?;
         let call = Self::call(head)?;
+        if let Call::GetFor(..) = call {
+            self.access.check_delegate(head.peer)?;
+        }
         if let Some((operation, about)) = call.needs() {
-            self.access.rights(head.peer).permit(operation, about)?;
+            self.access.rights(call.on_behalf_of(head.peer)).permit(operation, about)?;
         }
         Ok(call)
     }
@@ -162,6 +175,11 @@ impl Router {
             (Resource::Credential { namespace, key }, method) => {
                 let at = Namespace::new(namespace).and_then(|name| CredentialRef::new(name, key));
                 credential_call(method, at, head.content_type)
+            }
+            (Resource::OfUnit { unit, namespace, key }, Method::Get) => {
+                let at = CredentialRef::parse(&namespace, &key);
+                let at = at.map_err(|_| Answer::credential_not_found())?;
+                Ok(Call::GetFor(at, Box::new(Peer::Process(Caller::of_unit(unit)))))
             }
             (Resource::Health, Method::Get) => Ok(Call::Health),
             (Resource::Credentials, Method::Get) => Ok(Call::List(Filter::All, None)),
@@ -179,7 +197,7 @@ impl Router {
     pub fn may_block(&self, call: &Call) -> bool {
         match call {
             Call::Put(_) | Call::Delete(_) => true,
-            Call::Get(_) | Call::Head(_) => self.service.reads_may_block(),
+            Call::Get(_) | Call::GetFor(..) | Call::Head(_) => self.service.reads_may_block(),
             Call::Health | Call::List(..) => self.service.listings_may_block(),
         }
     }
@@ -187,7 +205,7 @@ impl Router {
     /// Carries the call out. `body` is the body of the request; only a PUT has one.
     #[must_use]
     pub fn answer(&self, call: &Call, body: &[u8], peer: &Peer) -> Answer {
-        let answer = self.carry_out(call, body, &self.access.rights(peer));
+        let answer = self.carry_out(call, body, &self.access.rights(call.on_behalf_of(peer)));
         answer.unwrap_or_else(|error| match call {
             Call::Head(_) => error.without_body(),
             _ => error,
@@ -198,7 +216,7 @@ impl Router {
         Ok(match call {
             Call::Health => self.health(rights)?,
             Call::List(filter, from) => self.list(filter, from.as_ref(), rights)?,
-            Call::Get(at) => self.get(at, rights)?,
+            Call::Get(at) | Call::GetFor(at, _) => self.get(at, rights)?,
             Call::Head(at) => Answer::empty(if self.service.has(at)? { 200 } else { 404 }),
             Call::Put(at) => match body::parse(body) {
                 Ok(request) => {

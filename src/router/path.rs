@@ -10,8 +10,17 @@ pub(super) enum Resource {
     Health,
     Credentials,
     Namespace(String),
-    Credential { namespace: String, key: String },
+    Credential {
+        namespace: String,
+        key: String,
+    },
     RuntimeEnv,
+    /// A credential, asked for on behalf of a systemd unit.
+    OfUnit {
+        unit: String,
+        namespace: String,
+        key: String,
+    },
 }
 
 impl Resource {
@@ -35,12 +44,12 @@ impl Resource {
     fn of_path(path: &str) -> Result<Self, Answer> {
         let mut raw = path.strip_prefix('/').ok_or_else(Answer::not_found)?.split('/');
         // One more than the longest path has, so that a longer path is noticed.
-        let mut segments: [Option<Cow<'_, str>>; 5] = [const { None }; 5];
+        let mut segments: [Option<Cow<'_, str>>; 6] = [const { None }; 6];
         for (segment, text) in segments.iter_mut().zip(raw.by_ref()) {
             *segment = Some(decode(text)?);
         }
-        let [first, second, third, fourth, rest] = segments;
-        match (first.as_deref(), second.as_deref(), third, fourth, rest) {
+        let [first, second, third, fourth, fifth, rest] = segments;
+        match (first.as_deref(), second.as_deref(), third, fourth, fifth) {
             (Some("health"), None, ..) => Ok(Self::Health),
             (Some("v1"), Some("runtime-env"), None, ..) => Ok(Self::RuntimeEnv),
             (Some("v1"), Some("credentials"), None, ..) => Ok(Self::Credentials),
@@ -49,6 +58,12 @@ impl Resource {
             }
             (Some("v1"), Some("credentials"), Some(namespace), Some(key), None) => {
                 Ok(Self::Credential { namespace: namespace.into_owned(), key: key.into_owned() })
+            }
+            (Some("v1"), Some("units"), Some(unit), Some(namespace), Some(key))
+                if rest.is_none() =>
+            {
+                let [unit, namespace, key] = [unit, namespace, key].map(Cow::into_owned);
+                Ok(Self::OfUnit { unit, namespace, key })
             }
             _ => Err(Answer::not_found()),
         }
@@ -127,6 +142,8 @@ mod tests {
             "/v1/credentials/a%2fb",
             "/health/x",
             "/v1/runtime-env/x",
+            "/v1/units/a.service/n",
+            "/v1/units/a.service/n/k/x",
             "//health",
         ] {
             assert_eq!(status(target), 404, "{target}");

@@ -9,10 +9,10 @@ BINARY := $(TARGET_DIR)/release/credential-vault
 # CI builds exactly what Cargo.lock says; a developer may change a dependency.
 LOCKED := $(if $(CI),--locked)
 
-.PHONY: help dev test lint bench fuzz release install clean
+.PHONY: help dev test test-systemd lint bench fuzz release install clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 dev: ## build and run the seeded dev service, and print curl lines that work
 	@scripts/need cargo cc
@@ -22,6 +22,11 @@ test: ## run every test, including those with a real gnome-keyring and OpenBao
 	@scripts/need cargo cc
 	scripts/install-test-deps
 	cargo test $(LOCKED)
+
+test-systemd: ## run the units of scripts/systemd under a real systemd, in a container (root, Debian)
+	@scripts/need cargo cc python3
+	cargo build $(LOCKED) --bin credential-vault
+	scripts/test-systemd $(ARGS)
 
 lint: ## check format, lints (also for macOS and Windows), documentation, dependencies, scripts
 	@scripts/need cargo cc rustfmt clippy

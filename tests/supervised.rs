@@ -276,3 +276,86 @@ fn a_socket_for_another_process_is_ignored() {
     service.assert_healthy();
     assert!(place.socket().exists());
 }
+
+/// Serves on a socket that it passes on.
+const PASSED: &str = r"
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o600)
+listener.listen(16)
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+";
+
+/// A service manager need not set HOME.
+#[test]
+fn a_home_directory_is_needed_only_for_a_default() {
+    let place = Place::new();
+    let socket = place.root().join("passed.sock");
+    let mut passed = Command::new("python3")
+        .args(["-c", PASSED])
+        .arg(&socket)
+        .arg(PROGRAM)
+        .args(["serve", "--backend", "env", "--data-dir"])
+        .arg(place.data_dir())
+        .env_remove("HOME")
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("python3 is installed");
+    // Connecting before the service serves waits for it.
+    wait_until("the socket is there", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    assert_eq!(support::Connection::open(&socket).exchange(&support::get("/health")).status, 200);
+
+    // A forwarding service has no data.
+    let forwarding = Place::new();
+    let setup =
+        forwarding.bare_setup().env("IF_VAULT_UPSTREAM_SOCKET", socket.to_str().expect("UTF-8"));
+    let path = forwarding.socket();
+    let setup = setup.argument("--backend").argument("service").argument("--socket");
+    let mut service = setup.argument(path.to_str().expect("UTF-8")).after("unset HOME").spawn();
+    service.wait_until_ready();
+
+    let no_home = Place::new();
+    let mut refused = no_home.bare_setup().after("unset HOME").spawn();
+    assert_eq!(refused.wait().code(), Some(2), "{}", refused.log());
+    assert!(refused.log().contains("HOME is not set"), "{}", refused.log());
+    passed.kill().expect("it runs");
+    passed.wait().expect("a child");
+}
+
+/// Checks what plutil(1) and launchd.plist(5) ask for: an XML property list, and the type of each
+/// key.
+const LAUNCHD: &str = r"
+import plistlib, sys
+job = plistlib.loads(sys.stdin.buffer.read(), fmt=plistlib.FMT_XML)
+TYPES = {'Label': str, 'ProgramArguments': list, 'RunAtLoad': bool, 'KeepAlive': dict,
+         'ProcessType': str, 'ExitTimeOut': int, 'Umask': int, 'HardResourceLimits': dict,
+         'SoftResourceLimits': dict}
+for key, value in job.items():
+    assert type(value) is TYPES[key], key
+assert plistlib.loads(plistlib.dumps(job)) == job
+assert all(type(it) is str for it in job['ProgramArguments'])
+assert job['ProgramArguments'][0].startswith('/')
+assert job['ProcessType'] in ('Background', 'Standard', 'Adaptive', 'Interactive')
+assert job['KeepAlive'] == {'SuccessfulExit': False} and job['Umask'] == 0o077
+assert all(type(it) is int for limits in ('HardResourceLimits', 'SoftResourceLimits') for it in job[limits].values())
+print(job['Label'])
+";
+
+#[test]
+fn the_job_for_launchd_is_a_property_list() {
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/scripts/launchd/ai.intentframe.credential-vault.plist"
+    );
+    let output = Command::new("python3")
+        .args(["-c", LAUNCHD])
+        .stdin(std::fs::File::open(file).expect("it is there"))
+        .output()
+        .expect("python3 is installed");
+    let problem = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.stdout, b"ai.intentframe.credential-vault\n", "{problem}");
+}

@@ -22,13 +22,16 @@ fn httpx_over_the_socket() {
         skip("the Python client needs httpx: apt-get install python3-httpx");
         return;
     };
-    let place = Place::new();
-    let service = place.start();
-    let output = Command::new(python)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python_client.py"))
-        .arg(&service.socket)
-        .output()
-        .expect("it ran a moment ago");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{stderr}");
+    for (backend, name) in [("env", "EnvVault"), ("sealed", "SealedVault")] {
+        let place = Place::new();
+        let service = place.setup_with(backend).start();
+        let output = Command::new(python)
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python_client.py"))
+            .arg(&service.socket)
+            .arg(name)
+            .output()
+            .expect("it ran a moment ago");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{backend}: {stderr}");
+    }
 }

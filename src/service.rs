@@ -123,7 +123,7 @@ impl VaultService {
             HIDDEN.clone_into(&mut record.masked_preview);
         }
         if let Some(vault) = self.vault.in_database() {
-            return vault.store_record(record, &request.value);
+            return vault.put(at, Some(record), Some(&request.value));
         }
         let before = metadata.put(record)?;
         self.vault.store(at, &request.value).inspect_err(|error| undo(metadata, at, before, error))
@@ -138,7 +138,9 @@ impl VaultService {
         let Some(metadata) = &self.metadata else { return self.vault.delete(at) };
         let _lock = self.changing.lock(at);
         if let Some(vault) = self.vault.in_database() {
-            return vault.delete_record(at);
+            let existed = self.vault.has(at)?;
+            vault.put(at, None, None)?;
+            return Ok(existed);
         }
         let before = metadata.remove(at)?;
         self.vault.delete(at).inspect_err(|error| undo(metadata, at, before, error))

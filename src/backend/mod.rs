@@ -184,17 +184,15 @@ pub trait InDatabase {
     /// [`VaultError::Metadata`], or [`VaultError::ValidationFailed`] for a wrong or missing key.
     fn database(&self) -> Result<Arc<MetadataStore>, VaultError>;
 
-    /// Stores a value with its metadata.
+    /// Replaces the value and the metadata of a credential; `None` deletes them.
     ///
     /// # Errors
     ///
     /// [`VaultError::Metadata`], [`VaultError::StoreFailed`]; nothing has changed.
-    fn store_record(&self, record: CredentialRecord, value: &Secret) -> Result<(), VaultError>;
-
-    /// Deletes a value and its metadata. Returns whether there was a value.
-    ///
-    /// # Errors
-    ///
-    /// [`VaultError::Metadata`]; nothing has changed.
-    fn delete_record(&self, at: &CredentialRef) -> Result<bool, VaultError>;
+    fn put(
+        &self,
+        at: &CredentialRef,
+        record: Option<CredentialRecord>,
+        value: Option<&Secret>,
+    ) -> Result<(), VaultError>;
 }

@@ -182,22 +182,6 @@ impl Open {
     fn context<'a>(&'a self, at: &'a CredentialRef) -> [&'a str; 4] {
         ["value", self.header.id(), at.namespace().as_str(), at.key()]
     }
-
-    /// Stores or deletes the value, with the record.
-    fn put(
-        &self,
-        at: &CredentialRef,
-        record: Option<CredentialRecord>,
-        value: Option<&Secret>,
-    ) -> Result<(), VaultError> {
-        let failed = |error: SealError| VaultError::StoreFailed {
-            at: at.clone(),
-            reason: error.to_string(),
-        };
-        let seal = |value: &Secret| self.key.seal(value.expose().as_bytes(), &self.context(at));
-        let blob = value.map(seal).transpose().map_err(failed)?;
-        Ok(self.store.put_sealed(at, record, blob)?)
-    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "`map_err` calls it")]
@@ -227,13 +211,12 @@ impl CredentialVault for SealedVault {
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
-        let open = self.open()?;
-        open.put(at, open.store.find(at)?, Some(value))
+        self.put(at, self.database()?.find(at)?, Some(value))
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        let (open, existed) = (self.open()?, self.has(at)?);
-        open.put(at, open.store.find(at)?, None)?;
+        let existed = self.has(at)?;
+        self.put(at, self.database()?.find(at)?, None)?;
         Ok(existed)
     }
 
@@ -247,10 +230,9 @@ impl CredentialVault for SealedVault {
 
     /// Checks the key, before any file is touched.
     fn check(&self) -> Result<(), VaultError> {
-        let checked = match (self.status_of_seal()?, self.source()) {
-            (Some((header, _)), _) => header.data_key(&self.needed_source(&header)?).map(drop),
-            (None, Some(source)) => source.read().map(drop),
-            (None, None) => Ok(()),
+        let checked = match self.status_of_seal()? {
+            Some((header, _)) => header.data_key(&self.needed_source(&header)?).map(drop),
+            None => self.source().map_or(Ok(()), |source| source.read().map(drop)),
         };
         checked.map_err(unusable)
     }
@@ -272,13 +254,19 @@ impl InDatabase for SealedVault {
         Ok(Arc::clone(&self.open()?.store))
     }
 
-    fn store_record(&self, record: CredentialRecord, value: &Secret) -> Result<(), VaultError> {
-        self.open()?.put(&record.at.clone(), Some(record), Some(value))
-    }
-
-    fn delete_record(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        let existed = self.has(at)?;
-        self.open()?.put(at, None, None)?;
-        Ok(existed)
+    fn put(
+        &self,
+        at: &CredentialRef,
+        record: Option<CredentialRecord>,
+        value: Option<&Secret>,
+    ) -> Result<(), VaultError> {
+        let open = self.open()?;
+        let failed = |error: SealError| VaultError::StoreFailed {
+            at: at.clone(),
+            reason: error.to_string(),
+        };
+        let seal = |value: &Secret| open.key.seal(value.expose().as_bytes(), &open.context(at));
+        let blob = value.map(seal).transpose().map_err(failed)?;
+        Ok(open.store.put_sealed(at, record, blob)?)
     }
 }

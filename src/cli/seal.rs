@@ -1,25 +1,22 @@
 //! `seal`: the key of the backend `sealed`; and how a passphrase is read.
 
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read as _};
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use argh::FromArgs;
 use intentframe_credentials::backend::{InDatabase as _, SealedVault};
 use intentframe_credentials::daemon::DaemonError;
-use intentframe_credentials::seal::{KeySource, SealError};
+use intentframe_credentials::seal::KeySource;
 use intentframe_credentials::{BackendOptions, CredentialVault as _, Secret, VaultError, settings};
-use zeroize::Zeroizing;
 
 use super::Context;
 use super::failure::{Failure, cannot};
 use super::local::Local;
 use super::logging::keep_out;
 use super::output;
-use super::store::prompt;
-
-const MAX_PASSPHRASE_BYTES: usize = 4096;
+use super::store::{self, prompt};
 
 /// Manage the key of the backend sealed: init, rekey, rewrap or status.
 #[derive(FromArgs)]
@@ -71,9 +68,8 @@ pub fn run(args: Seal, context: &Context) -> Result<(), Failure> {
     options.key_file = context.setting_path(args.key_file, "IF_VAULT_KEY_FILE")?;
     match action {
         "init" => {
-            if let Some((header, _)) = SealedVault::from_options(&options)?.status_of_seal()? {
-                let id = header.id();
-                return Err(Failure::usage(format!("there is a sealed store already: {id}"))
+            if SealedVault::from_options(&options)?.status_of_seal()?.is_some() {
+                return Err(Failure::usage("there is a sealed store already")
                     .hint("`credential-vault seal rewrap` changes what opens it"));
             }
             options.passphrase = match args.passphrase_fd {
@@ -137,7 +133,7 @@ fn key_file(path: PathBuf) -> Result<KeySource, Failure> {
     if path.symlink_metadata().is_ok() {
         return Ok(KeySource::File(path));
     }
-    let source = KeySource::create_file(&path)?;
+    let source = KeySource::create_file(&path).map_err(Failure::usage)?;
     log::warn!("made {source}; keep a copy of it in another place");
     Ok(source)
 }
@@ -178,29 +174,22 @@ fn ask(question: &str, context: &Context) -> Result<Secret, Failure> {
 
 /// Reads a passphrase to the end of what the descriptor refers to.
 fn from_descriptor(number: i32, context: &Context) -> Result<Secret, Failure> {
-    let failed = |error| {
+    // Only unsafe code can own a descriptor by its number. Opening it again is safe.
+    let file = File::open(format!("/dev/fd/{number}")).map_err(|error| {
         Failure::usage(format!("cannot read a passphrase from descriptor {number}: {error}"))
             .hint(&format!("open it, as in: --passphrase-fd {number} {number}< FILE"))
-    };
-    // Only unsafe code can own a descriptor by its number. Opening it again is safe.
-    let file = File::open(format!("/dev/fd/{number}")).map_err(failed)?;
-    // With room for all of it, so that no copy is left behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(2 * MAX_PASSPHRASE_BYTES));
-    file.take(MAX_PASSPHRASE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    })?;
+    let passphrase = store::value(file, false)
+        .map_err(|_| Failure::usage("a passphrase is UTF-8 text of at most 256 KiB"))?;
     if number > 2 {
         let _ = nix::unistd::close(number);
     }
-    if bytes.ends_with(b"\n") {
-        bytes.pop();
-    }
-    let secret = Secret::from_utf8(std::mem::take(&mut *bytes));
-    checked(secret.map_err(|_| Failure::usage("the passphrase is not UTF-8 text"))?, context)
+    checked(passphrase, context)
 }
 
 fn checked(passphrase: Secret, context: &Context) -> Result<Secret, Failure> {
-    if passphrase.is_empty() || passphrase.len() > MAX_PASSPHRASE_BYTES {
-        let limit = format!("a passphrase has 1 to {MAX_PASSPHRASE_BYTES} bytes");
-        return Err(Failure::usage(limit));
+    if passphrase.is_empty() {
+        return Err(Failure::usage("the passphrase is empty"));
     }
     keep_out(&passphrase, &context.secrets);
     Ok(passphrase)
@@ -209,11 +198,5 @@ fn checked(passphrase: Secret, context: &Context) -> Result<Secret, Failure> {
 impl From<VaultError> for Failure {
     fn from(error: VaultError) -> Self {
         DaemonError::from(error).into()
-    }
-}
-
-impl From<SealError> for Failure {
-    fn from(error: SealError) -> Self {
-        Self::usage(error)
     }
 }

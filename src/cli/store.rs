@@ -114,7 +114,7 @@ pub fn prompt(question: &str) -> io::Result<String> {
 
 /// Reads all of `input`, or one byte more than is needed to know that it is too long. Strips
 /// one newline, and checks what the service would refuse.
-fn value(input: impl Read, keep_newline: bool) -> Result<Secret, Failure> {
+pub fn value(input: impl Read, keep_newline: bool) -> Result<Secret, Failure> {
     const LIMIT: usize = MAX_VALUE_BYTES + "\r\n".len() + 1;
 
     // With room for all of it from the start, growing leaves no copies behind.

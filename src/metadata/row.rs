@@ -72,7 +72,11 @@ pub(super) fn set_last_used(
     execute(connection, sql, [at.namespace().as_str(), at.key(), &when.to_database()])
 }
 
-fn execute(connection: &Connection, sql: &str, values: impl Params) -> rusqlite::Result<()> {
+pub(super) fn execute(
+    connection: &Connection,
+    sql: &str,
+    values: impl Params,
+) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute(values).map(drop)
 }
 

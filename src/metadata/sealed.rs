@@ -2,7 +2,6 @@
 //! or writes one here brings or gets a sealed message; this module knows no key.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,61 +10,38 @@ use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior};
 use crate::model::{CredentialRecord, CredentialRef, Namespace};
 
 use super::writer::Blob;
-use super::{MetadataError, MetadataStore, file, lock, schema};
+use super::{MetadataError, MetadataStore, file, lock, row, schema};
 
 type Result<T> = std::result::Result<T, MetadataError>;
 
 /// Makes the new message of a credential from the present one.
 pub type Reseal<'a> = &'a dyn Fn(&CredentialRef, &[u8]) -> Result<Vec<u8>>;
 
-/// How many bytes of encrypted values stay in memory: without them, `SQLite` halves the rate of
-/// reads.
-const CACHE_BYTES: usize = 1 << 20;
-
-/// About what an entry takes beside its message and its name.
-const ENTRY_BYTES: usize = 128;
+/// How many encrypted values stay in memory, and how long one may be: a megabyte at most. Without
+/// them, reads are half as fast.
+const MAX_CACHED: usize = 1024;
+const MAX_CACHED_BYTES: usize = 1024;
 
 /// Encrypted values that were read lately.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
-    /// `None` while a change of the credential is under way: then it is read from the database.
+    /// `None` while the credential is being changed: then it is read from the database.
     blobs: HashMap<CredentialRef, Option<Arc<[u8]>>>,
-    bytes: usize,
-    /// How many changes have ended. A reader that began before the last one may have read what was
-    /// there before, and keeps it to itself.
+    /// How many changes have ended. A reader that began before the last one may have an older
+    /// value, and must not leave it here.
     changes: u64,
 }
 
 impl Cache {
-    fn begin_change(&mut self, at: &CredentialRef) {
-        if let Some(Some(blob)) = self.blobs.insert(at.clone(), None) {
-            self.bytes -= size(at, &blob);
-        }
-    }
-
-    fn end_change(&mut self, at: &CredentialRef) {
-        self.blobs.remove(at);
-        self.changes += 1;
-    }
-
     fn insert(&mut self, at: &CredentialRef, blob: &Arc<[u8]>, changes: u64) {
-        let size = size(at, blob);
-        if self.changes != changes || size > CACHE_BYTES {
+        if self.changes != changes || blob.len() > MAX_CACHED_BYTES {
             return;
         }
-        if self.bytes + size > CACHE_BYTES {
+        if self.blobs.len() >= MAX_CACHED {
             self.blobs.retain(|_, blob| blob.is_none());
-            self.bytes = 0;
         }
-        if let Entry::Vacant(vacant) = self.blobs.entry(at.clone()) {
-            vacant.insert(Some(Arc::clone(blob)));
-            self.bytes += size;
-        }
+        self.blobs.entry(at.clone()).or_insert_with(|| Some(Arc::clone(blob)));
     }
-}
-
-fn size(at: &CredentialRef, blob: &[u8]) -> usize {
-    ENTRY_BYTES + at.namespace().as_str().len() + at.key().len() + blob.len()
 }
 
 impl MetadataStore {
@@ -81,10 +57,12 @@ impl MetadataStore {
         record: Option<CredentialRecord>,
         blob: Option<Vec<u8>>,
     ) -> Result<()> {
-        lock(&self.cache).begin_change(at);
+        lock(&self.cache).blobs.insert(at.clone(), None);
         let blob = blob.map_or(Blob::Delete, Blob::Put);
         let outcome = self.change(at.clone(), record, false, blob);
-        lock(&self.cache).end_change(at);
+        let mut cache = lock(&self.cache);
+        cache.blobs.remove(at);
+        cache.changes += 1;
         outcome.map(drop)
     }
 
@@ -191,13 +169,10 @@ pub(super) fn set(
     blob: Option<&[u8]>,
 ) -> rusqlite::Result<()> {
     let (namespace, key) = (at.namespace().as_str(), at.key());
-    match blob {
-        Some(blob) => connection
-            .prepare_cached("INSERT OR REPLACE INTO vault_sealed VALUES (?1, ?2, ?3)")?
-            .execute((namespace, key, blob)),
-        None => connection
-            .prepare_cached("DELETE FROM vault_sealed WHERE namespace = ?1 AND key = ?2")?
-            .execute((namespace, key)),
-    }
-    .map(drop)
+    let Some(blob) = blob else {
+        let sql = "DELETE FROM vault_sealed WHERE namespace = ?1 AND key = ?2";
+        return row::execute(connection, sql, (namespace, key));
+    };
+    let sql = "INSERT OR REPLACE INTO vault_sealed VALUES (?1, ?2, ?3)";
+    row::execute(connection, sql, (namespace, key, blob))
 }

@@ -23,7 +23,8 @@ pub(super) const UNLOCK: &str = "unlock it: log in to the desktop session, or gi
 
 /// Advice when there is no keyring.
 pub(super) const START: &str = "start a Secret Service (gnome-keyring, KWallet, KeePassXC) on \
-     the session bus that DBUS_SESSION_BUS_ADDRESS names";
+     the session bus that DBUS_SESSION_BUS_ADDRESS names; or keep the values encrypted in the \
+     vault's own database: `credential-vault serve --backend sealed`";
 
 /// The attribute that Python's `keyring` adds to `service` and `username`. It searches for the
 /// item to replace by all three, so beside an item without it, it would make a second one.

@@ -44,10 +44,6 @@ const PROMPT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long that examination may take. It needs at most two round trips.
 const WATCH_PATIENCE: Duration = Duration::from_millis(500);
 
-/// What a host without a keyring can use.
-const OFFER: &str = "or keep the values encrypted in the vault's own database: \
-     `credential-vault serve --backend sealed`; ";
-
 /// When a client may ask again: a person may have unlocked the keyring by then.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -232,17 +228,9 @@ fn unavailable(failure: Failure) -> VaultError {
     };
     let others: Vec<String> =
         registered_backends().into_iter().filter(|name| name != BACKEND).collect();
-    let has_sealed = others.iter().any(|name| name == "sealed");
-    let offer = match failure {
-        Failure::Absent(_) if has_sealed => OFFER,
-        _ => "",
-    };
     VaultError::BackendUnavailable {
         backend: BACKEND.to_owned(),
-        reason: format!(
-            "{failure}; {advice}; {offer}or use another backend ({})",
-            others.join(", ")
-        ),
+        reason: format!("{failure}; {advice}; or use another backend ({})", others.join(", ")),
         retry_after: RETRY_AFTER,
     }
 }

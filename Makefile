@@ -9,7 +9,7 @@ BINARY := $(TARGET_DIR)/release/credential-vault
 # CI builds exactly what Cargo.lock says; a developer may change a dependency.
 LOCKED := $(if $(CI),--locked)
 
-.PHONY: help dev test test-systemd lint bench fuzz release install clean
+.PHONY: help dev test test-systemd lint bench fuzz soak release install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,14 @@ fuzz: ## send mutated requests to the service (ARGS="--connections 300000 --seed
 	@scripts/need cargo cc python3
 	cargo build $(LOCKED) --bin credential-vault
 	scripts/fuzz $(ARGS)
+
+soak: ## load the service and check what it promises (SECONDS=60 BACKEND=env, keyring or hashicorp)
+	@scripts/need cargo cc
+	scripts/install-test-deps
+	cargo build $(LOCKED) --release --bin credential-vault
+	SOAK_SECONDS=$(or $(SECONDS),60) SOAK_BACKEND=$(BACKEND) SOAK_PROGRAM="$(abspath $(BINARY))" \
+		$(if $(filter keyring,$(BACKEND)),scripts/with-gnome-keyring) \
+		cargo test $(LOCKED) --test soak -- --nocapture
 
 release: ## build the optimised binary
 	@scripts/need cargo cc

@@ -1,6 +1,7 @@
 //! Backends: the trait [`CredentialVault`], its implementations, and the registry of names.
 
 mod env;
+mod finding;
 #[cfg(all(unix, feature = "client"))]
 mod forward;
 #[cfg(all(unix, feature = "hashicorp"))]
@@ -13,6 +14,7 @@ mod sealed;
 mod status;
 
 pub use env::EnvVault;
+pub use finding::Finding;
 #[cfg(all(unix, feature = "client"))]
 pub use forward::{ServiceVault, UPSTREAM_UID_VARIABLE, UPSTREAM_VARIABLE};
 #[cfg(all(unix, feature = "hashicorp"))]
@@ -130,6 +132,12 @@ pub trait CredentialVault: Send + Sync {
     /// The state of the store, for `/health`. Returns within a second, whatever the state.
     fn status(&self) -> BackendStatus {
         BackendStatus::default()
+    }
+
+    /// Examines what [`check`](Self::check) does not, for `credential-vault doctor`. It may take as
+    /// long as a call, and changes nothing. Returns nothing if there is nothing to examine.
+    fn diagnose(&self) -> Vec<Finding> {
+        Vec::new()
     }
 
     /// The store as the keeper of the metadata, if it is that too.

@@ -7,7 +7,7 @@ use argh::{FromArgs, SubCommands as _};
 use intentframe_credentials::CredentialRef;
 
 use super::failure::Failure;
-use super::{audit, backup, commands, dev, exec, policy, seal, serve, store, systemd_credentials};
+use super::{audit, backup, commands, dev, doctor, exec, policy, seal, serve, store, systemd_credentials};
 
 /// The IntentFrame credential vault: the service and its command-line client.
 #[derive(FromArgs)]
@@ -65,6 +65,7 @@ pub enum Command {
     Audit(audit::Audit),
     Seal(seal::Seal),
     SystemdCredentials(systemd_credentials::SystemdCredentials),
+    Doctor(doctor::Doctor),
     Backup(backup::Backup),
 }
 

@@ -1,11 +1,11 @@
 //! `backup`: copies the database, while a service may be using it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
 use intentframe_credentials::VaultError;
 use intentframe_credentials::daemon::DaemonError;
-use intentframe_credentials::metadata::Snapshot;
+use intentframe_credentials::metadata::{Copied, Snapshot};
 
 use super::Context;
 use super::failure::Failure;
@@ -32,10 +32,7 @@ pub struct Backup {
 
 pub fn run(args: &Backup, context: &Context) -> Result<(), Failure> {
     let database = Local::new(context, None, args.data_dir.as_deref(), None)?.database;
-    let copied = create_whole(&args.file, |temporary| {
-        let copied = Snapshot::open(&database).and_then(|it| it.copy_to(temporary));
-        Ok(copied.map_err(|error| DaemonError::from(VaultError::from(error)))?)
-    })?;
+    let copied = copy(&database, &args.file)?;
     let values = match copied.sealed_values {
         0 => "No values are in it: they stay in the backend, which needs a backup of its own.",
         _ => "Values are in it, sealed: to read them takes the key, which is not in it.",
@@ -45,4 +42,12 @@ pub fn run(args: &Backup, context: &Context) -> Result<(), Failure> {
         output::escaped(&args.file.to_string_lossy()),
         copied.credentials
     ))
+}
+
+/// Copies the database to a new file.
+pub fn copy(database: &Path, file: &Path) -> Result<Copied, Failure> {
+    create_whole(file, |temporary| {
+        let copied = Snapshot::open(database).and_then(|it| it.copy_to(temporary));
+        Ok(copied.map_err(|error| DaemonError::from(VaultError::from(error)))?)
+    })
 }

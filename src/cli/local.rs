@@ -60,7 +60,6 @@ impl Local {
         })
     }
 
-    #[allow(dead_code, reason = "the commands that need it follow")]
     /// Asks the service at the socket for its health. Returns `None` if there is no service.
     pub fn health(&self, context: &Context) -> Result<Option<Health>, ClientError> {
         match context.client_at(&self.socket).health() {

@@ -7,6 +7,7 @@ mod audit;
 mod backup;
 mod commands;
 mod dev;
+mod doctor;
 mod dotenv;
 mod exec;
 mod failure;
@@ -168,6 +169,7 @@ fn run(
         Command::Audit(args) => audit::run(args),
         Command::Seal(args) => seal::run(args, &context),
         Command::SystemdCredentials(args) => systemd_credentials::run(args, &context),
+        Command::Doctor(args) => doctor::run(args, &context),
         Command::Backup(args) => backup::run(&args, &context),
     }
 }

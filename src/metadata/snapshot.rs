@@ -70,7 +70,7 @@ impl Snapshot {
     ///
     /// [`MetadataError::Failed`].
     pub fn open_changes(&self) -> Result<Vec<String>, MetadataError> {
-        if !self.0.table_exists(None::<&str>, "vault_intents")? {
+        if self.count("vault_intents")? == 0 {
             return Ok(Vec::new());
         }
         let mut names = self.0.prepare("SELECT namespace || '/' || key FROM vault_intents")?;
@@ -90,28 +90,27 @@ impl Snapshot {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let mut copy = Self(Connection::open_with_flags(path, flags)?);
         // All pages in one step: after a change of the database, a second step would begin again.
-        Backup::new(&self.0, &mut copy.0)?.run_to_completion(
-            i32::MAX,
-            Duration::from_millis(50),
-            None,
-        )?;
+        let pause = Duration::from_millis(50);
+        Backup::new(&self.0, &mut copy.0)?.run_to_completion(i32::MAX, pause, None)?;
         // A single file, without a log beside it.
         copy.0.execute_batch("PRAGMA temp_store = MEMORY; PRAGMA journal_mode = DELETE")?;
-        if copy.0.table_exists(None::<&str>, "vault_intents")? {
+        if copy.count("vault_intents")? > 0 {
             copy.0.execute_batch("DELETE FROM vault_intents; VACUUM")?;
         }
         if let Some(damage) = copy.damage()?.first() {
             return Err(MetadataError::Failed(format!("the copy is damaged: {damage}")));
         }
-        let sealed_values = if copy.0.table_exists(None::<&str>, "vault_sealed")? {
-            copy.count("vault_sealed")?
-        } else {
-            0
-        };
-        Ok(Copied { credentials: copy.count("credential_metadata")?, sealed_values })
+        Ok(Copied {
+            credentials: copy.count("credential_metadata")?,
+            sealed_values: copy.count("vault_sealed")?,
+        })
     }
 
+    /// The number of rows of a table; 0 if there is no such table.
     fn count(&self, table: &str) -> Result<u64, MetadataError> {
+        if !self.0.table_exists(None::<&str>, table)? {
+            return Ok(0);
+        }
         let sql = format!("SELECT COUNT(*) FROM {table}");
         Ok(self.0.query_row(&sql, [], |row| row.get::<_, i64>(0))?.unsigned_abs())
     }

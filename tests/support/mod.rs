@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -279,6 +279,13 @@ impl Setup {
             .spawn()
             .expect("the service starts");
         Service { child, socket: self.socket, log }
+    }
+
+    /// Runs another command instead, which takes the same options as `serve`, to its end.
+    pub fn run(self, command: &str) -> Output {
+        let mut process = Command::new(&self.program);
+        process.arg(command).args(&self.arguments[1..]).env_clear().envs(self.environment);
+        process.current_dir("/").stdin(Stdio::null()).output().expect("it starts")
     }
 
     /// Starts it and waits until it answers.

@@ -17,6 +17,7 @@
 mod breaker;
 mod clock;
 mod connect;
+mod diagnose;
 mod http;
 mod kv;
 mod message;
@@ -36,7 +37,7 @@ use crate::model::{CredentialRef, Namespace};
 use crate::secret::{Secret, SecretWatch};
 use crate::settings::Environment;
 
-use super::{BackendStatus, CredentialVault};
+use super::{BackendStatus, CredentialVault, Finding};
 use http::Http;
 use kv::{Found, Kv};
 use message::{Error, Unavailable};
@@ -130,6 +131,10 @@ impl CredentialVault for HashiCorpVault {
 
     fn check(&self) -> Result<(), VaultError> {
         self.namespaces.kv.check().map_err(|error| vault_error(error, invalid))
+    }
+
+    fn diagnose(&self) -> Vec<Finding> {
+        diagnose::diagnose(&self.namespaces.kv)
     }
 
     fn status(&self) -> BackendStatus {

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::model::Namespace;
 
+use super::diagnose::TRIAL;
 use super::http::Http;
 use super::message::{Error, Reply, Request, Unavailable};
 use super::settings::Settings;
@@ -30,13 +31,13 @@ impl Kv {
 
     /// The path of a secret's `data`, `metadata` or the like. No character of a namespace needs
     /// encoding in a URL.
-    fn path(&self, what: &str, namespace: &str) -> String {
+    pub(super) fn path(&self, what: &str, namespace: &str) -> String {
         let Settings { mount, prefix, .. } = &self.http.settings;
         format!("{mount}/{what}/{prefix}/{namespace}")
     }
 
     /// Sends a request with the token, and once more with a new token if that one is dead.
-    fn ask(&self, request: Request<'_>) -> Result<Reply, Error> {
+    pub(super) fn ask(&self, request: Request<'_>) -> Result<Reply, Error> {
         let token = self.tokens.token()?;
         let reply = self.http.send(&request, token.as_ref().map(|token| &token.value))?;
         let Some(token) = token.filter(|_| reply.status == 403) else { return Ok(reply) };
@@ -74,8 +75,7 @@ impl Kv {
         match lookup.status {
             _ if lookup.is_success() => {}
             // The policy may forbid the token to look itself up, but must allow it to read.
-            // Nothing is ever stored in this namespace.
-            403 => drop(self.read_at(&self.path("data", "credential-vault.trial"))?),
+            403 => drop(self.read_at(&self.path("data", TRIAL))?),
             _ => return Err(Unavailable::new(lookup.explain()).into()),
         }
         // A token may ask about the mounts that it may use, unless a policy forbids this too.

@@ -1,0 +1,343 @@
+//! `doctor`: examines what the service depends on, and mends what can be mended safely.
+
+use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use argh::FromArgs;
+use intentframe_credentials::backend::{Finding, create_vault};
+use intentframe_credentials::caller::Caller;
+use intentframe_credentials::client::Health;
+use intentframe_credentials::daemon::DaemonError;
+use intentframe_credentials::metadata::{MetadataStore, Snapshot};
+use intentframe_credentials::policy::Policy;
+use intentframe_credentials::server::{Endpoint, Listener, SocketAccess};
+use intentframe_credentials::time::Timestamp;
+use intentframe_credentials::{
+    CredentialRecord, CredentialRef, CredentialVault, Namespace, VaultError, mask_value, ownership,
+};
+
+use super::Context;
+use super::backup::copy;
+use super::failure::{Failure, NOT_FOUND};
+use super::local::Local;
+use super::output;
+
+/// Examine what the service depends on: files, socket, database, backend, credentials. The exit
+/// code is 1 if there is a problem.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "doctor", help_triggers("-h", "--help"))]
+#[argh(
+    note = "Run it as the user of the service, with the options and the environment of `serve`.\n\
+            It prints no value. With --fix it takes rights to files away from other users,\n\
+            removes the socket of a service that is gone and, while no service runs, corrects\n\
+            previews and removes the metadata of credentials that have no value; a backup of\n\
+            the database stays beside it."
+)]
+pub struct Doctor {
+    /// the socket of the service
+    #[argh(option, arg_name = "path")]
+    socket: Option<PathBuf>,
+
+    /// the data directory of the service (INTENTFRAME_DATA_DIR)
+    #[argh(option, arg_name = "path")]
+    data_dir: Option<PathBuf>,
+
+    /// the backend of the service (IF_VAULT_BACKEND)
+    #[argh(option, arg_name = "name")]
+    backend: Option<String>,
+
+    /// the policy of the service (IF_VAULT_POLICY)
+    #[argh(option, arg_name = "path")]
+    policy: Option<PathBuf>,
+
+    /// the audit log of the service (IF_VAULT_AUDIT_LOG)
+    #[argh(option, arg_name = "path")]
+    audit_log: Option<PathBuf>,
+
+    /// mend what can be mended safely
+    #[argh(switch)]
+    fix: bool,
+
+    /// print JSON
+    #[argh(switch)]
+    json: bool,
+}
+
+/// Free space that a busy database and its log do not use up.
+const LEAST_SPACE: u64 = 32 * 1024 * 1024;
+/// How long a change that is under way may make backend and database differ.
+const MOMENT: Duration = Duration::from_secs(1);
+
+pub fn run(args: Doctor, context: &Context) -> Result<(), Failure> {
+    let local = Local::new(context, args.socket, args.data_dir.as_deref(), args.backend)?;
+    let policy = context.setting_path(args.policy, "IF_VAULT_POLICY")?;
+    let audit_log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
+    let vault = create_vault(&local.backend, &local.backend_options).map_err(DaemonError::from)?;
+    let mut report = Report { fix: args.fix, findings: Vec::new() };
+    let service = report.socket(&local, context);
+    report.files(&local, policy.as_deref(), audit_log.as_deref());
+    let is_sound = report.database(&local.database);
+    if report.backend(&local, &*vault, service.as_deref()) && is_sound {
+        report.values(&local, &*vault, service.is_some());
+    }
+    report.print(args.json)
+}
+
+struct Report {
+    fix: bool,
+    findings: Vec<Finding>,
+}
+
+/// A credential, and the record that it should have.
+type Correction = (CredentialRef, Option<CredentialRecord>);
+
+impl Report {
+    fn add(&mut self, kind: &'static str, about: impl ToString, what: impl ToString) {
+        self.findings.push(Finding::new(kind, about, what));
+    }
+
+    /// Adds a finding. With `--fix`, calls `mend`, which returns what it did.
+    fn mend(&mut self, mut finding: Finding, mend: impl FnOnce() -> Result<String, String>) {
+        match self.fix.then(mend) {
+            Some(Ok(done)) => finding.fixed = Some(done),
+            Some(Err(reason)) => finding.what.extend(["; not fixed: ", &reason]),
+            None => {}
+        }
+        self.findings.push(finding);
+    }
+
+    /// Examines the socket. If something serves it, returns the name of the service's backend,
+    /// which is empty if it is not known.
+    fn socket(&mut self, local: &Local, context: &Context) -> Option<String> {
+        let about = local.socket.display();
+        match local.health(context) {
+            Ok(Some(Health { status, backend, .. })) => {
+                let kind = if status == "ok" { "service" } else { "service-degraded" };
+                let who =
+                    Caller::serving(&local.socket).map_or_else(String::new, |it| it.to_string());
+                self.add(kind, about, format!("it is served by {who}: {status}, {backend}"));
+                return Some(backend);
+            }
+            Ok(None) if local.socket.symlink_metadata().is_ok() => {
+                let finding = Finding::new("socket-stale", about, "no service answers on it");
+                // A listener takes the lock of the path before it removes what is stale.
+                let endpoint = Endpoint::Unix(local.socket.clone());
+                self.mend(finding, || match Listener::bind(&endpoint, SocketAccess::default()) {
+                    Ok(_) => Ok("removed".to_owned()),
+                    Err(error) => Err(error.to_string()),
+                });
+            }
+            Ok(None) => self.add("service-absent", about, "no service runs"),
+            Err(error) => {
+                self.add("service-failed", about, error);
+                return Some(String::new());
+            }
+        }
+        None
+    }
+
+    /// Examines modes and owners of the files, the policy, and the space on the disk.
+    fn files(&mut self, local: &Local, policy: Option<&Path>, audit_log: Option<&Path>) {
+        let Local { socket, data_dir, database, .. } = local;
+        let of_database = ["", "-wal", "-shm", "-journal"];
+        let of_database =
+            of_database.map(|it| PathBuf::from(format!("{}{it}", database.display())));
+        let of_socket = if policy.is_some() { 0 } else { 0o077 };
+        let files = [(&**data_dir, 0o022), (ownership::parent(socket), 0o022), (socket, of_socket)];
+        let files = files.into_iter().chain(of_database.iter().map(|path| (&**path, 0o077)));
+        for (path, forbidden) in
+            files.chain(policy.into_iter().chain(audit_log).map(|path| (path, 0o022)))
+        {
+            let Ok(found) = path.symlink_metadata() else { continue };
+            let (about, mode) = (path.display(), found.mode() & 0o7777);
+            let private = mode & !forbidden;
+            // Everybody may write to a sticky directory such as /tmp.
+            if mode != private && mode & 0o1000 == 0 && !found.is_symlink() {
+                let finding = Finding::new("mode-open", &about, format!("its mode is {mode:04o}"));
+                self.mend(finding, || {
+                    let set = fs::set_permissions(path, Permissions::from_mode(private));
+                    set.map(|()| format!("mode {private:04o}")).map_err(|error| error.to_string())
+                });
+            }
+            let safe = match () {
+                () if path == socket => Ok(()),
+                () if path.is_dir() => ownership::check_directory(path),
+                () => ownership::check_file(path, &found),
+            };
+            safe.unwrap_or_else(|reason| self.add("path-unsafe", about, reason));
+        }
+        let own = rustix::process::geteuid().as_raw();
+        if let Some(Err(error)) = policy.map(|path| Policy::load(path, own)) {
+            self.add("policy-unusable", "the policy", error);
+        }
+        if let Ok(disk) = rustix::fs::statvfs(data_dir) {
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            let kind = if free < LEAST_SPACE { "disk-full" } else { "disk" };
+            self.add(kind, data_dir.display(), format!("{} MiB are free", free >> 20));
+        }
+    }
+
+    /// Examines the file of the database. Returns whether its rows can be compared.
+    fn database(&mut self, path: &Path) -> bool {
+        let damage = path.exists().then(|| Snapshot::open(path).and_then(|it| it.damage()));
+        let (kind, what) = match damage {
+            None => ("database-absent", "there is none yet".to_owned()),
+            Some(Ok(damage)) if damage.is_empty() => ("database", "it is sound".to_owned()),
+            Some(Ok(damage)) => ("database-unusable", damage.join("; ")),
+            Some(Err(error)) => ("database-unusable", error.to_string()),
+        };
+        self.add(kind, path.display(), what);
+        kind == "database"
+    }
+
+    /// Examines the backend. Returns whether its values can be compared with the database.
+    fn backend(
+        &mut self,
+        local: &Local,
+        vault: &dyn CredentialVault,
+        service: Option<&str>,
+    ) -> bool {
+        let name = &local.backend;
+        let wrapped = local.backend_options.environment.setting("VAULT_SECRET_ID_WRAPPED");
+        if let Some(other) = service.filter(|it| !it.is_empty() && *it != vault.name()) {
+            self.add("service-other-backend", name, format!("the service uses {other}"));
+        } else if name == "env" {
+            self.add("backend-memory", name, "only the service has the values");
+        } else if name == "hashicorp" && !matches!(wrapped, None | Some("0" | "f" | "false")) {
+            self.add("backend-skipped", name, "its wrapped secret ID can be used once");
+        } else if let Err(error) = vault.check() {
+            self.add("backend-failed", name, error);
+        } else {
+            self.findings.extend(vault.diagnose());
+            let is_usable = self.findings.iter().all(|it| it.kind != "keyring-failed");
+            return is_usable && vault.metadata_keeper().is_none();
+        }
+        false
+    }
+
+    /// Compares the backend with the database. With `--fix`, corrects the database.
+    fn values(&mut self, local: &Local, vault: &dyn CredentialVault, is_served: bool) {
+        let (path, backend) = (&local.database, &local.backend);
+        let look = || disagreements(vault, &Snapshot::open(path)?);
+        let found = look().and_then(|mut found| {
+            if is_served && !found.is_empty() {
+                thread::sleep(MOMENT);
+                let again = look()?;
+                found.retain(|(finding, _)| again.iter().any(|(it, _)| it == finding));
+            }
+            Ok(found)
+        });
+        let found = match found {
+            Err(error) => return self.add("backend-failed", backend, error),
+            Ok(found) => found,
+        };
+        if found.is_empty() {
+            self.add("values", backend, "it agrees with the database");
+        }
+        let backup = path.with_extension(format!("db.before-{}", Timestamp::now()));
+        for (finding, correction) in found {
+            match correction {
+                None => self.findings.push(finding),
+                Some(_) if is_served => self.mend(finding, || Err("stop the service".to_owned())),
+                Some(correction) => self.mend(finding, || correct(path, correction, &backup)),
+            }
+        }
+    }
+
+    fn print(&self, json: bool) -> Result<(), Failure> {
+        if json {
+            output::json(&self.findings)?;
+        }
+        for it in self.findings.iter().filter(|_| !json) {
+            let mut lines = vec![format!("{:8} {}: {}", it.severity, it.about, it.what)];
+            if it.severity != "ok" {
+                lines.extend([format!("  why: {}", it.why), format!("  do: {}", it.advice)]);
+            }
+            lines.extend(it.fixed.as_ref().map(|done| format!("  fixed: {done}")));
+            let lines: Vec<_> = lines.iter().map(|it| output::escaped(it)).collect();
+            output::text(&(lines.join("\n") + "\n"))?;
+        }
+        let is_left = |it: &&Finding| it.severity == "problem" && it.fixed.is_none();
+        match self.findings.iter().filter(is_left).count() {
+            0 => Ok(()),
+            count => Err(Failure::new(NOT_FOUND, format!("problems: {count}"))),
+        }
+    }
+}
+
+/// Corrects a record, unless a service uses the database, which is saved as `backup` before.
+/// Otherwise `--fix` with the wrong keyring, in which all values are missing, would be final.
+fn correct(database: &Path, (at, record): Correction, backup: &Path) -> Result<String, String> {
+    let store = MetadataStore::open(database).map_err(|error| error.to_string())?;
+    if !backup.exists() {
+        copy(database, backup).map_err(|failure| failure.message)?;
+    }
+    store.restore(&at, record).map_err(|error| error.to_string())?;
+    Ok(format!("corrected; the former database is {}", backup.display()))
+}
+
+/// What backend and database say differently, and how the database would be right. The service
+/// settles the changes that are not finished.
+fn disagreements(
+    vault: &dyn CredentialVault,
+    database: &Snapshot,
+) -> Result<Vec<(Finding, Option<Correction>)>, VaultError> {
+    let open = database.open_changes()?;
+    let unfinished = |name| (Finding::new("change-open", name, "a change is not finished"), None);
+    let mut found: Vec<_> = open.iter().map(unfinished).collect();
+    let (mut names, mut namespaces) = (BTreeSet::from_iter(open), BTreeSet::new());
+    for row in database.records()? {
+        let mut record = match row {
+            Ok(record) => record,
+            Err(error) => {
+                found.push((Finding::new("row-invalid", "the database", error), None));
+                continue;
+            }
+        };
+        let at = record.at.clone();
+        namespaces.insert(at.namespace().to_string());
+        if !names.insert(at.to_string()) {
+            continue;
+        }
+        let preview = match vault.get(&at) {
+            Ok(value) => value.map(|value| mask_value(value.expose())),
+            Err(error @ VaultError::ReadFailed { .. }) => {
+                found.push((Finding::new("value-unreadable", at, error), None));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        match preview {
+            None => {
+                let finding = Finding::new("value-missing", &at, "it is listed without a value");
+                found.push((finding, Some((at, None))));
+            }
+            // A preview that shows nothing is never wrong.
+            Some(preview) if ![&*preview, "****"].contains(&&*record.masked_preview) => {
+                let finding = Finding::new("preview-wrong", &at, "its preview is not of its value");
+                record.masked_preview = preview;
+                found.push((finding, Some((at, Some(record)))));
+            }
+            Some(_) => {}
+        }
+    }
+    if found.iter().any(|(finding, _)| finding.kind == "row-invalid") {
+        return Ok(found);
+    }
+    // Hosts share a Vault, but each has a database of its own.
+    let is_shared = vault.name() == "HashiCorpVault";
+    let unlisted = if is_shared { "value-shared" } else { "value-unlisted" };
+    for namespace in namespaces {
+        for key in vault.list_keys(&Namespace::new(&*namespace)?)? {
+            let name = format!("{namespace}/{key}");
+            if !names.contains(&name) {
+                found.push((Finding::new(unlisted, name, "its value is not listed"), None));
+            }
+        }
+    }
+    Ok(found)
+}

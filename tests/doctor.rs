@@ -10,6 +10,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashicorp::{POLICY_WITHOUT_PATCH, Target, stored};
 use intentframe_credentials::{BackendOptions, CredentialRef, Environment, Secret, create_vault};
@@ -513,4 +514,48 @@ fn tokens_and_policies_of_a_vault_server_are_examined() {
     assert_eq!(examine(nowhere).bad(), ["backend-failed"]);
     let unset = target.place.setup_with("hashicorp").run("doctor");
     assert_eq!(unset.status.code(), Some(2), "a setting is missing");
+}
+
+#[test]
+fn changes_under_way_are_no_findings() {
+    let Some(target) = Target::new() else { return };
+    let token = target
+        .token(&json!({ "policies": [target.policy("p", hashicorp::POLICY)], "period": "1h" }));
+    let setup = || target.setup(&target.place, &token);
+    let service = setup().start();
+    stored(&service, "n", "settled", VALUE);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let (service, done) = (&service, &done);
+            scope.spawn(move || {
+                for round in (0..).take_while(|_| !done.load(Ordering::SeqCst)) {
+                    // No two values in a row have the same preview.
+                    stored(service, "n", &format!("k{writer}"), &format!("{round:06}-canary"));
+                }
+            });
+        }
+        let examined: Vec<_> = (0..2).map(|_| examine(setup().argument("--fix"))).collect();
+        done.store(true, Ordering::SeqCst);
+        for found in examined {
+            assert!(found.bad().is_empty(), "{:#?}", found.findings);
+        }
+    });
+
+    // A service on another socket: the database is its own all the same.
+    target.patch("n", &json!({ "settled": null }));
+    let elsewhere = target.place.root().join("elsewhere.sock");
+    fs::rename(&service.socket, &elsewhere).expect("moves");
+    let found = examine(setup().argument("--fix"));
+    fs::rename(&elsewhere, &service.socket).expect("moves back");
+    let what = found.one("value-missing")["what"].to_string();
+    assert!(what.contains("not fixed") && what.contains("another vault uses it"), "{what}");
+    assert_eq!(service.get("/v1/credentials").json().as_array().map(Vec::len), Some(5));
+
+    // A service whose backend is gone.
+    target.revoke(&token);
+    let _ = hashicorp::fetch(&service, "n", "settled");
+    let found = examine(setup());
+    found.one("service-degraded");
+    found.one("backend-failed");
 }

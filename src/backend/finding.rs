@@ -15,14 +15,14 @@ pub struct Finding {
     pub severity: &'static str,
     /// A credential, a path or a backend.
     pub about: String,
-    /// What was found.
+    /// The finding, in a sentence.
     pub what: String,
     /// Why it matters; empty if all is well.
     pub why: &'static str,
-    /// What to do; empty if all is well.
+    /// Advice; empty if all is well.
     #[serde(rename = "do")]
     pub advice: String,
-    /// What was done about it.
+    /// The correction that was made.
     pub fixed: Option<String>,
 }
 

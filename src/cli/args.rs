@@ -7,7 +7,9 @@ use argh::{FromArgs, SubCommands as _};
 use intentframe_credentials::CredentialRef;
 
 use super::failure::Failure;
-use super::{audit, backup, commands, dev, doctor, exec, policy, seal, serve, store, systemd_credentials};
+use super::{
+    audit, backup, commands, dev, doctor, exec, policy, seal, serve, store, systemd_credentials,
+};
 
 /// The IntentFrame credential vault: the service and its command-line client.
 #[derive(FromArgs)]
@@ -21,7 +23,10 @@ use super::{audit, backup, commands, dev, doctor, exec, policy, seal, serve, sto
     note = "A credential is named NAMESPACE/KEY. The socket is the one given by --socket,\n\
             else by INTENTFRAME_VAULT_SOCKET, else ~/.intentframe/run/credential-vault.sock.\n\
             Every command has its own --help.",
-    error_code(1, "not found: the credential does not exist, or `check` found one missing"),
+    error_code(
+        1,
+        "not found: no such credential, or `check` misses one; `doctor` found a problem"
+    ),
     error_code(2, "usage: the command line, a setting or the value is invalid"),
     error_code(3, "unreachable: no service answers on the socket"),
     error_code(4, "refused: the service does not allow the request"),

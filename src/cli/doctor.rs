@@ -69,7 +69,7 @@ pub struct Doctor {
 
 /// Free space that a busy database and its log do not use up.
 const LEAST_SPACE: u64 = 32 * 1024 * 1024;
-/// How long a change that is under way may make backend and database differ.
+/// How long a change that is under way may make backend and database differ, usually.
 const MOMENT: Duration = Duration::from_secs(1);
 
 pub fn run(args: Doctor, context: &Context) -> Result<(), Failure> {
@@ -224,6 +224,7 @@ impl Report {
         let (path, backend) = (&local.database, &local.backend);
         let look = || disagreements(vault, &Snapshot::open(path)?);
         let found = look().and_then(|mut found| {
+            // A change under way is not found twice: its credential is stored at another time.
             if is_served && !found.is_empty() {
                 thread::sleep(MOMENT);
                 let again = look()?;
@@ -280,7 +281,7 @@ fn correct(database: &Path, (at, record): Correction, backup: &Path) -> Result<S
     Ok(format!("corrected; the former database is {}", backup.display()))
 }
 
-/// What backend and database say differently, and how the database would be right. The service
+/// The differences between backend and database, with the corrections of the database. The service
 /// settles the changes that are not finished.
 fn disagreements(
     vault: &dyn CredentialVault,
@@ -298,7 +299,7 @@ fn disagreements(
                 continue;
             }
         };
-        let at = record.at.clone();
+        let (at, stored) = (record.at.clone(), record.updated_at);
         namespaces.insert(at.namespace().to_string());
         if !names.insert(at.to_string()) {
             continue;
@@ -313,12 +314,14 @@ fn disagreements(
         };
         match preview {
             None => {
-                let finding = Finding::new("value-missing", &at, "it is listed without a value");
+                let what = format!("it is listed, stored {stored}, but there is no value");
+                let finding = Finding::new("value-missing", &at, what);
                 found.push((finding, Some((at, None))));
             }
             // A preview that shows nothing is never wrong.
             Some(preview) if ![&*preview, "****"].contains(&&*record.masked_preview) => {
-                let finding = Finding::new("preview-wrong", &at, "its preview is not of its value");
+                let what = format!("its preview, stored {stored}, is not of its value");
+                let finding = Finding::new("preview-wrong", &at, what);
                 record.masked_preview = preview;
                 found.push((finding, Some((at, Some(record)))));
             }

@@ -1,5 +1,4 @@
-//! The settings that `serve` shares with the commands that work on its files and its backend, and
-//! what these commands have in common.
+//! The settings that `serve` shares with the commands that work on its files and its backend.
 
 use std::fs::{self, OpenOptions};
 use std::io;

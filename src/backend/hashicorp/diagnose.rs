@@ -29,15 +29,13 @@ pub(super) fn diagnose(kv: &Kv) -> Vec<Finding> {
         Ok(reply) => Err(reply.explain()),
         Err(Error::Unavailable(Unavailable { reason, .. }) | Error::Refused(reason)) => Err(reason),
     });
-    let token = match lookup {
-        Ok(data) => token(&kv.http.settings, &data),
-        Err(reason) => Finding::new("token-unknown", address, reason),
-    };
-    let grants = match capabilities {
-        Ok(granted) => grants(&granted, [&data, &metadata, &destroy]),
-        Err(reason) => Finding::new("grants-unknown", address, reason),
-    };
-    vec![token, grants]
+    let unknown = |kind| move |reason| Finding::new(kind, address, reason);
+    vec![
+        lookup.map_or_else(unknown("token-unknown"), |data| token(&kv.http.settings, &data)),
+        capabilities.map_or_else(unknown("grants-unknown"), |granted| {
+            grants(&granted, [&data, &metadata, &destroy])
+        }),
+    ]
 }
 
 /// Whether the policy grants all that the service needs.

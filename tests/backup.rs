@@ -150,3 +150,25 @@ fn a_backup_has_no_unfinished_changes_and_replaces_nothing() {
     failed(&backup(&place, &place.root().join("backup.db2")), 5, "damaged");
     assert_eq!(leftovers(place.root()), [BACKUP]);
 }
+
+#[test]
+fn a_backup_of_a_sealed_store_has_its_values_and_needs_its_key() {
+    let place = Place::new();
+    let service = place.setup_with("sealed").start();
+    let body = json!({ "value": "sk-made-up-value" });
+    assert_eq!(service.put("/v1/credentials/n/k", &body).status, 200);
+    let file = place.root().join(BACKUP);
+    let said = succeeded(&backup(&place, &file));
+    assert!(said.contains("of 1 credentials") && said.contains("sealed"), "{said}");
+    let bytes = fs::read(&file).expect("reads");
+    assert!(!bytes.windows(10).any(|part| part == b"made-up-va"), "no value in plain text");
+
+    let restored = Place::new();
+    fs::create_dir(restored.data_dir()).expect("creates");
+    fs::copy(&file, restored.database()).expect("copies");
+    let mut without_key = restored.setup_with("sealed").spawn();
+    assert_eq!(without_key.wait().code(), Some(2), "{}", without_key.log());
+    fs::copy(place.root().join("vault.key"), restored.root().join("vault.key")).expect("copies");
+    let serving = restored.setup_with("sealed").start();
+    assert_eq!(serving.get("/v1/credentials/n/k").value(), "sk-made-up-value");
+}

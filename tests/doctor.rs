@@ -559,3 +559,44 @@ fn changes_under_way_are_no_findings() {
     found.one("service-degraded");
     found.one("backend-failed");
 }
+
+#[test]
+fn a_sealed_store_is_examined_while_no_service_uses_it() {
+    let place = Place::new();
+    let setup = || place.setup_with("sealed");
+    let key = place.root().join("vault.key");
+    assert!(examine(setup()).bad().is_empty() && !key.exists(), "nothing is made");
+    let mut service = setup().start();
+    for name in ["good", "lost", "damaged"] {
+        let path = format!("/v1/credentials/n/{name}");
+        assert_eq!(service.put(&path, &json!({ "value": VALUE })).status, 200);
+    }
+    let serving = examine(setup());
+    assert!(serving.bad().is_empty(), "{:#?}", serving.findings);
+    serving.one("backend-sealed");
+    service.signal(rustix::process::Signal::TERM);
+    assert!(service.wait().success());
+    let sound = examine(setup());
+    assert!(sound.bad().is_empty(), "{:#?}", sound.findings);
+    sound.one("values");
+
+    execute(
+        &place,
+        "DELETE FROM vault_sealed WHERE key = 'lost';
+         UPDATE vault_sealed SET blob = x'00' WHERE key = 'damaged'",
+    );
+    set_mode(&key, 0o444);
+    assert_eq!(examine(setup()).bad(), ["backend-failed", "mode-open"]);
+    let fixed = examine(setup().argument("--fix"));
+    assert_eq!((fixed.code, mode(&key)), (1, 0o400));
+    assert_eq!(fixed.bad(), ["mode-open", "value-missing", "value-unreadable"]);
+    assert!(fixed.one("value-missing")["fixed"].is_string());
+    assert_eq!(fixed.one("value-unreadable")["about"], "n/damaged");
+    assert_eq!(examine(setup()).bad(), ["value-unreadable"]);
+
+    fs::rename(&key, place.root().join("elsewhere.key")).expect("moves");
+    assert_eq!(examine(setup()).bad(), ["backend-failed"]);
+    let elsewhere = place.root().join("elsewhere.key");
+    let given = setup().argument("--key-file").argument(elsewhere.to_str().expect("UTF-8"));
+    assert_eq!(examine(given).bad(), ["value-unreadable"]);
+}

@@ -25,7 +25,7 @@ pub use registry::{
     BackendFactory, BackendOptions, create_vault, register_backend, registered_backends,
 };
 #[cfg(all(unix, feature = "sealed"))]
-pub use sealed::SealedVault;
+pub use sealed::{KEY_FILE, SealedVault};
 pub use status::{BackendStatus, RenewalState, RenewalStatus};
 
 use std::sync::Arc;

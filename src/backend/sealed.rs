@@ -14,7 +14,7 @@ use super::registry::invalid;
 use super::{BackendOptions, CredentialVault, InDatabase};
 
 /// The name of the key file that is made beside the data directory.
-const KEY_FILE: &str = "vault.key";
+pub const KEY_FILE: &str = "vault.key";
 
 /// The variable with the directory in which systemd passes credentials to a unit
 /// (systemd.exec(5)).

@@ -25,7 +25,7 @@ use super::{
             Every command has its own --help.",
     error_code(
         1,
-        "not found: no such credential, or `check` misses one; `doctor` found a problem"
+        "not found: no such credential, or one that `check` asks for; doctor: a problem"
     ),
     error_code(2, "usage: the command line, a setting or the value is invalid"),
     error_code(3, "unreachable: no service answers on the socket"),

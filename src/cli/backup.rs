@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
 use intentframe_credentials::VaultError;
-use intentframe_credentials::daemon::DaemonError;
 use intentframe_credentials::metadata::{Copied, Snapshot};
 
 use super::Context;
@@ -48,6 +47,6 @@ pub fn run(args: &Backup, context: &Context) -> Result<(), Failure> {
 pub fn copy(database: &Path, file: &Path) -> Result<Copied, Failure> {
     create_whole(file, |temporary| {
         let copied = Snapshot::open(database).and_then(|it| it.copy_to(temporary));
-        Ok(copied.map_err(|error| DaemonError::from(VaultError::from(error)))?)
+        Ok(copied.map_err(VaultError::from)?)
     })
 }

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use argh::FromArgs;
-use intentframe_credentials::backend::{Finding, create_vault};
+use intentframe_credentials::backend::{Finding, KEY_FILE, create_vault};
 use intentframe_credentials::caller::Caller;
 use intentframe_credentials::client::Health;
-use intentframe_credentials::daemon::DaemonError;
 use intentframe_credentials::metadata::{MetadataStore, Snapshot};
 use intentframe_credentials::policy::Policy;
 use intentframe_credentials::server::{Endpoint, Listener, SocketAccess};
@@ -24,7 +24,7 @@ use super::Context;
 use super::backup::copy;
 use super::failure::{Failure, NOT_FOUND};
 use super::local::Local;
-use super::output;
+use super::{output, seal};
 
 /// Examine what the service depends on: files, socket, database, backend, credentials. The exit
 /// code is 1 if there is a problem.
@@ -58,6 +58,14 @@ pub struct Doctor {
     #[argh(option, arg_name = "path")]
     audit_log: Option<PathBuf>,
 
+    /// the key of the backend sealed, as for serve (IF_VAULT_KEY_FILE)
+    #[argh(option, arg_name = "path")]
+    key_file: Option<PathBuf>,
+
+    /// read the passphrase of the backend sealed from this file descriptor
+    #[argh(option, arg_name = "number")]
+    passphrase_fd: Option<i32>,
+
     /// mend what can be mended safely
     #[argh(switch)]
     fix: bool,
@@ -73,12 +81,17 @@ const LEAST_SPACE: u64 = 32 * 1024 * 1024;
 const MOMENT: Duration = Duration::from_secs(1);
 
 pub fn run(args: Doctor, context: &Context) -> Result<(), Failure> {
-    let local = Local::new(context, args.socket, args.data_dir.as_deref(), args.backend)?;
+    let mut local = Local::new(context, args.socket, args.data_dir.as_deref(), args.backend)?;
     let policy = context.setting_path(args.policy, "IF_VAULT_POLICY")?;
     let audit_log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
-    let vault = create_vault(&local.backend, &local.backend_options).map_err(DaemonError::from)?;
+    local.backend_options.key_file = context.setting_path(args.key_file, "IF_VAULT_KEY_FILE")?;
     let mut report = Report { fix: args.fix, findings: Vec::new() };
     let service = report.socket(&local, context);
+    if local.backend == "sealed" && service.is_none() {
+        let options = &mut local.backend_options;
+        options.passphrase = seal::passphrase(options, args.passphrase_fd, context)?;
+    }
+    let vault = create_vault(&local.backend, &local.backend_options)?;
     report.files(&local, policy.as_deref(), audit_log.as_deref());
     let is_sound = report.database(&local.database);
     if report.backend(&local, &*vault, service.as_deref()) && is_sound {
@@ -143,15 +156,19 @@ impl Report {
     /// Examines modes and owners of the files, the policy, and the space on the disk.
     fn files(&mut self, local: &Local, policy: Option<&Path>, audit_log: Option<&Path>) {
         let Local { socket, data_dir, database, .. } = local;
-        let of_database = ["", "-wal", "-shm", "-journal"];
-        let of_database =
-            of_database.map(|it| PathBuf::from(format!("{}{it}", database.display())));
         let of_socket = if policy.is_some() { 0 } else { 0o077 };
-        let files = [(&**data_dir, 0o022), (ownership::parent(socket), 0o022), (socket, of_socket)];
-        let files = files.into_iter().chain(of_database.iter().map(|path| (&**path, 0o077)));
-        for (path, forbidden) in
-            files.chain(policy.into_iter().chain(audit_log).map(|path| (path, 0o022)))
-        {
+        let key = local.backend_options.key_file.clone();
+        let key = key.unwrap_or_else(|| ownership::parent(data_dir).join(KEY_FILE));
+        let mut files = vec![
+            (data_dir.clone(), 0o022),
+            (ownership::parent(socket).to_owned(), 0o022),
+            (socket.clone(), of_socket),
+            (key, 0o077),
+        ];
+        let of_database = ["", "-wal", "-shm", "-journal"];
+        files.extend(of_database.map(|it| (format!("{}{it}", database.display()).into(), 0o077)));
+        files.extend(policy.into_iter().chain(audit_log).map(|path| (path.to_owned(), 0o022)));
+        for (path, forbidden) in files {
             let Ok(found) = path.symlink_metadata() else { continue };
             let (about, mode) = (path.display(), found.mode() & 0o7777);
             let private = mode & !forbidden;
@@ -159,14 +176,14 @@ impl Report {
             if mode != private && mode & 0o1000 == 0 && !found.is_symlink() {
                 let finding = Finding::new("mode-open", &about, format!("its mode is {mode:04o}"));
                 self.mend(finding, || {
-                    let set = fs::set_permissions(path, Permissions::from_mode(private));
+                    let set = fs::set_permissions(&path, Permissions::from_mode(private));
                     set.map(|()| format!("mode {private:04o}")).map_err(|error| error.to_string())
                 });
             }
             let safe = match () {
-                () if path == socket => Ok(()),
-                () if path.is_dir() => ownership::check_directory(path),
-                () => ownership::check_file(path, &found),
+                () if path == *socket => Ok(()),
+                () if path.is_dir() => ownership::check_directory(&path),
+                () => ownership::check_file(&path, &found),
             };
             safe.unwrap_or_else(|reason| self.add("path-unsafe", about, reason));
         }
@@ -209,6 +226,11 @@ impl Report {
             self.add("backend-memory", name, "only the service has the values");
         } else if name == "hashicorp" && !matches!(wrapped, None | Some("0" | "f" | "false")) {
             self.add("backend-skipped", name, "its wrapped secret ID can be used once");
+        } else if vault.in_database().is_some()
+            && (service.is_some()
+                || !matches!(MetadataStore::seal(&local.database), Ok((Some(_), _))))
+        {
+            self.add("backend-sealed", name, "values and metadata change together");
         } else if let Err(error) = vault.check() {
             self.add("backend-failed", name, error);
         } else {
@@ -244,7 +266,9 @@ impl Report {
             match correction {
                 None => self.findings.push(finding),
                 Some(_) if is_served => self.mend(finding, || Err("stop the service".to_owned())),
-                Some(correction) => self.mend(finding, || correct(path, correction, &backup)),
+                Some(correction) => {
+                    self.mend(finding, || correct(path, vault, correction, &backup));
+                }
             }
         }
     }
@@ -272,8 +296,17 @@ impl Report {
 
 /// Corrects a record, unless a service uses the database, which is saved as `backup` before.
 /// Otherwise `--fix` with the wrong keyring, in which all values are missing, would be final.
-fn correct(database: &Path, (at, record): Correction, backup: &Path) -> Result<String, String> {
-    let store = MetadataStore::open(database).map_err(|error| error.to_string())?;
+fn correct(
+    database: &Path,
+    vault: &dyn CredentialVault,
+    (at, record): Correction,
+    backup: &Path,
+) -> Result<String, String> {
+    let store = match vault.in_database() {
+        Some(vault) => vault.database(),
+        None => MetadataStore::open(database).map(Arc::new).map_err(VaultError::from),
+    };
+    let store = store.map_err(|error| error.to_string())?;
     if !backup.exists() {
         copy(database, backup).map_err(|failure| failure.message)?;
     }

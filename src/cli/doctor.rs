@@ -17,7 +17,7 @@ use intentframe_credentials::policy::Policy;
 use intentframe_credentials::server::{Endpoint, Listener, SocketAccess};
 use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{
-    CredentialRecord, CredentialRef, CredentialVault, Namespace, VaultError, mask_value, ownership,
+    CredentialRecord, CredentialRef, CredentialVault, VaultError, mask_value, ownership,
 };
 
 use super::Context;
@@ -220,6 +220,8 @@ impl Report {
     ) -> bool {
         let name = &local.backend;
         let wrapped = local.backend_options.environment.setting("VAULT_SECRET_ID_WRAPPED");
+        // Nobody stores it, so that a keyring has nothing to prompt for.
+        let probe = CredentialRef::parse("vault", "probe").expect("a valid name");
         if let Some(other) = service.filter(|it| !it.is_empty() && *it != vault.name()) {
             self.add("service-other-backend", name, format!("the service uses {other}"));
         } else if name == "env" {
@@ -231,12 +233,12 @@ impl Report {
                 || !matches!(MetadataStore::seal(&local.database), Ok((Some(_), _))))
         {
             self.add("backend-sealed", name, "values and metadata change together");
-        } else if let Err(error) = vault.check() {
+        } else if let Err(error) = vault.check().and_then(|()| vault.has(&probe)) {
             self.add("backend-failed", name, error);
         } else {
+            self.add("backend", name, "it answers");
             self.findings.extend(vault.diagnose());
-            let is_usable = self.findings.iter().all(|it| it.kind != "keyring-failed");
-            return is_usable && vault.metadata_keeper().is_none();
+            return vault.metadata_keeper().is_none();
         }
         false
     }
@@ -255,6 +257,7 @@ impl Report {
             Ok(found)
         });
         let found = match found {
+            Err(error @ VaultError::Metadata(_)) => return self.add("row-invalid", "a row", error),
             Err(error) => return self.add("backend-failed", backend, error),
             Ok(found) => found,
         };
@@ -323,52 +326,41 @@ fn disagreements(
     let open = database.open_changes()?;
     let unfinished = |name| (Finding::new("change-open", name, "a change is not finished"), None);
     let mut found: Vec<_> = open.iter().map(unfinished).collect();
-    let (mut names, mut namespaces) = (BTreeSet::from_iter(open), BTreeSet::new());
-    for row in database.records()? {
-        let mut record = match row {
-            Ok(record) => record,
-            Err(error) => {
-                found.push((Finding::new("row-invalid", "the database", error), None));
-                continue;
-            }
-        };
+    let (mut names, mut namespaces) = (BTreeSet::from_iter(open), Vec::new());
+    for mut record in database.records()? {
         let (at, stored) = (record.at.clone(), record.updated_at);
-        namespaces.insert(at.namespace().to_string());
+        namespaces.push(at.namespace().clone());
         if !names.insert(at.to_string()) {
             continue;
         }
-        let preview = match vault.get(&at) {
-            Ok(value) => value.map(|value| mask_value(value.expose())),
+        let (kind, what, correction) = match vault.get(&at) {
+            Ok(None) => {
+                let what = format!("it is listed, stored {stored}, but there is no value");
+                ("value-missing", what, Some((at.clone(), None)))
+            }
+            Ok(Some(value)) => {
+                let preview = mask_value(value.expose());
+                // A preview that shows nothing is never wrong.
+                if [&*preview, "****"].contains(&&*record.masked_preview) {
+                    continue;
+                }
+                record.masked_preview = preview;
+                let what = format!("its preview, stored {stored}, is not of its value");
+                ("preview-wrong", what, Some((at.clone(), Some(record))))
+            }
             Err(error @ VaultError::ReadFailed { .. }) => {
-                found.push((Finding::new("value-unreadable", at, error), None));
-                continue;
+                ("value-unreadable", error.to_string(), None)
             }
             Err(error) => return Err(error),
         };
-        match preview {
-            None => {
-                let what = format!("it is listed, stored {stored}, but there is no value");
-                let finding = Finding::new("value-missing", &at, what);
-                found.push((finding, Some((at, None))));
-            }
-            // A preview that shows nothing is never wrong.
-            Some(preview) if ![&*preview, "****"].contains(&&*record.masked_preview) => {
-                let what = format!("its preview, stored {stored}, is not of its value");
-                let finding = Finding::new("preview-wrong", &at, what);
-                record.masked_preview = preview;
-                found.push((finding, Some((at, Some(record)))));
-            }
-            Some(_) => {}
-        }
+        found.push((Finding::new(kind, at, what), correction));
     }
-    if found.iter().any(|(finding, _)| finding.kind == "row-invalid") {
-        return Ok(found);
-    }
+    namespaces.dedup();
     // Hosts share a Vault, but each has a database of its own.
     let is_shared = vault.name() == "HashiCorpVault";
     let unlisted = if is_shared { "value-shared" } else { "value-unlisted" };
     for namespace in namespaces {
-        for key in vault.list_keys(&Namespace::new(&*namespace)?)? {
+        for key in vault.list_keys(&namespace)? {
             let name = format!("{namespace}/{key}");
             if !names.contains(&name) {
                 found.push((Finding::new(unlisted, name, "its value is not listed"), None));

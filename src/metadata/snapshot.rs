@@ -52,15 +52,14 @@ impl Snapshot {
         Ok(lines.into_iter().filter(|line| line != "ok").collect())
     }
 
-    /// The records in the order of namespace and key, with an error for each row that is invalid.
+    /// The records in the order of namespace and key.
     ///
     /// # Errors
     ///
-    /// [`MetadataError::Failed`].
-    pub fn records(&self) -> Result<Vec<Result<CredentialRecord, MetadataError>>, MetadataError> {
+    /// [`MetadataError::Failed`], also if a row is invalid (the message says which one).
+    pub fn records(&self) -> Result<Vec<CredentialRecord>, MetadataError> {
         let sql = format!("SELECT {COLUMNS} FROM credential_metadata ORDER BY namespace, key");
-        let mut statement = self.0.prepare(&sql)?;
-        Ok(statement.query_map([], |row| Ok(row::read(row)))?.collect::<Result<_, _>>()?)
+        self.0.prepare(&sql)?.query_map([], |row| Ok(row::read(row)))?.map(|row| row?).collect()
     }
 
     /// The names of the credentials whose last change is not finished, or was not when the service

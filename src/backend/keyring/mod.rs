@@ -28,7 +28,7 @@ use crate::secret::Secret;
 
 use self::platform::{Keyring, START, UNLOCK, Watch};
 use self::worker::{Ticket, Worker};
-use super::{CredentialVault, Finding, registered_backends};
+use super::{CredentialVault, registered_backends};
 
 /// The name it is registered under.
 const BACKEND: &str = "keyring";
@@ -198,14 +198,10 @@ impl KeyringVault {
     /// Whether the keyring waits for a person to unlock it. Never opens a prompt.
     fn is_locked(&self, deadline: Instant) -> Result<bool, Failure> {
         let left = deadline.saturating_duration_since(Instant::now());
-        self.is_locked_within(left.min(WATCH_PATIENCE))
-    }
-
-    fn is_locked_within(&self, patience: Duration) -> Result<bool, Failure> {
         let (ticket, result) = self.watch.submit(|connection, ticket| {
             connected(connection, ticket, Watch::open, Watch::locked)
         })?;
-        result.recv_timeout(patience).unwrap_or_else(|_| {
+        result.recv_timeout(left.min(WATCH_PATIENCE)).unwrap_or_else(|_| {
             ticket.give_up();
             Err(Failure::Silent)
         })
@@ -300,15 +296,6 @@ impl CredentialVault for KeyringVault {
         keys.sort_unstable();
         keys.dedup();
         Ok(keys)
-    }
-
-    fn diagnose(&self) -> Vec<Finding> {
-        let failure = match self.is_locked_within(Duration::from_secs(5)) {
-            Ok(false) => return vec![Finding::new("keyring", BACKEND, "it answers, unlocked")],
-            Ok(true) => Failure::Locked,
-            Err(failure) => failure,
-        };
-        vec![Finding::new("keyring-failed", BACKEND, unavailable(failure))]
     }
 
     fn close(&self) {

@@ -325,7 +325,7 @@ fn session(test: &str) -> bool {
         skip("no gnome-keyring to test with; run: apt-get install gnome-keyring dbus-daemon");
         return false;
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-gnome-keyring");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-keyring");
     let output = Command::new(script)
         .arg(std::env::current_exe().expect("this test's program"))
         .args(["--exact", test, "--nocapture"])

@@ -220,7 +220,7 @@ impl Report {
     ) -> bool {
         let name = &local.backend;
         let wrapped = local.backend_options.environment.setting("VAULT_SECRET_ID_WRAPPED");
-        // Nobody stores it, so that a keyring has nothing to prompt for.
+        // Any question tells whether a keyring is there and unlocked.
         let probe = CredentialRef::parse("vault", "probe").expect("a valid name");
         if let Some(other) = service.filter(|it| !it.is_empty() && *it != vault.name()) {
             self.add("service-other-backend", name, format!("the service uses {other}"));

@@ -59,7 +59,7 @@ impl Keyring {
     }
 
     /// Unlocks the default collection, and makes one if there is none, as Python's `keyring`
-    /// does. Waits until the prompt is answered; that of KWallet completes by itself if the
+    /// does. Waits until the prompt is answered; that of `KWallet` completes by itself if the
     /// wallet is open.
     fn unlock(&self) -> Result<(), Failure> {
         let service = &self.watch.0;

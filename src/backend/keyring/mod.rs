@@ -38,7 +38,7 @@ const BACKEND: &str = "keyring";
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// How long a prompt may be open before its caller is told that the keyring is locked. That of
-/// KWallet completes by itself if the wallet is open.
+/// `KWallet` completes by itself if the wallet is open.
 const PROMPT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long that examination may take. It needs at most two round trips.

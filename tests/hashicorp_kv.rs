@@ -7,6 +7,9 @@ mod support;
 mod contract;
 #[path = "support/hashicorp.rs"]
 mod hashicorp;
+#[allow(dead_code, reason = "each test program uses its own part of this")]
+#[path = "support/sequences.rs"]
+mod sequences;
 
 use std::thread;
 
@@ -38,6 +41,7 @@ fn the_contract_of_the_trait() {
         let token = target.token_of_mode(mode);
         let vault = target.vault(&[("VAULT_TOKEN", &token)]);
         contract::contract(&vault, "contract-");
+        sequences::agree(&vault, "random-", 8, |_| None, |_| ());
         assert_eq!(target.namespaces(), [] as [Value; 0], "nothing is left behind");
     }
 }

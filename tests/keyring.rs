@@ -6,6 +6,9 @@
 
 #[path = "support/contract.rs"]
 mod contract;
+#[allow(dead_code, reason = "each test program uses its own part of this")]
+#[path = "support/sequences.rs"]
+mod sequences;
 mod support;
 
 use std::env;
@@ -115,6 +118,7 @@ fn items(key: &str) -> String {
 fn the_contract_of_the_trait() {
     if session("the_contract_of_the_trait") {
         contract::contract(&*vault(), "contract-");
+        sequences::agree(&*vault(), "random-", 8, |_| None, |_| ());
     }
 }
 

@@ -3,13 +3,15 @@
 PREFIX ?= /usr/local
 # More arguments for `make dev`, `make bench` and `make fuzz`: make dev ARGS="--tcp"
 ARGS ?=
+# How long `make fuzz` runs each target, and `make models` each model.
+SECONDS ?=
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET_DIR)/release/credential-vault
 # CI builds exactly what Cargo.lock says; a developer may change a dependency.
 LOCKED := $(if $(CI),--locked)
 
-.PHONY: help dev test test-systemd lint bench fuzz soak release install clean
+.PHONY: help dev test test-systemd lint bench fuzz models soak release install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +33,8 @@ test-systemd: ## run the units of scripts/systemd under a real systemd, in a con
 lint: ## check format, lints (also for macOS and Windows), documentation, dependencies, scripts
 	@scripts/need cargo cc rustfmt clippy
 	cargo fmt --check
+	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+	cargo fmt --check --manifest-path tests/models/Cargo.toml
 	cargo clippy $(LOCKED) --all-targets -- -D warnings
 	for features in client server hashicorp keyring redact sealed passphrase; do \
 		cargo clippy $(LOCKED) --lib --no-default-features --features $$features -- -D warnings || exit; \
@@ -45,10 +49,14 @@ bench: ## measure against nginx, bao proxy and others on this machine (ARGS=--qu
 	scripts/install-test-deps
 	scripts/bench/run $(ARGS)
 
-fuzz: ## send mutated requests to the service (ARGS="--connections 300000 --seed 7")
-	@scripts/need cargo cc python3
-	cargo build $(LOCKED) --bin credential-vault
-	scripts/fuzz $(ARGS)
+fuzz: ## look for input that breaks a promise, for 60 s in each target (SECONDS=600)
+	@scripts/need cargo cc
+	scripts/fuzz $(or $(SECONDS),60) $(ARGS)
+
+models: ## try many orders of steps where threads meet, for 16 s in each model (SECONDS=60)
+	@scripts/need cargo
+	cargo run --quiet --release --manifest-path tests/models/Cargo.toml \
+		--target-dir $(TARGET_DIR)/models -- $(SECONDS)
 
 soak: ## load the service and check what it promises (SECONDS=60 BACKEND=env, keyring or hashicorp)
 	@scripts/need cargo cc

@@ -86,6 +86,8 @@ pub mod service;
 pub mod settings;
 #[cfg(all(unix, feature = "client"))]
 pub mod spawn;
+#[cfg(all(unix, any(feature = "server", feature = "hashicorp")))]
+mod sync;
 pub mod text;
 pub mod time;
 #[cfg(all(unix, any(feature = "client", feature = "hashicorp")))]

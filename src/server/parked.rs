@@ -3,9 +3,10 @@
 #![allow(clippy::vec_box, reason = "a connection stays where it is when it changes hands")]
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::connection::Connection;
 use super::poll::{Interest, Poller};

@@ -4,7 +4,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::iter::repeat_with;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Condvar, Mutex, PoisonError};
+
+use crate::sync::{Condvar, Mutex, PoisonError};
 
 use super::lock;
 use super::message::{Error, Unavailable};

@@ -1,0 +1,231 @@
+//! What is fuzzed: each target takes any bytes, and panics if a promise is broken. `make fuzz`
+//! looks for such bytes; `tests/corpus.rs` replays those in `corpus`.
+
+#![allow(dead_code, reason = "each fuzzing program runs one of the targets")]
+
+mod answers;
+#[path = "../../../src/cli/dotenv.rs"]
+mod dotenv;
+#[path = "../../../src/cli/seed.rs"]
+mod seed;
+mod service;
+
+use std::collections::HashSet;
+use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use intentframe_credentials::caller::{Caller, Peer};
+use intentframe_credentials::peer::Process;
+use intentframe_credentials::policy::{Operation, Policy, PolicyError};
+use intentframe_credentials::router::{Call, RequestHead};
+use intentframe_credentials::seal::{Key, KeyHeader, KeySource};
+use intentframe_credentials::text::is_invisible;
+use intentframe_credentials::{CredentialRef, Namespace};
+use tempfile::tempdir;
+use tiny_http::Method;
+
+use service::Service;
+
+/// A target, ready to run.
+pub type Run = Box<dyn FnMut(&[u8])>;
+
+/// A target's name, which is that of its corpus, and how it is made ready.
+pub type Target = (&'static str, fn() -> Run);
+
+pub const TARGETS: [Target; 5] = [
+    ("connection", connection),
+    ("dotenv", dotenv),
+    ("name", name),
+    ("policy", policy),
+    ("sealed", sealed),
+];
+
+/// A number that depends on every byte of the input, below `bound`.
+fn below(bound: usize, data: &[u8]) -> usize {
+    let mut hasher = DefaultHasher::new();
+    data.hash(&mut hasher);
+    usize::try_from(hasher.finish() % bound as u64).expect("it is below a usize")
+}
+
+fn lines(data: &[u8]) -> usize {
+    data.split(|byte| *byte == b'\n').count()
+}
+
+/// The bytes of a connection: the answers are well-formed, never those of a panic, echo no value,
+/// and do not depend on how the bytes are cut.
+pub fn connection() -> Run {
+    let service = Service::start();
+    Box::new(move |data| {
+        let (whole, whole_is_reset) = service.exchange(&[data]);
+        let (first, second) = data.split_at(below(data.len() + 1, data));
+        let (cut, cut_is_reset) = service.exchange(&[first, second]);
+        // Who announces a body is refused at once, while it has not come.
+        let expects = data.to_ascii_lowercase().windows(6).any(|it| it == b"expect");
+        if !(expects || whole_is_reset || cut_is_reset) {
+            assert_eq!(whole, cut, "the answers depend on the cut at {}", first.len());
+        }
+    })
+}
+
+/// A `.env` file: names are names, and set once; problems are on lines that are there.
+pub fn dotenv() -> Run {
+    Box::new(|data| {
+        let file = dotenv::parse(data);
+        let lines = lines(data);
+        let mut names = HashSet::new();
+        for variable in &file.variables {
+            let name = variable.name.as_str();
+            assert!(name.starts_with(|it: char| it.is_ascii_alphabetic() || it == '_'));
+            assert!(name.bytes().all(|it| it.is_ascii_alphanumeric() || b"_.-".contains(&it)));
+            assert!(names.insert(name), "{name} is set twice");
+        }
+        let mut last = 0;
+        for problem in &file.problems {
+            let number = problem.strip_prefix("line ").and_then(|it| it.split_once(": "));
+            let number: usize = number.expect("a number").0.parse().expect("a number");
+            assert!(last < number && number <= lines, "{problem}");
+            last = number;
+        }
+        let plan = seed::plan(&file.variables);
+        assert!(plan.seeds.len() + plan.skipped.len() + plan.others.len() <= names.len());
+        assert!(plan.others.iter().all(|name| names.contains(name.as_str())));
+        for reason in &plan.skipped {
+            assert!(names.contains(reason.split(':').next().expect("a name")), "{reason}");
+        }
+        for (at, request) in &plan.seeds {
+            assert!(CredentialRef::parse(at.namespace().as_str(), at.key()).is_ok());
+            assert!(!request.value.is_empty());
+        }
+    })
+}
+
+/// `NAMESPACE/KEY` and a request's path: what is a name is what the contract says, and a path
+/// leads to it or to an error, at most by one redirect.
+pub fn name() -> Run {
+    let service = Service::start();
+    Box::new(move |data| {
+        let text = String::from_utf8_lossy(data);
+        let (namespace, key) = text.split_once('/').unwrap_or((&text, "k"));
+        let is_namespace = namespace.starts_with(|it: char| it.is_ascii_alphanumeric())
+            && namespace.bytes().all(|it| it.is_ascii_alphanumeric() || b"_.@+-".contains(&it));
+        assert_eq!(Namespace::new(namespace).is_ok(), is_namespace);
+        let is_key = !key.is_empty()
+            && !key.contains(|it: char| it == '/' || it.is_control() || is_invisible(it));
+        let at = CredentialRef::parse(namespace, key);
+        assert_eq!(at.is_ok(), is_namespace && is_key);
+        let mut path = format!("/v1/credentials/{text}");
+        if let Ok(at) = at {
+            assert_eq!(at.to_string(), format!("{namespace}/{key}"));
+            let encoded: Vec<String> = key.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            path = format!("/v1/credentials/{namespace}/{}?{text}", encoded.concat());
+            assert!(matches!(resolve(&service, &path), Ok(Call::Get(found)) if found == at));
+        } else if let Err((307, location)) = resolve(&service, &path) {
+            let redirected = resolve(&service, &location.expect("a redirect says where to"));
+            assert!(!matches!(redirected, Err((307, _))), "{path} leads in circles");
+        }
+    })
+}
+
+/// What a GET of the path asks for, or the status of its answer and the `Location`.
+fn resolve(service: &Service, target: &str) -> Result<Call, (u16, Option<String>)> {
+    let peer = Peer::Process(Caller::from(this_process()));
+    let (content_type, host, bearer) = (None, Some("localhost"), None);
+    let (method, is_of_web_page) = (Method::Get, false);
+    let head =
+        RequestHead { method, target, content_type, host, is_of_web_page, bearer, peer: &peer };
+    service.router.resolve(&head).map_err(|answer| {
+        assert!(matches!(answer.status, 200 | 307 | 400 | 404 | 405 | 422), "{target}");
+        let location = answer.headers.iter().find(|(name, _)| *name == "Location");
+        (answer.status, location.map(|(_, target)| target.clone().into_owned()))
+    })
+}
+
+fn this_process() -> Process {
+    let uid = rustix::process::geteuid().as_raw();
+    Process { uid, gid: rustix::process::getegid().as_raw(), pid: None }
+}
+
+/// A policy file: a problem is on a line that is there, and a policy gives nothing to a stranger.
+pub fn policy() -> Run {
+    const OWNER: u32 = 4_000_000_000;
+    let directory = tempdir().expect("a temporary directory");
+    Box::new(move |data| {
+        let path = directory.path().join("policy.toml");
+        fs::write(&path, data).expect("writable");
+        let policy = match Policy::load(&path, OWNER) {
+            Ok(policy) => policy,
+            Err(PolicyError::Unusable { reason, .. }) => {
+                assert!(str::from_utf8(data).is_err(), "{reason}");
+                return;
+            }
+            Err(PolicyError::Invalid { line, .. }) => {
+                assert!((1..=lines(data)).contains(&line));
+                return;
+            }
+        };
+        for uid in [1, 1001, OWNER] {
+            decide(&policy, &Caller::from(Process { uid, gid: uid, pid: Some(1) }));
+        }
+    })
+}
+
+fn decide(policy: &Policy, caller: &Caller) {
+    let consumers: Vec<&str> = policy.consumers_of(caller).collect();
+    let is_known = policy.is_owner(caller) || !consumers.is_empty();
+    assert_eq!(policy.admits(caller), is_known);
+    for operation in [Operation::Read, Operation::List, Operation::Write, Operation::Delete] {
+        let somewhere = policy.decide_somewhere(caller, operation);
+        assert!(is_known || somewhere.is_err());
+        for names in [&[][..], &["nobody".to_owned()]] {
+            let Ok(grant) = policy.decide(caller, operation, "openai", names) else { continue };
+            assert!(somewhere.is_ok() && is_known);
+            match (grant.consumer, grant.rule) {
+                (None, None) => assert!(policy.is_owner(caller)),
+                (Some(name), Some(rule)) => {
+                    assert!(consumers.contains(&name) && (1..=policy.size().1).contains(&rule));
+                    assert!(names.is_empty() || names.iter().any(|it| it == name));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// Sealed messages and key headers: nothing but the original opens, whatever is changed in it.
+pub fn sealed() -> Run {
+    let directory = tempdir().expect("a temporary directory");
+    let source = KeySource::create_file(&directory.path().join("key")).expect("is created");
+    let (header, key) = KeyHeader::new(&source).expect("random numbers");
+    let context = ["value", header.id(), "openai", "api_key"];
+    let original = key.seal(b"sk-canary-0123456789", &context).expect("random numbers");
+    let wrapped = serde_json::to_vec(&header).expect("it serialises");
+    let header = header.clone();
+    Box::new(move |data| {
+        assert!(directory.path().exists());
+        let context = ["value", header.id(), "openai", "api_key"];
+        let opens = |sealed: &[u8]| key.open(sealed, &context).is_ok();
+        assert!(!opens(data));
+        let changed = changed(&original, data);
+        assert_eq!(opens(&changed), changed == original);
+        let _ = unwrapped(data, &source);
+        let changed = self::changed(&wrapped, data);
+        if let Some(other) = unwrapped(&changed, &source) {
+            // JSON can be written in many ways, and the digits too.
+            assert!(other.open(&original, &context).is_ok(), "another key");
+        }
+    })
+}
+
+/// The original with the data laid over it: a byte of it is added to one of the original.
+fn changed(original: &[u8], data: &[u8]) -> Vec<u8> {
+    let mut changed = original.to_vec();
+    let start = below(original.len(), data);
+    let places = changed[start..].iter_mut().zip(data);
+    places.for_each(|(place, byte)| *place = place.wrapping_add(*byte));
+    changed
+}
+
+/// The data key of a header.
+fn unwrapped(header: &[u8], source: &KeySource) -> Option<Key> {
+    serde_json::from_slice::<KeyHeader>(header).ok()?.data_key(source).ok()
+}

@@ -3,6 +3,9 @@
 
 #[path = "../support/contract.rs"]
 mod contract;
+#[allow(dead_code, reason = "each test program uses its own part of this")]
+#[path = "../support/sequences.rs"]
+mod sequences;
 #[path = "../support/mod.rs"]
 mod support;
 

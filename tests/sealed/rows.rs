@@ -4,6 +4,7 @@ use intentframe_credentials::{CredentialRef, Secret};
 use serde_json::json;
 
 use crate::contract::contract;
+use crate::sequences;
 use crate::support::{assert_wire_contract, delete};
 use crate::tools::{Store, VALUE, assert_values, stop};
 
@@ -12,6 +13,7 @@ fn the_contract_of_the_trait() {
     let store = Store::new();
     let vault = store.vault(None);
     contract(&*vault, "contract-");
+    sequences::agree(&*vault, "random-", 16, |_| None, |_| ());
     vault.close();
     vault.close();
 }

@@ -15,12 +15,15 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use intentframe_credentials::caller::{Caller, Peer};
+use intentframe_credentials::metadata::DATABASE;
 use intentframe_credentials::peer::Process;
 use intentframe_credentials::policy::{Operation, Policy, PolicyError};
 use intentframe_credentials::router::{Call, RequestHead};
 use intentframe_credentials::seal::{Key, KeyHeader, KeySource};
 use intentframe_credentials::text::is_invisible;
-use intentframe_credentials::{CredentialRef, Namespace};
+use intentframe_credentials::{
+    BackendOptions, CredentialRef, Environment, Namespace, Secret, create_vault,
+};
 use tempfile::tempdir;
 use tiny_http::Method;
 
@@ -191,27 +194,37 @@ fn decide(policy: &Policy, caller: &Caller) {
     }
 }
 
-/// Sealed messages and key headers: nothing but the original opens, whatever is changed in it.
+/// A row of the sealed store, and a key header: nothing but the original opens, whatever is changed
+/// in it, and the error names the credential.
 pub fn sealed() -> Run {
     let directory = tempdir().expect("a temporary directory");
-    let source = KeySource::create_file(&directory.path().join("key")).expect("is created");
-    let (header, key) = KeyHeader::new(&source).expect("random numbers");
-    let context = ["value", header.id(), "openai", "api_key"];
-    let original = key.seal(b"sk-canary-0123456789", &context).expect("random numbers");
-    let wrapped = serde_json::to_vec(&header).expect("it serialises");
-    let header = header.clone();
+    let data_dir = directory.path().join("data");
+    let mut options = BackendOptions::new(Environment::default());
+    options.data_dir = Some(data_dir.clone());
+    let vault = create_vault("sealed", &options).expect("registered");
+    let at = CredentialRef::parse("openai", "api_key").expect("valid");
+    vault.store(&at, &Secret::new("sk-canary-0123456789".to_owned())).expect("stores");
+    let database = rusqlite::Connection::open(data_dir.join(DATABASE)).expect("opens");
+    let row = database.query_row("SELECT blob FROM vault_sealed", [], |row| row.get(0));
+    let row: Vec<u8> = row.expect("a row");
+    let header = database.query_row("SELECT header FROM vault_seal", [], |row| row.get(0));
+    let header: String = header.expect("a header");
+    let source = KeySource::File(directory.path().join("vault.key"));
+    let set = "UPDATE vault_sealed SET blob = ?1";
     Box::new(move |data| {
-        assert!(directory.path().exists());
-        let context = ["value", header.id(), "openai", "api_key"];
-        let opens = |sealed: &[u8]| key.open(sealed, &context).is_ok();
-        assert!(!opens(data));
-        let changed = changed(&original, data);
-        assert_eq!(opens(&changed), changed == original);
-        let _ = unwrapped(data, &source);
-        let changed = self::changed(&wrapped, data);
-        if let Some(other) = unwrapped(&changed, &source) {
+        for blob in [data, &changed(&row, data)] {
+            database.execute(set, [blob]).expect("writes");
+            match vault.get(&at) {
+                Ok(value) => assert!(value.is_some() && *blob == row),
+                Err(error) => assert!(error.to_string().contains("openai/api_key"), "{error}"),
+            }
+        }
+        assert!(unwrapped(data, &source).is_none());
+        if let Some(key) = unwrapped(&changed(header.as_bytes(), data), &source) {
             // JSON can be written in many ways, and the digits too.
-            assert!(other.open(&original, &context).is_ok(), "another key");
+            let header: KeyHeader = serde_json::from_str(&header).expect("the original");
+            let context = ["value", header.id(), "openai", "api_key"];
+            assert!(key.open(&row, &context).is_ok(), "another key");
         }
     })
 }

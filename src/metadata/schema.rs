@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS vault_sealed (
     key TEXT NOT NULL,
     blob BLOB NOT NULL,
     PRIMARY KEY (namespace, key)
-)";
+) WITHOUT ROWID";
 
 /// How long a statement waits while another process (the Python service, a `sqlite3` shell)
 /// has the file locked.

@@ -58,6 +58,8 @@ pub mod backend;
 pub mod backoff;
 #[cfg(all(unix, feature = "server"))]
 pub mod caller;
+#[cfg(feature = "server")]
+mod changes;
 #[cfg(all(unix, feature = "client"))]
 pub mod client;
 #[cfg(all(unix, feature = "server"))]

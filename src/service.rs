@@ -1,10 +1,10 @@
 //! The service: keeps value and metadata consistent, over one backend.
 
-use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::backend::{BackendStatus, CredentialVault, MetadataKeeper};
+use crate::changes::{ChangeLock, Changes};
 use crate::error::VaultError;
 use crate::metadata::{Filter, MetadataError, MetadataStore};
 use crate::model::{
@@ -24,8 +24,8 @@ pub struct VaultService {
     vault: Arc<dyn CredentialVault>,
     /// `None` if the backend keeps the metadata, as a [`MetadataKeeper`].
     pub(crate) metadata: Option<Arc<MetadataStore>>,
+    changes: Option<Arc<Changes>>,
     hides_previews: bool,
-    changing: ChangeLocks,
 }
 
 impl VaultService {
@@ -33,8 +33,9 @@ impl VaultService {
     /// the one to give ([`InDatabase::database`](crate::backend::InDatabase::database)).
     #[must_use]
     pub fn new(vault: Arc<dyn CredentialVault>, metadata: impl Into<Arc<MetadataStore>>) -> Self {
-        let changing = ChangeLocks::default();
-        Self { vault, metadata: Some(metadata.into()), hides_previews: false, changing }
+        let metadata = metadata.into();
+        let changes = Arc::new(Changes::new(Arc::clone(&vault), Arc::clone(&metadata)));
+        Self { vault, metadata: Some(metadata), changes: Some(changes), hides_previews: false }
     }
 
     /// A service over a backend that keeps the metadata itself.
@@ -48,15 +49,24 @@ impl VaultService {
         if vault.metadata_keeper().is_none() {
             return Err(vault);
         }
-        let changing = ChangeLocks::default();
-        Ok(Self { vault, metadata: None, hides_previews: false, changing })
+        Ok(Self { vault, metadata: None, changes: None, hides_previews: false })
     }
 
     /// With `hides`, each preview is `****`: in the database from the next store on, and in
     /// listings at once.
     #[must_use]
-    pub fn hide_previews(self, hides: bool) -> Self {
-        Self { hides_previews: hides, ..self }
+    pub fn hide_previews(mut self, hides: bool) -> Self {
+        self.hides_previews = hides;
+        self
+    }
+
+    /// Settles the changes that a crash has interrupted, as far as the backend answers. What it
+    /// does not answer is settled in the background when it does, and before the next change of
+    /// the credential. Call it before the first request.
+    pub fn settle(&self) {
+        if let Some(changes) = &self.changes {
+            changes.settle_all();
+        }
     }
 
     fn keeper(&self) -> &dyn MetadataKeeper {
@@ -88,7 +98,8 @@ impl VaultService {
         at: &CredentialRef,
         permit: impl FnOnce(&[String]) -> bool,
     ) -> Result<Secret, VaultError> {
-        let _lock = self.changing.lock(at);
+        let lock = self.changes.as_ref().map(|changes| changes.lock(at));
+        lock.as_ref().map_or(Ok(()), ChangeLock::settle)?;
         let record = self.metadata.as_ref().map(|it| it.find(at)).transpose()?.flatten();
         if !permit(record.as_ref().map_or(&[], |record| &record.allowed_consumers)) {
             return Err(VaultError::NotFound(at.clone()));
@@ -114,19 +125,18 @@ impl VaultService {
     /// error of the database or the backend. Then neither value nor metadata has changed.
     pub fn store(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {
         request.check_consumers()?;
-        let Some(metadata) = &self.metadata else {
+        let Some(changes) = &self.changes else {
             return self.keeper().store_request(at, request);
         };
-        let _lock = self.changing.lock(at);
+        let (lock, value) = (changes.lock(at), &request.value);
         let mut record = CredentialRecord::new(at.clone(), request, Timestamp::now());
         if self.hides_previews {
             HIDDEN.clone_into(&mut record.masked_preview);
         }
-        if let Some(vault) = self.vault.in_database() {
-            return vault.put(at, Some(record), Some(&request.value));
+        match self.vault.in_database() {
+            Some(vault) => vault.put(at, Some(record), Some(value)),
+            None => lock.make(Some(record), Some(value), |vault| vault.store(at, value)),
         }
-        let before = metadata.put(record)?;
-        self.vault.store(at, &request.value).inspect_err(|error| undo(metadata, at, before, error))
     }
 
     /// Deletes value and metadata. Returns whether there was a value.
@@ -135,15 +145,16 @@ impl VaultService {
     ///
     /// The error of the database or the backend. Then neither value nor metadata has changed.
     pub fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        let Some(metadata) = &self.metadata else { return self.vault.delete(at) };
-        let _lock = self.changing.lock(at);
-        if let Some(vault) = self.vault.in_database() {
-            let existed = self.vault.has(at)?;
-            vault.put(at, None, None)?;
-            return Ok(existed);
+        let Some(changes) = &self.changes else { return self.vault.delete(at) };
+        let lock = changes.lock(at);
+        match self.vault.in_database() {
+            Some(vault) => {
+                let existed = self.vault.has(at)?;
+                vault.put(at, None, None)?;
+                Ok(existed)
+            }
+            None => lock.make(None, None, |vault| vault.delete(at)),
         }
-        let before = metadata.remove(at)?;
-        self.vault.delete(at).inspect_err(|error| undo(metadata, at, before, error))
     }
 
     /// Visits all credentials, or those of one namespace, in the order of namespace and key.
@@ -212,12 +223,14 @@ impl VaultService {
     ///
     /// The error of the database or the backend.
     pub fn forget_metadata_without_value(&self) -> Result<usize, VaultError> {
-        let Some(metadata) = &self.metadata else { return Ok(0) };
+        let (Some(metadata), Some(changes)) = (&self.metadata, &self.changes) else {
+            return Ok(0);
+        };
         let mut all = Vec::new();
         metadata.for_each(&Filter::All, &mut |record| all.push(record.at))?;
         let mut forgotten = 0;
         for at in all {
-            let _lock = self.changing.lock(&at);
+            let _lock = changes.lock(&at);
             if !self.vault.has(&at)? {
                 metadata.remove(&at)?;
                 forgotten += 1;
@@ -253,59 +266,30 @@ impl VaultService {
     /// [`MetadataError::Failed`] if something could not be written.
     pub fn close(&self) -> Result<(), MetadataError> {
         // The backend may have the same database, and does not report its failure.
-        let flushed = self.metadata.as_ref().map_or(Ok(()), |it| it.close());
+        let flushed = self.close_metadata();
         self.vault.close();
         flushed
+    }
+
+    /// Also for the thread that settles, which may wait for the backend.
+    fn close_metadata(&self) -> Result<(), MetadataError> {
+        if let Some(changes) = &self.changes {
+            changes.close();
+        }
+        self.metadata.as_ref().map_or(Ok(()), |it| it.close())
+    }
+}
+
+impl Drop for VaultService {
+    fn drop(&mut self) {
+        if let Err(error) = self.close_metadata() {
+            log::warn!("while closing: {error}");
+        }
     }
 }
 
 impl fmt::Debug for VaultService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VaultService").field("backend", &self.backend()).finish_non_exhaustive()
-    }
-}
-
-/// Restores the row after the backend refused a change. If the database cannot be written
-/// now, the metadata store does it later.
-fn undo(
-    metadata: &MetadataStore,
-    at: &CredentialRef,
-    before: Option<CredentialRecord>,
-    cause: &VaultError,
-) {
-    if let Err(error) = metadata.restore(at, before) {
-        log::error!("{cause}; and its metadata is not restored yet: {error}");
-    }
-}
-
-/// The credentials that are being changed, each by one caller.
-#[derive(Default)]
-struct ChangeLocks {
-    held: Mutex<HashSet<CredentialRef>>,
-    released: Condvar,
-}
-
-struct ChangeLock<'a> {
-    locks: &'a ChangeLocks,
-    at: &'a CredentialRef,
-}
-
-impl ChangeLocks {
-    /// Waits until no other caller changes `at`. The lock is released when it is dropped.
-    fn lock<'a>(&'a self, at: &'a CredentialRef) -> ChangeLock<'a> {
-        let held = self.released.wait_while(self.held(), |held| held.contains(at));
-        held.unwrap_or_else(PoisonError::into_inner).insert(at.clone());
-        ChangeLock { locks: self, at }
-    }
-
-    fn held(&self) -> MutexGuard<'_, HashSet<CredentialRef>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for ChangeLock<'_> {
-    fn drop(&mut self) {
-        self.locks.held().remove(self.at);
-        self.locks.released.notify_all();
     }
 }

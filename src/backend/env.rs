@@ -44,6 +44,10 @@ impl CredentialVault for EnvVault {
         false
     }
 
+    fn is_durable(&self) -> bool {
+        false
+    }
+
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
         let overlay = self.overlay.read().unwrap_or_else(PoisonError::into_inner);
         let value = overlay.get(at).or_else(|| self.environment.var(&variable_name(at)));

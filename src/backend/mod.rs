@@ -58,14 +58,27 @@ const BUILT_IN: &[(&str, BackendFactory)] = &[
 /// It knows nothing of metadata (but see [`MetadataKeeper`]). The service (`VaultService`)
 /// keeps value and metadata consistent, in this order:
 ///
-/// | change | first | then | if the second step fails |
-/// |---|---|---|---|
-/// | store | the metadata row is committed | [`store`](Self::store) is called | the row is restored, or removed if it is new |
-/// | delete | the metadata row is removed | [`delete`](Self::delete) is called | the row is restored |
+/// 1. One transaction commits the new metadata row (for a delete: its removal) and an *intent*:
+///    the row before, the row after, and a salted hash of the new value.
+/// 2. [`store`](Self::store) or [`delete`](Self::delete) is called.
+/// 3. The caller gets its answer. The intent is removed with a later commit.
+///
+/// | the second step | the row | the intent |
+/// |---|---|---|
+/// | succeeds | stays | is removed |
+/// | fails, and says that nothing has changed | is restored in one transaction | is removed in the same |
+/// | fails with [`BackendUnavailable`](VaultError::BackendUnavailable), or panics: the outcome is unknown | is restored | stays open |
+/// | is interrupted by a crash | is settled at the next start | stays open |
+///
+/// An open intent is *settled* by asking for the value: if there is none, there is no row; if it has the hash of the new value, the row is the one after the change;
+/// otherwise it is the one before, with the preview of the value that is there. This happens at
+/// the start; before a change and before a read whose `allowed_consumers` decide; and in the
+/// background, with growing pauses, until the backend answers. A change that was not made stays
+/// open for ten seconds more, since a request may still be on its way to the backend.
 ///
 /// An implementation therefore needs no undo of its own, but each call must do all or nothing:
 /// if `store` or `delete` returns an error, the value is what it was before. The exception is
-/// a deadline that passes during the change. Its outcome is unknown, and the error says so.
+/// `BackendUnavailable`, after which it may also be the new one.
 ///
 /// A store whose values are in the metadata database ([`InDatabase`]) needs neither order nor undo:
 /// value and metadata are one transaction.
@@ -82,6 +95,12 @@ pub trait CredentialVault: Send + Sync {
         true
     }
 
+    /// Whether values outlive the process. The service writes no intents for a backend that keeps
+    /// values in memory.
+    fn is_durable(&self) -> bool {
+        true
+    }
+
     /// The value of the credential, or `None` if there is none.
     ///
     /// # Errors
@@ -89,6 +108,16 @@ pub trait CredentialVault: Send + Sync {
     /// [`VaultError::BackendUnavailable`]; [`VaultError::ReadFailed`] if what is stored cannot
     /// be a value, for example because it is not UTF-8.
     fn get(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError>;
+
+    /// Like [`get`](Self::get), when nobody waits for the value, at the start and in the
+    /// background: a backend that would ask a person to unlock it is unavailable instead.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get).
+    fn peek(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
+        self.get(at)
+    }
 
     /// Stores the value, and replaces the earlier one if there is one.
     ///

@@ -12,6 +12,7 @@
 //! memory. Listings lay those notes over the rows.
 
 mod file;
+mod intent;
 mod reader;
 mod row;
 mod schema;
@@ -26,6 +27,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+pub(crate) use self::intent::{Intent, Mark};
 pub use crate::error::MetadataError;
 pub use sealed::Reseal;
 pub use snapshot::{Copied, Snapshot};
@@ -38,7 +40,7 @@ use self::reader::Readers;
 use self::row::COLUMNS;
 use self::schema::Reason;
 use self::sealed::Cache;
-use self::writer::{Blob, Change, Message, Outcome};
+use self::writer::{Change, Kind, Message, Outcome};
 
 /// The database's file name in the data directory.
 pub const DATABASE: &str = "credentials.db";
@@ -111,7 +113,7 @@ impl MetadataStore {
     ///
     /// [`MetadataError::Failed`], and nothing has changed; [`MetadataError::Closed`].
     pub fn put(&self, record: CredentialRecord) -> Result<Option<CredentialRecord>, MetadataError> {
-        self.change(record.at.clone(), Some(record), false, Blob::Keep)
+        self.begin(&record.at.clone(), Some(record), None)
     }
 
     /// Removes a record, and returns it.
@@ -120,7 +122,7 @@ impl MetadataStore {
     ///
     /// [`MetadataError::Failed`], and nothing has changed; [`MetadataError::Closed`].
     pub fn remove(&self, at: &CredentialRef) -> Result<Option<CredentialRecord>, MetadataError> {
-        self.change(at.clone(), None, false, Blob::Keep)
+        self.begin(at, None, None)
     }
 
     /// Restores the record that [`put`](Self::put) or [`remove`](Self::remove) returned;
@@ -135,7 +137,46 @@ impl MetadataStore {
         at: &CredentialRef,
         record: Option<CredentialRecord>,
     ) -> Result<(), MetadataError> {
-        self.change(at.clone(), record, true, Blob::Keep).map(drop)
+        self.settle(at, record, true)
+    }
+
+    /// Commits a row or its removal, together with an intent if there is a `mark`. Returns the
+    /// earlier row.
+    pub(crate) fn begin(
+        &self,
+        at: &CredentialRef,
+        record: Option<CredentialRecord>,
+        mark: Option<Mark>,
+    ) -> Outcome {
+        self.change(at, record, Kind::New(mark))
+    }
+
+    /// Notes that the change was made as its intent says. The intent is removed with the next
+    /// commit, or within a second. If a crash comes first, settling finds the same.
+    pub(crate) fn finish(&self, at: &CredentialRef) {
+        // If the writer is gone, the next start settles the intent.
+        let _ = self.sender.send(Message::Finished(at.clone()));
+    }
+
+    /// Sets the row to exactly this, as [`restore`](Self::restore) does, and removes the intent if
+    /// the outcome is final.
+    pub(crate) fn settle(
+        &self,
+        at: &CredentialRef,
+        record: Option<CredentialRecord>,
+        is_final: bool,
+    ) -> Result<(), MetadataError> {
+        self.change(at, record, Kind::Undo { is_final }).map(drop)
+    }
+
+    /// The open intent of the credential.
+    pub(crate) fn intent(&self, at: &CredentialRef) -> Result<Option<Intent>, MetadataError> {
+        self.readers.read(|connection| intent::find(connection, at))
+    }
+
+    /// The credentials with an open intent for this backend.
+    pub(crate) fn intents(&self, backend: &str) -> Result<Vec<CredentialRef>, MetadataError> {
+        self.readers.read(|connection| intent::list(connection, backend))
     }
 
     /// Notes that the value was read at `when`, without waiting for the disk. Listings show
@@ -279,15 +320,9 @@ impl MetadataStore {
         thread.join().unwrap_or_else(|_| Err(writer_stopped()))
     }
 
-    fn change(
-        &self,
-        at: CredentialRef,
-        row: Option<CredentialRecord>,
-        is_undo: bool,
-        blob: Blob,
-    ) -> Outcome {
+    fn change(&self, at: &CredentialRef, row: Option<CredentialRecord>, kind: Kind) -> Outcome {
         let (reply, outcome) = mpsc::sync_channel(1);
-        let change = Box::new(Change { at, row, blob, is_undo, reply });
+        let change = Box::new(Change { at: at.clone(), row, kind, reply });
         let sent = self.sender.send(Message::Change(change));
         let outcome = sent.ok().and_then(|()| outcome.recv().ok());
         outcome.unwrap_or_else(|| {
@@ -317,7 +352,7 @@ fn writer_stopped() -> MetadataError {
 }
 
 /// Locks also after a panic: no change under these locks can be left half-done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

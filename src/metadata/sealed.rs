@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior};
 
 use crate::model::{CredentialRecord, CredentialRef, Namespace};
 
-use super::writer::Blob;
+use super::writer::Kind;
 use super::{MetadataError, MetadataStore, file, lock, row, schema};
 
 type Result<T> = std::result::Result<T, MetadataError>;
@@ -58,8 +58,7 @@ impl MetadataStore {
         blob: Option<Vec<u8>>,
     ) -> Result<()> {
         lock(&self.cache).blobs.insert(at.clone(), None);
-        let blob = blob.map_or(Blob::Delete, Blob::Put);
-        let outcome = self.change(at.clone(), record, false, blob);
+        let outcome = self.change(at, record, Kind::Sealed(blob));
         let mut cache = lock(&self.cache);
         cache.blobs.remove(at);
         cache.changes += 1;

@@ -12,7 +12,7 @@ use crate::backoff::Backoff;
 use crate::model::{CredentialRecord, CredentialRef};
 
 use super::file::Opened;
-use super::{MetadataError, TouchMap, Touches, lock, row, sealed};
+use super::{Mark, MetadataError, TouchMap, Touches, intent, lock, row, sealed};
 
 /// How long touches wait, so that many of them share one commit.
 const TOUCH_DELAY: Duration = Duration::from_millis(500);
@@ -21,6 +21,8 @@ const TOUCH_DELAY: Duration = Duration::from_millis(500);
 pub(super) enum Message {
     /// Commit this change, then reply.
     Change(Box<Change>),
+    /// The backend has made the change of the credential's intent, which is to be removed soon.
+    Finished(CredentialRef),
     /// There are touches to write soon.
     Touched,
     /// Write everything, then end the thread.
@@ -33,19 +35,19 @@ pub(super) struct Change {
     pub(super) at: CredentialRef,
     /// The new row; `None` deletes it.
     pub(super) row: Option<CredentialRecord>,
-    pub(super) blob: Blob,
-    /// Whether this restores the row exactly as it was. A failed undo is retried until it
-    /// succeeds, since the caller has promised that nothing changed.
-    pub(super) is_undo: bool,
+    pub(super) kind: Kind,
     pub(super) reply: SyncSender<Outcome>,
 }
 
-/// What a change does to the encrypted value of its credential.
 #[derive(Debug)]
-pub(super) enum Blob {
-    Keep,
-    Put(Vec<u8>),
-    Delete,
+pub(super) enum Kind {
+    /// A new row. With a mark, an intent is opened in the same transaction.
+    New(Option<Mark>),
+    /// A new row with the encrypted value, or without both.
+    Sealed(Option<Vec<u8>>),
+    /// Sets the row exactly as it was, and removes the intent if that is final. A failed undo is
+    /// retried until it succeeds, since the caller has promised that nothing changed.
+    Undo { is_final: bool },
 }
 
 /// The row as it was before the change.
@@ -61,13 +63,17 @@ pub(super) fn run(
     _lock: Option<File>,
 ) -> Result<(), MetadataError> {
     let backoff = Backoff::new(TOUCH_DELAY, Duration::from_mins(1));
+    let owed = HashMap::new();
     let mut writer =
-        Writer { connection, file, touches, inbox, owed: HashMap::new(), due: None, backoff };
+        Writer { connection, file, touches, inbox, owed, finished: Vec::new(), due: None, backoff };
     loop {
         let (batch, is_closing) = writer.next_batch();
         let is_due = writer.due.is_some_and(|due| due <= Instant::now());
         // After a failure, every commit also tries to write the rest.
         let all = is_due || is_closing || !writer.backoff.is_fresh();
+        if batch.is_empty() && !all {
+            continue;
+        }
         let committed = writer.commit(batch, all);
         if is_closing {
             writer.move_log();
@@ -91,8 +97,10 @@ struct Writer {
     touches: Arc<Touches>,
     inbox: Receiver<Message>,
     /// Undo changes that failed. Every transaction starts with them.
-    owed: HashMap<CredentialRef, Option<CredentialRecord>>,
-    /// When to write touches and what is owed; `None` while there are none.
+    owed: HashMap<CredentialRef, (Option<CredentialRecord>, Kind)>,
+    /// Whose intents the next commit removes. They are older than the changes in it.
+    finished: Vec<CredentialRef>,
+    /// When to write what waits; `None` if nothing does.
     due: Option<Instant>,
     backoff: Backoff,
 }
@@ -110,6 +118,10 @@ impl Writer {
             match self.inbox.recv_timeout(wait) {
                 Ok(Message::Change(change)) => batch.push(*change),
                 Ok(Message::Touched) => self.wake_soon(),
+                Ok(Message::Finished(at)) => {
+                    self.finished.push(at);
+                    self.wake_soon();
+                }
                 Ok(Message::Close) | Err(RecvTimeoutError::Disconnected) => return (batch, true),
                 Err(RecvTimeoutError::Timeout) => return (batch, false),
             }
@@ -123,7 +135,7 @@ impl Writer {
         let pending = if all { Arc::clone(&lock(&self.touches)) } else { Arc::default() };
         let written = self.write(&mut batch, &pending);
         if written.is_ok() {
-            self.settle(&pending, all);
+            self.forget(&pending, all);
         }
         let result = written.as_ref().map(drop).map_err(MetadataError::clone);
         let outcomes = written.unwrap_or_else(|error| vec![Err(error); batch.len()]);
@@ -138,7 +150,8 @@ impl Writer {
         batch: &mut [Change],
         pending: &TouchMap,
     ) -> Result<Vec<Outcome>, MetadataError> {
-        if batch.is_empty() && self.owed.is_empty() && pending.is_empty() {
+        let waiting = self.owed.len() + self.finished.len() + pending.len();
+        if batch.is_empty() && waiting == 0 {
             return Ok(Vec::new());
         }
         // The next start would apply the log to the file that is there now.
@@ -147,8 +160,11 @@ impl Writer {
         // another process is writing.
         let transaction =
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-        for (at, row) in &self.owed {
-            row::set(&transaction, at, row.as_ref())?;
+        for at in &self.finished {
+            intent::remove(&transaction, at)?;
+        }
+        for (at, (row, kind)) in &self.owed {
+            self.set(at, None, row.as_ref(), kind)?;
         }
         for (at, &when) in pending {
             row::set_last_used(&transaction, at, when)?;
@@ -162,8 +178,9 @@ impl Writer {
     /// Makes one change. The outer error is about the database and ends the transaction. The
     /// inner one is about this row, which then stays as it is.
     fn apply(&self, change: &mut Change) -> rusqlite::Result<Outcome> {
-        let Change { at, row, blob, is_undo, .. } = change;
-        let mut found = if *is_undo { Ok(None) } else { row::find(&self.connection, at)? };
+        let Change { at, row, kind, .. } = change;
+        let is_undo = matches!(kind, Kind::Undo { .. });
+        let mut found = if is_undo { Ok(None) } else { row::find(&self.connection, at)? };
         let Ok(previous) = &mut found else { return Ok(found) };
         if let Some(previous) = previous {
             // The time that a listing shows.
@@ -174,20 +191,33 @@ impl Writer {
                 row.last_used_at = previous.last_used_at;
             }
         }
-        row::set(&self.connection, at, row.as_ref())?;
-        match blob {
-            Blob::Keep => {}
-            Blob::Put(blob) => sealed::set(&self.connection, at, Some(blob))?,
-            Blob::Delete => sealed::set(&self.connection, at, None)?,
-        }
+        self.set(at, previous.as_ref(), row.as_ref(), kind)?;
         Ok(found)
     }
 
+    /// Sets a row, and what goes with it.
+    fn set(
+        &self,
+        at: &CredentialRef,
+        previous: Option<&CredentialRecord>,
+        row: Option<&CredentialRecord>,
+        kind: &Kind,
+    ) -> rusqlite::Result<()> {
+        row::set(&self.connection, at, row)?;
+        match kind {
+            Kind::New(Some(mark)) => intent::open(&self.connection, at, mark, previous, row),
+            Kind::Sealed(blob) => sealed::set(&self.connection, at, blob.as_deref()),
+            Kind::Undo { is_final: true } => intent::remove(&self.connection, at),
+            _ => Ok(()),
+        }
+    }
+
     /// Drops what a commit has written.
-    fn settle(&mut self, pending: &Arc<TouchMap>, all: bool) {
+    fn forget(&mut self, pending: &Arc<TouchMap>, all: bool) {
         self.backoff.reset();
+        self.finished.clear();
         let mut touches = lock(&self.touches);
-        for (at, row) in self.owed.drain() {
+        for (at, (row, _)) in self.owed.drain() {
             if row.is_none() {
                 Arc::make_mut(&mut touches).remove(&at);
             }
@@ -202,7 +232,8 @@ impl Writer {
     }
 
     fn reply(&mut self, change: Change, outcome: Outcome) {
-        let Change { at, row, is_undo, reply, .. } = change;
+        let Change { at, row, kind, reply } = change;
+        let is_undo = matches!(kind, Kind::Undo { .. });
         match &outcome {
             // A credential that is new or deleted has not been used.
             Ok(previous) if row.is_none() || (previous.is_none() && !is_undo) => {
@@ -210,7 +241,7 @@ impl Writer {
             }
             Err(_) if is_undo => {
                 self.wake_soon();
-                self.owed.insert(at, row);
+                self.owed.insert(at, (row, kind));
             }
             _ => {}
         }

@@ -272,6 +272,14 @@ impl CredentialVault for KeyringVault {
         self.call(move |keyring, _| keyring.get(&place)).map_err(|failure| failed(failure, refused))
     }
 
+    fn peek(&self, at: &CredentialRef) -> Result<Option<Secret>, VaultError> {
+        match self.is_locked(Instant::now() + self.timeout) {
+            Ok(false) => self.get(at),
+            Ok(true) => Err(unavailable(Failure::Locked)),
+            Err(failure) => Err(unavailable(failure)),
+        }
+    }
+
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
         let value = value.duplicate();
         let refused = |reason| VaultError::StoreFailed { at: at.clone(), reason };

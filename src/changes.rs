@@ -1,0 +1,250 @@
+//! Changes of value and metadata: one at a time for each credential, and each of them wholly made
+//! or not at all, also after a crash or an error of the backend.
+
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::backend::CredentialVault;
+use crate::backoff::Backoff;
+use crate::error::VaultError;
+use crate::metadata::{Mark, MetadataStore, lock};
+use crate::model::{CredentialRecord, CredentialRef, HIDDEN, mask_value};
+use crate::secret::Secret;
+
+/// The pauses between two attempts to settle what is open.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
+/// How long a change that was not made may still be made: a request that was on its way when the
+/// service was killed can reach the backend after the service has started again.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The changes of one vault. [`CredentialVault`] documents their steps.
+pub(crate) struct Changes {
+    vault: Arc<dyn CredentialVault>,
+    metadata: Arc<MetadataStore>,
+    /// The credentials that are being changed, each by one caller.
+    held: Mutex<HashSet<CredentialRef>>,
+    released: Condvar,
+    open: Mutex<Open>,
+    changed: Condvar,
+}
+
+/// The intents whose outcome is not known, while no caller is making the change.
+#[derive(Default)]
+struct Open {
+    since: HashMap<CredentialRef, Instant>,
+    has_thread: bool,
+    is_closed: bool,
+}
+
+/// The right to change one credential, until it is dropped.
+pub(crate) struct ChangeLock<'a> {
+    changes: &'a Arc<Changes>,
+    at: &'a CredentialRef,
+}
+
+impl Changes {
+    pub(crate) fn new(vault: Arc<dyn CredentialVault>, metadata: Arc<MetadataStore>) -> Self {
+        let interrupted = metadata.intents(vault.name()).unwrap_or_else(|error| {
+            log::error!("interrupted changes are not settled: {error}");
+            Vec::new()
+        });
+        let since = interrupted.into_iter().map(|at| (at, Instant::now())).collect();
+        Self {
+            vault,
+            metadata,
+            held: Mutex::default(),
+            released: Condvar::new(),
+            open: Mutex::new(Open { since, ..Open::default() }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Waits until no other caller changes `at`.
+    pub(crate) fn lock<'a>(self: &'a Arc<Self>, at: &'a CredentialRef) -> ChangeLock<'a> {
+        let held = self.released.wait_while(lock(&self.held), |held| held.contains(at));
+        held.unwrap_or_else(PoisonError::into_inner).insert(at.clone());
+        ChangeLock { changes: self, at }
+    }
+
+    /// Settles what is open, as far as the backend answers. The rest is settled in the background.
+    pub(crate) fn settle_all(self: &Arc<Self>) {
+        if !self.try_all() {
+            self.settle_in_background();
+        }
+    }
+
+    /// Ends the thread that settles.
+    pub(crate) fn close(&self) {
+        lock(&self.open).is_closed = true;
+        self.changed.notify_all();
+    }
+
+    fn settle_in_background(self: &Arc<Self>) {
+        let mut open = lock(&self.open);
+        if !open.has_thread && !open.is_closed {
+            let changes = Arc::clone(self);
+            let thread = thread::Builder::new().name("settler".into());
+            // Without a thread, the next failure or the next start tries again.
+            open.has_thread = thread.spawn(move || changes.run()).is_ok();
+        }
+        drop(open);
+        self.changed.notify_all();
+    }
+
+    fn run(self: &Arc<Self>) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        loop {
+            let idle = |open: &mut Open| open.since.is_empty() && !open.is_closed;
+            let open = self.changed.wait_while(lock(&self.open), idle);
+            if open.unwrap_or_else(PoisonError::into_inner).is_closed {
+                return;
+            }
+            if self.try_all() {
+                backoff.reset();
+                continue;
+            }
+            let (open, pause) = (lock(&self.open), backoff.next_pause());
+            drop(self.changed.wait_timeout_while(open, pause, |open| !open.is_closed));
+        }
+    }
+
+    /// Returns whether nothing is open any more.
+    fn try_all(self: &Arc<Self>) -> bool {
+        let all: Vec<CredentialRef> = lock(&self.open).since.keys().cloned().collect();
+        for at in &all {
+            let lock = self.lock(at);
+            let settled =
+                catch_unwind(AssertUnwindSafe(|| lock.settle_with(|vault| vault.peek(at))));
+            let Ok(Err(error)) = settled else { continue };
+            log::warn!("it is not known yet whether a change of {at} was made: {error}");
+            if matches!(error, VaultError::BackendUnavailable { .. }) {
+                return false;
+            }
+        }
+        lock(&self.open).since.is_empty()
+    }
+}
+
+impl ChangeLock<'_> {
+    /// Commits the new row with an intent, makes the change, and undoes the row if that fails.
+    /// `value` is `None` for a delete.
+    pub(crate) fn make<T>(
+        &self,
+        record: Option<CredentialRecord>,
+        value: Option<&Secret>,
+        change: impl FnOnce(&dyn CredentialVault) -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
+        let Self { at, changes } = self;
+        let Changes { vault, metadata, open, .. } = &***changes;
+        match self.settle() {
+            // The backend has something other than text, which can be replaced and deleted.
+            Err(VaultError::ReadFailed { .. }) => {}
+            settled => settled?,
+        }
+        let mark = vault.is_durable().then(|| Mark::new(vault.name(), value)).transpose()?;
+        let has_intent = mark.is_some();
+        let before = metadata.begin(at, record, mark)?;
+        lock(open).since.remove(*at);
+        let outcome = catch_unwind(AssertUnwindSafe(|| change(&**vault)));
+        let is_unknown = match &outcome {
+            Ok(Ok(_)) => {
+                if has_intent {
+                    metadata.finish(at);
+                }
+                return outcome.unwrap_or_else(|panic| resume_unwind(panic));
+            }
+            Ok(Err(VaultError::BackendUnavailable { .. })) | Err(_) => has_intent,
+            Ok(Err(_)) => false,
+        };
+        // If the database cannot be written now, the metadata store does it later.
+        if let Err(error) = metadata.settle(at, before, !is_unknown) {
+            log::error!("the metadata of {at} is not restored yet: {error}");
+        }
+        if is_unknown {
+            lock(open).since.insert((*at).clone(), Instant::now());
+            changes.settle_in_background();
+        }
+        outcome.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// Settles the intent of the credential, if one is open: makes the row that of the value that
+    /// the backend has. Somebody waits for it, so that the backend may ask a person.
+    pub(crate) fn settle(&self) -> Result<(), VaultError> {
+        self.settle_with(|vault| vault.get(self.at))
+    }
+
+    fn settle_with(
+        &self,
+        read: impl FnOnce(&dyn CredentialVault) -> Result<Option<Secret>, VaultError>,
+    ) -> Result<(), VaultError> {
+        let Self { at, changes } = self;
+        let Changes { vault, metadata, open, .. } = &***changes;
+        let Some(since) = lock(open).since.get(*at).copied() else { return Ok(()) };
+        if let Some(intent) = metadata.intent(at)? {
+            let value = read(&**vault)?;
+            let is_made = intent.mark.fits(value.as_ref());
+            let mut record = match &value {
+                _ if is_made => intent.after,
+                None => None,
+                Some(value) => intent.before.or(intent.after).map(|mut record| {
+                    if record.masked_preview != HIDDEN {
+                        record.masked_preview = mask_value(value.expose());
+                    }
+                    record
+                }),
+            };
+            if let (Some(record), Some(row)) = (&mut record, metadata.find(at)?) {
+                record.last_used_at = record.last_used_at.max(row.last_used_at);
+            }
+            let is_final = is_made || since.elapsed() > GRACE;
+            metadata.settle(at, record, is_final)?;
+            if !is_final {
+                return Ok(());
+            }
+            let outcome = if is_made { "made" } else { "not made" };
+            log::info!("an interrupted change of {at} was {outcome}, as its metadata now says");
+        }
+        lock(open).since.remove(*at);
+        Ok(())
+    }
+}
+
+impl Drop for ChangeLock<'_> {
+    fn drop(&mut self) {
+        lock(&self.changes.held).remove(self.at);
+        self.changes.released.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::EnvVault;
+    use crate::settings::Environment;
+
+    #[test]
+    fn a_change_that_was_not_made_is_final_after_a_while() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let metadata = MetadataStore::open(&directory.path().join("credentials.db"));
+        let metadata = Arc::new(metadata.expect("it is created"));
+        let vault = Arc::new(EnvVault::new(Environment::default()));
+        let changes = Arc::new(Changes::new(vault, Arc::clone(&metadata)));
+        let at = CredentialRef::parse("n", "key").expect("valid");
+        let mark = Mark::new("EnvVault", Some(&Secret::new("value".to_owned()))).expect("random");
+        metadata.begin(&at, None, Some(mark)).expect("commits");
+        let settled = |age: Duration| {
+            let since = Instant::now().checked_sub(age).expect("the machine runs longer");
+            lock(&changes.open).since.insert(at.clone(), since);
+            changes.lock(&at).settle().expect("settles");
+            metadata.intent(&at).expect("reads").is_none()
+        };
+        assert!(!settled(GRACE / 2), "a request may still be on its way");
+        assert!(settled(GRACE * 2));
+        assert!(lock(&changes.open).since.is_empty());
+    }
+}

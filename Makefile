@@ -11,7 +11,7 @@ BINARY := $(TARGET_DIR)/release/credential-vault
 # CI builds exactly what Cargo.lock says; a developer may change a dependency.
 LOCKED := $(if $(CI),--locked)
 
-.PHONY: help dev test test-systemd lint bench fuzz models soak release install clean
+.PHONY: help dev test test-systemd torture lint bench fuzz models soak release install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ test-systemd: ## run the units of scripts/systemd under a real systemd, in a con
 	@scripts/need cargo cc python3
 	cargo build $(LOCKED) --bin credential-vault
 	scripts/test-systemd $(ARGS)
+
+torture: ## kill the service 1,000 times under load, and check that nothing is lost (ROUNDS=100 for fewer)
+	@scripts/need cargo cc
+	scripts/install-test-deps
+	IF_TORTURE_ROUNDS=$(or $(ROUNDS),1000) cargo test $(LOCKED) --test torture
 
 lint: ## check format, lints (also for macOS and Windows), documentation, dependencies, scripts
 	@scripts/need cargo cc rustfmt clippy

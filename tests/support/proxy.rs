@@ -120,6 +120,7 @@ struct Rule {
     held: usize,
     passes: usize,
     open: bool,
+    lost: bool,
 }
 
 impl Rule {
@@ -207,8 +208,9 @@ impl Proxy {
         path: &str,
     ) -> Active {
         let mut state = self.shared.state();
-        let (hits, held, passes, open, path) = (0, 0, 0, false, path.to_owned());
-        state.rules.push(Rule { fault, method, path, skip, left, hits, held, passes, open });
+        let (hits, held, passes, path) = (0, 0, 0, path.to_owned());
+        let (open, lost) = (false, false);
+        state.rules.push(Rule { fault, method, path, skip, left, hits, held, passes, open, lost });
         Active { shared: Arc::clone(&self.shared), rule: state.rules.len() - 1 }
     }
 
@@ -256,6 +258,12 @@ impl Proxy {
         self.shared.state().most_under_way
     }
 
+    /// Waits until no request is under way.
+    #[track_caller]
+    pub fn wait_until_idle(&self) {
+        self.shared.wait_for("the end of all requests", |state| state.under_way == 0);
+    }
+
     #[track_caller]
     pub fn wait_for_requests(&self, method: &str, path: &str, count: usize) {
         let what = format!("{count} times {method} {path}");
@@ -300,6 +308,12 @@ impl Active {
     pub fn release(&self) {
         self.shared.state().rules[self.rule].open = true;
         self.shared.changed.notify_all();
+    }
+
+    /// Ends the fault. The server never sees the held requests that it has not seen yet.
+    pub fn lose(&self) {
+        self.shared.state().rules[self.rule].lost = true;
+        self.clear();
     }
 
     /// Ends the fault, and releases all held requests.
@@ -349,6 +363,7 @@ impl Shared {
             };
             let result = self.answer(client, rule, fault, forward);
             self.state().under_way -= 1;
+            self.changed.notify_all();
             let answer = result?;
             let status = answer.get(9..12).and_then(|text| std::str::from_utf8(text).ok());
             let _ = request.status.set(status.and_then(|text| text.parse().ok()).unwrap_or(0));
@@ -366,7 +381,12 @@ impl Shared {
     ) -> io::Result<Vec<u8>> {
         let closed = || io::Error::from(ErrorKind::ConnectionAborted);
         match fault {
-            Some(Fault::Hold(When::Before)) => self.hold(rule),
+            Some(Fault::Hold(When::Before)) => {
+                self.hold(rule);
+                if self.state().rules[rule].lost {
+                    return Err(closed());
+                }
+            }
             Some(Fault::Reset(When::Before)) => return Err(reset(client)),
             Some(Fault::Close) => return Err(closed()),
             Some(Fault::Answer(answer)) => return Ok(answer),

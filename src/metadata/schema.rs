@@ -36,7 +36,7 @@ const CREATE_TABLES: &str = "CREATE TABLE IF NOT EXISTS credential_metadata (
 CREATE TABLE IF NOT EXISTS vault_intents (
     namespace TEXT NOT NULL,
     key TEXT NOT NULL,
-    backend TEXT NOT NULL,
+    backend TEXT NOT NULL DEFAULT '',
     salt BLOB NOT NULL,
     fingerprint BLOB,
     before TEXT,

@@ -66,6 +66,8 @@ pub mod client;
 pub mod daemon;
 pub mod env_name;
 pub mod error;
+#[cfg(all(unix, feature = "sealed"))]
+pub mod export_file;
 #[cfg(feature = "server")]
 pub mod metadata;
 pub mod model;

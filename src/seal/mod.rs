@@ -19,6 +19,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
 pub use header::KeyHeader;
+pub(crate) use header::{hex, unhex};
 pub use source::KeySource;
 
 /// The version of sealed messages, their first byte.

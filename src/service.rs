@@ -2,17 +2,23 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use crate::backend::{BackendStatus, CredentialVault, MetadataKeeper};
 use crate::changes::{ChangeLock, Changes};
-use crate::error::VaultError;
+use crate::error::{Field, VaultError};
 use crate::metadata::{Filter, MetadataError, MetadataStore};
 use crate::model::{
     CredentialRecord, CredentialRef, HIDDEN, MaskedSummary, Namespace, RuntimeEnvEntry,
-    StoreRequest,
+    StoreRequest, mask_value,
 };
 use crate::secret::Secret;
 use crate::time::Timestamp;
+
+/// How often value and metadata are read again while they change, and the pause before that.
+const LOOKS: u32 = 20;
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 /// One vault: a backend for the values, and a database for the metadata, unless the backend
 /// keeps that too.
@@ -129,13 +135,22 @@ impl VaultService {
             return self.keeper().store_request(at, request);
         };
         let (lock, value) = (changes.lock(at), &request.value);
-        let mut record = CredentialRecord::new(at.clone(), request, Timestamp::now());
+        self.put(&lock, CredentialRecord::new(at.clone(), request, Timestamp::now()), value)
+    }
+
+    fn put(
+        &self,
+        lock: &ChangeLock<'_>,
+        mut record: CredentialRecord,
+        value: &Secret,
+    ) -> Result<(), VaultError> {
         if self.hides_previews {
             HIDDEN.clone_into(&mut record.masked_preview);
         }
+        let at = record.at.clone();
         match self.vault.in_database() {
-            Some(vault) => vault.put(at, Some(record), Some(value)),
-            None => lock.make(Some(record), Some(value), |vault| vault.store(at, value)),
+            Some(vault) => vault.put(&at, Some(record), Some(value)),
+            None => lock.make(Some(record), Some(value), |vault| vault.store(&at, value)),
         }
     }
 
@@ -155,6 +170,71 @@ impl VaultService {
             }
             None => lock.make(None, None, |vault| vault.delete(at)),
         }
+    }
+
+    /// All records, in the order of namespace and key.
+    ///
+    /// # Errors
+    ///
+    /// The error of the database.
+    pub fn records(&self) -> Result<Vec<CredentialRecord>, VaultError> {
+        let mut all = Vec::new();
+        if let Some(metadata) = &self.metadata {
+            metadata.for_each(&Filter::All, &mut |record| all.push(record))?;
+        }
+        Ok(all)
+    }
+
+    /// Metadata and value of one moment, while another process may be changing them. Does not set
+    /// `last_used_at`.
+    ///
+    /// # Errors
+    ///
+    /// The error of the database or the backend; [`VaultError::ReadFailed`] also if a change of the
+    /// credential was interrupted and is not settled yet.
+    pub fn look(
+        &self,
+        at: &CredentialRef,
+    ) -> Result<(Option<CredentialRecord>, Option<Secret>), VaultError> {
+        let Some(metadata) = &self.metadata else { return Ok((None, self.vault.get(at)?)) };
+        // If this process holds the database, no other one is changing it.
+        let is_alone = metadata.is_writable();
+        for _ in 0..LOOKS {
+            // In this order, since a change commits row and intent together, before the value.
+            let (record, intent) = (metadata.find(at)?, metadata.intent(at)?);
+            let value = self.vault.get(at)?;
+            let is_settled = is_alone || intent.is_none_or(|it| it.mark.fits(value.as_ref()));
+            let updated = |it: Option<&CredentialRecord>| it.map(|it| it.updated_at);
+            if is_settled && updated(metadata.find(at)?.as_ref()) == updated(record.as_ref()) {
+                return Ok((record, value));
+            }
+            thread::sleep(LOOK_PAUSE);
+        }
+        let reason = "a change of it was interrupted; start the service, which settles that";
+        Err(VaultError::ReadFailed { at: at.clone(), reason: reason.to_owned() })
+    }
+
+    /// Stores a value with exactly this metadata, apart from the preview, as durably as
+    /// [`store`](Self::store) does.
+    ///
+    /// # Errors
+    ///
+    /// The error of the database or the backend. Then neither value nor metadata has changed.
+    pub fn import(&self, mut record: CredentialRecord, value: &Secret) -> Result<(), VaultError> {
+        let (Some(metadata), Some(changes)) = (&self.metadata, &self.changes) else {
+            let reason = "another service keeps the metadata".to_owned();
+            return Err(VaultError::ValidationFailed { field: Field::Backend, reason });
+        };
+        record.masked_preview = mask_value(value.expose());
+        let at = record.at.clone();
+        let lock = changes.lock(&at);
+        let is_new = metadata.find(&at)?.is_none();
+        self.put(&lock, record.clone(), value)?;
+        if !is_new {
+            // A store keeps some times of the row that it replaces.
+            metadata.restore(&at, Some(record))?;
+        }
+        Ok(())
     }
 
     /// Visits all credentials, or those of one namespace, in the order of namespace and key.
@@ -226,10 +306,8 @@ impl VaultService {
         let (Some(metadata), Some(changes)) = (&self.metadata, &self.changes) else {
             return Ok(0);
         };
-        let mut all = Vec::new();
-        metadata.for_each(&Filter::All, &mut |record| all.push(record.at))?;
         let mut forgotten = 0;
-        for at in all {
+        for CredentialRecord { at, .. } in self.records()? {
             let _lock = changes.lock(&at);
             if !self.vault.has(&at)? {
                 metadata.remove(&at)?;

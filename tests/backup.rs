@@ -119,8 +119,8 @@ fn a_backup_has_no_unfinished_changes_and_replaces_nothing() {
     assert_eq!(service.put("/v1/credentials/n/k", &body).status, 200);
     service.kill();
     let database = Database::open(place.database()).expect("opens");
-    let intent = "INSERT OR REPLACE INTO vault_intents (namespace, key, salt, fingerprint)
-        VALUES ('n', 'other', x'00', x'c0ffee00c0ffee')";
+    let intent = "INSERT OR REPLACE INTO vault_intents (namespace, key, backend, salt, fingerprint)
+        VALUES ('n', 'other', 'EnvVault', x'00', x'c0ffee00c0ffee')";
     database.execute_batch(intent).expect("inserts");
 
     // Without a service, and with a log that a killed one has left.

@@ -26,6 +26,9 @@ pub struct BackendOptions {
     pub own_socket: Option<PathBuf>,
     /// The directory of the metadata database, for a backend that keeps its values there.
     pub data_dir: Option<PathBuf>,
+    /// Whether the backend only reads, for a process beside a running service. A backend in the
+    /// metadata database then leaves that to the other process.
+    pub read_only: bool,
     /// The file with the key of the backend `sealed`.
     pub key_file: Option<PathBuf>,
     /// The passphrase of the backend `sealed`.
@@ -43,6 +46,7 @@ impl BackendOptions {
             secret_watch: None,
             own_socket: None,
             data_dir: None,
+            read_only: false,
             key_file: None,
             passphrase: None,
         }

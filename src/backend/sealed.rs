@@ -161,12 +161,17 @@ impl SealedVault {
         if let Some(open) = &*open {
             return Ok(Arc::clone(open));
         }
-        let store = Arc::new(MetadataStore::open(&self.database)?);
+        let read_only = self.options.read_only;
+        let open_store =
+            if read_only { MetadataStore::open_read_only } else { MetadataStore::open };
+        let store = Arc::new(open_store(&self.database)?);
         // Nobody else changes the header from here on.
         let (header, key, source) = if let Some((header, _)) = self.status_of_seal()? {
             let source = self.needed_source(&header)?;
             let key = header.data_key(&source).map_err(unusable)?;
             (header, key, source)
+        } else if read_only {
+            return Err(invalid("there is no sealed store yet; `seal init` makes one".to_owned()));
         } else {
             let source = self.source().map_or_else(|| self.make_key_file(), Ok)?;
             let (header, key) = KeyHeader::new(&source).map_err(unusable)?;

@@ -8,7 +8,8 @@ use intentframe_credentials::CredentialRef;
 
 use super::failure::Failure;
 use super::{
-    audit, backup, commands, dev, doctor, exec, policy, seal, serve, store, systemd_credentials,
+    audit, backup, commands, dev, doctor, exec, export, import, policy, seal, serve, store,
+    systemd_credentials,
 };
 
 /// The IntentFrame credential vault: the service and its command-line client.
@@ -25,7 +26,8 @@ use super::{
             Every command has its own --help.",
     error_code(
         1,
-        "not found: no such credential, or one that `check` asks for; doctor: a problem"
+        "not found: no such credential, or one that `check` asks for; doctor: a problem;\n\
+               import: a conflict"
     ),
     error_code(2, "usage: the command line, a setting or the value is invalid"),
     error_code(3, "unreachable: no service answers on the socket"),
@@ -72,6 +74,8 @@ pub enum Command {
     SystemdCredentials(systemd_credentials::SystemdCredentials),
     Doctor(doctor::Doctor),
     Backup(backup::Backup),
+    Export(export::Export),
+    Import(import::Import),
 }
 
 /// The name of the command: the first argument that is neither an option nor its value.

@@ -74,32 +74,44 @@ pub fn create_whole<T>(
     file: &Path,
     write: impl FnOnce(&Path) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let shown = file.display();
-    let exists = || Failure::usage(format!("{shown} exists already; choose another file"));
-    if file.symlink_metadata().is_ok() {
-        return Err(exists());
-    }
-    let directory = ownership::parent(file);
-    ownership::check_directory(directory).map_err(Failure::usage)?;
+    check_new(file)?;
     let mut temporary = file.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = Path::new(&temporary);
-    let failed = || cannot(format!("write {shown}"));
+    let failed = || cannot(format!("write {}", file.display()));
     let create = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary);
     let opened = create.map_err(failed())?;
     let written = write(temporary).and_then(|result| {
         opened.sync_all().map_err(failed())?;
-        match renameat_with(CWD, temporary, CWD, file, RenameFlags::NOREPLACE) {
-            Err(Errno::EXIST) => return Err(exists()),
-            // Some file systems, such as NFS, cannot promise that. The file did not exist above.
-            Err(Errno::INVAL) => fs::rename(temporary, file).map_err(failed())?,
-            renamed => renamed.map_err(|error| failed()(io::Error::from(error)))?,
-        }
-        fs::File::open(directory).and_then(|it| it.sync_all()).map_err(failed())?;
+        rename_new(temporary, file)?;
         Ok(result)
     });
     if written.is_err() {
         let _ = fs::remove_file(temporary);
     }
     written
+}
+
+/// Checks that the file does not exist, and that only this user and root can create it.
+pub fn check_new(file: &Path) -> Result<(), Failure> {
+    if file.symlink_metadata().is_ok() {
+        return Err(exists(file));
+    }
+    ownership::check_directory(ownership::parent(file)).map_err(Failure::usage)
+}
+
+/// Gives a synced file its name for good. An existing file is not replaced.
+pub fn rename_new(from: &Path, to: &Path) -> Result<(), Failure> {
+    let renamed = match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::EXIST) => return Err(exists(to)),
+        // Some file systems, such as NFS, cannot promise that. The file did not exist before.
+        Err(Errno::INVAL) => fs::rename(from, to),
+        renamed => renamed.map_err(io::Error::from),
+    };
+    let synced = renamed.and_then(|()| fs::File::open(ownership::parent(to))?.sync_all());
+    synced.map_err(cannot(format!("write {}", to.display())))
+}
+
+fn exists(file: &Path) -> Failure {
+    Failure::usage(format!("{} exists already; choose another file", file.display()))
 }

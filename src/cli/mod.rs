@@ -10,8 +10,10 @@ mod dev;
 mod doctor;
 mod dotenv;
 mod exec;
+mod export;
 mod failure;
 mod hardening;
+mod import;
 mod local;
 mod logging;
 mod output;
@@ -171,5 +173,7 @@ fn run(
         Command::SystemdCredentials(args) => systemd_credentials::run(args, &context),
         Command::Doctor(args) => doctor::run(args, &context),
         Command::Backup(args) => backup::run(&args, &context),
+        Command::Export(args) => export::run(&args, &context),
+        Command::Import(args) => import::run(&args, &context),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use argh::FromArgs;
@@ -155,11 +155,31 @@ pub fn passphrase(
     Ok(Some(Arc::new(ask("Passphrase of the vault (not shown): ", context)?)))
 }
 
-fn new_passphrase(context: &Context) -> Result<Secret, Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::usage("without a terminal, nobody can be asked for a passphrase")
-            .hint("--passphrase-fd 5 5< FILE (for rewrap: --new-passphrase-fd) reads it"));
+/// The key of an export: a new one, or one of which it is known whether it is a passphrase.
+pub fn key_of_export(
+    key_file: Option<&Path>,
+    passphrase_fd: Option<i32>,
+    needs_passphrase: Option<bool>,
+    context: &Context,
+) -> Result<KeySource, Failure> {
+    let environment = &context.environment;
+    let unit = environment.setting("CREDENTIALS_DIRECTORY").map(Path::new);
+    let unit = unit.and_then(KeySource::of_unit).filter(|_| needs_passphrase != Some(true));
+    match (key_file, passphrase_fd, unit) {
+        (Some(path), None, _) => Ok(KeySource::File(settings::expand_tilde(path, environment)?)),
+        (None, Some(number), _) => from_descriptor(number, context).map(KeySource::Passphrase),
+        (None, None, Some(source)) => Ok(source),
+        (None, None, None) => match needs_passphrase {
+            Some(false) => Err(Failure::usage("a key file opens it; give --key-file FILE")),
+            Some(true) => ask("Passphrase of the export (not shown): ", context),
+            None => new_passphrase(context),
+        }
+        .map(KeySource::Passphrase),
+        _ => Err(Failure::usage("give --key-file or --passphrase-fd, not both")),
     }
+}
+
+fn new_passphrase(context: &Context) -> Result<Secret, Failure> {
     let passphrase = ask("New passphrase (not shown): ", context)?;
     if ask("Again: ", context)?.expose() != passphrase.expose() {
         return Err(Failure::usage("the two passphrases are not the same; nothing was changed"));
@@ -168,6 +188,11 @@ fn new_passphrase(context: &Context) -> Result<Secret, Failure> {
 }
 
 fn ask(question: &str, context: &Context) -> Result<Secret, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage("without a terminal, nobody can be asked for a passphrase")
+            .hint("--passphrase-fd 5 5< FILE (for rewrap: --new-passphrase-fd) reads it; --key-file FILE\n  \
+                 needs none"));
+    }
     let line = prompt(question).map_err(cannot("read a passphrase from the terminal"))?;
     checked(Secret::new(line), context)
 }

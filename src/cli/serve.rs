@@ -4,7 +4,6 @@ use std::io;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use argh::FromArgs;
@@ -14,7 +13,7 @@ use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Sett
 use intentframe_credentials::server::{Endpoint, SocketAccess};
 use intentframe_credentials::{CredentialRef, VaultError};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::low_level::signal_name;
 
@@ -195,18 +194,12 @@ const RELOAD: &str = "SIGHUP";
 /// Handles SIGTERM and SIGINT, and SIGHUP if the service can reload something. Returns the names
 /// of those that arrive.
 fn handle_signals(reloads: bool) -> io::Result<Receiver<&'static str>> {
-    let to_stop = [SIGTERM, SIGINT];
-    let is_stopping = Arc::new(AtomicBool::new(false));
-    for signal in to_stop {
-        // In this order, the first signal finds the flag unset, and then sets it.
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&is_stopping))?;
-        flag::register(signal, Arc::clone(&is_stopping))?;
-    }
+    signals::stop_flag()?;
     // A write beyond the limit on file sizes fails, like one to a full disk. The signal that
     // comes with it must not end the process.
     flag::register(SIGXFSZ, Arc::default())?;
     let (sender, names) = unbounded();
-    signals::listen(to_stop.into_iter().chain(reloads.then_some(SIGHUP)), move |received| {
+    signals::listen(signals::STOP.into_iter().chain(reloads.then_some(SIGHUP)), move |received| {
         let _ = sender.send(signal_name(received.signal.as_raw()).unwrap_or("signal"));
     })?;
     Ok(names)

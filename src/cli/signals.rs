@@ -1,8 +1,12 @@
 //! Signals, received in a thread of their own.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::process::Signal;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 
@@ -29,4 +33,18 @@ pub fn listen(
             }
         }
     })
+}
+
+/// The signals that ask a process to stop.
+pub const STOP: [i32; 2] = [SIGTERM, SIGINT];
+
+/// A flag that SIGTERM and SIGINT set. A second one ends the process at once.
+pub fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let is_stopping = Arc::new(AtomicBool::new(false));
+    for signal in STOP {
+        // In this order, the first signal finds the flag unset, and then sets it.
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&is_stopping))?;
+        flag::register(signal, Arc::clone(&is_stopping))?;
+    }
+    Ok(is_stopping)
 }

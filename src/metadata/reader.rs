@@ -1,14 +1,32 @@
 //! The connections that read: opened on demand, used by one caller at a time.
 
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::{Arc, Mutex, mpsc};
 
 use rusqlite::Connection;
 
 use super::file::Opened;
-use super::{MetadataError, lock, schema};
+use super::{MetadataError, MetadataStore, lock, schema};
 
 /// Each idle connection keeps its page cache and statements; more would cost memory.
 const MAX_IDLE: usize = 2;
+
+impl MetadataStore {
+    /// Opens the database at `path` for reading, by one thread, also while another store is open.
+    /// Without a file it is empty. Nothing is changed: changes return [`MetadataError::Closed`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open), and for a file of an older version.
+    pub fn open_read_only(path: &Path) -> Result<Self, MetadataError> {
+        let connection = schema::open_read_only(path);
+        let connection = connection.map_err(|reason| schema::unusable(path, &reason))?;
+        let readers = Readers::new(Arc::new(Opened::new(path.to_owned())));
+        *lock(&readers.idle) = Some(vec![connection]);
+        let (touches, cache, writer) = <_>::default();
+        Ok(Self { sender: mpsc::channel().0, touches, readers, cache, writer })
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Readers {

@@ -88,6 +88,21 @@ pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
     Ok(connection)
 }
 
+/// Opens the database of a store that only reads; an empty one in memory if there is no file.
+pub(super) fn open_read_only(path: &Path) -> Result<Connection, Reason> {
+    if !path.try_exists()? {
+        let connection = Connection::open_in_memory()?;
+        connection.execute_batch(CREATE_TABLES)?;
+        return Ok(connection);
+    }
+    let path = path.canonicalize()?;
+    let connection = connect(&path, file::beside(&path, file::WAL).exists())?;
+    if check(&connection)? < SCHEMA_VERSION {
+        return Err("it was written by an older version; start the service with it once".into());
+    }
+    Ok(connection)
+}
+
 /// The error of a file that cannot be used.
 pub(super) fn unusable(path: &Path, reason: &Reason) -> MetadataError {
     let reason = reason.downcast_ref().map_or_else(|| reason.to_string(), explain);

@@ -80,7 +80,10 @@ impl MetadataStore {
         };
         let blob = self.readers.read(|connection| Ok(blob(connection, at)?))?;
         let blob = blob.map(Arc::from);
-        if let Some(blob) = &blob {
+        // Without a writer of its own, the store does not learn of changes.
+        if let Some(blob) = &blob
+            && self.is_writable()
+        {
             lock(&self.cache).insert(at, blob, changes);
         }
         Ok(blob)

@@ -16,7 +16,7 @@ use crate::secret::Secret;
 
 /// The pauses between two attempts to settle what is open.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// How long a change that was not made may still be made: a request that was on its way when the
 /// service was killed can reach the backend after the service has started again.

@@ -62,7 +62,7 @@ pub(super) fn run(
     inbox: Receiver<Message>,
     _lock: Option<File>,
 ) -> Result<(), MetadataError> {
-    let backoff = Backoff::new(TOUCH_DELAY, Duration::from_mins(1));
+    let backoff = Backoff::new(TOUCH_DELAY, Duration::from_secs(60));
     let owed = HashMap::new();
     let mut writer =
         Writer { connection, file, touches, inbox, owed, finished: Vec::new(), due: None, backoff };

@@ -144,7 +144,7 @@ mod tests {
     #[allow(clippy::print_stdout, reason = "the figure is of interest")]
     fn a_dead_server_gets_few_requests() {
         let breaker = Breaker::default();
-        let mut renewal = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+        let mut renewal = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         let mut renewal_at = Duration::ZERO;
         let (mut sent, mut refused, mut busiest, mut before) = (0, 0, 0, 0);
         let mut ask = |now, sent: &mut u32| match breaker.admit(now) {

@@ -48,7 +48,7 @@ const HOSTS: Form<Vec<Authority>> =
         hosts.map(|host| host.parse().ok()).collect()
     });
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-const LONGEST_TIMEOUT: Duration = Duration::from_hours(24);
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 const LARGEST_MAX_IN_FLIGHT: usize = 1024;
 
 impl Settings {

@@ -23,7 +23,7 @@ use super::masking::{self, Masks, Streams};
 use super::terminal::Terminals;
 
 /// After running for this long, a command is no longer in a row of crashes.
-const STEADY: Duration = Duration::from_mins(1);
+const STEADY: Duration = Duration::from_secs(60);
 
 /// How long the rest of the output may take after a signal to end.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
@@ -81,7 +81,7 @@ impl Supervisor<'_> {
     pub fn run(mut self) -> Result<ExitStatus, Failure> {
         let max_restarts = self.watch.as_ref().map_or(0, |watch| watch.max_restarts);
         let mut crashes = 0;
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         loop {
             let started = Instant::now();
             let child = self.start()?;

@@ -23,7 +23,7 @@ pub(in super::super) struct Habits {
 
 impl Habits {
     /// Policies change, and servers are replaced.
-    const FORGET_AFTER: Duration = Duration::from_mins(5);
+    const FORGET_AFTER: Duration = Duration::from_secs(5 * 60);
 
     fn may_patch(&self) -> bool {
         self.patch_refused.is_none_or(|at| clock::now().saturating_sub(at) > Self::FORGET_AFTER)

@@ -49,7 +49,7 @@ impl Keeper {
             http,
             current,
             plan: None,
-            backoff: Backoff::new(Duration::from_secs(1), Duration::from_mins(1)),
+            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
             has_looked_up: false,
             logged_in: None,
             failed: None,
@@ -305,7 +305,7 @@ impl Keeper {
     fn settle(&mut self, lease: Lease) {
         /// No answer is believed for longer. A wrong one, of a lease of 2^64 - 1 seconds, would
         /// keep the token from being renewed.
-        const LONGEST: Duration = Duration::from_hours(24);
+        const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
         self.backoff.reset();
         let now = clock::now();
@@ -369,7 +369,7 @@ mod tests {
         let current = Current { token, expires, state: RenewalState::Idle, last_error };
         let current = Arc::new(Mutex::new(current));
         let mut keeper = Keeper::new(Arc::new(Http::new(settings)), current);
-        let day = Duration::from_hours(24);
+        let day = Duration::from_secs(24 * 60 * 60);
         let leases = [None, Some(day * 3), Some(day * 365_000), Some(Duration::MAX)];
         for ttl in leases {
             keeper.settle(Lease { ttl, renewable: true });

@@ -11,7 +11,7 @@ BINARY := $(TARGET_DIR)/release/credential-vault
 # CI builds exactly what Cargo.lock says; a developer may change a dependency.
 LOCKED := $(if $(CI),--locked)
 
-.PHONY: help dev test test-systemd torture lint bench fuzz models soak release install clean
+.PHONY: help dev test test-systemd test-windows torture lint bench fuzz models soak release install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ torture: ## kill the service 1,000 times under load, and check that nothing is l
 	@scripts/need cargo cc
 	scripts/install-test-deps
 	IF_TORTURE_ROUNDS=$(or $(ROUNDS),1000) cargo test $(LOCKED) --test torture
+
+test-windows: ## run the library's tests on Windows, played by Wine
+	@scripts/need cargo cc
+	scripts/test-windows
 
 lint: ## check format, lints (also for macOS and Windows), documentation, dependencies, scripts
 	@scripts/need cargo cc rustfmt clippy

@@ -1,5 +1,6 @@
 //! The hashicorp backend on the KV v2 engine: changing one field never loses another one,
 //! however the mount, the secret and the policy are set up, and whoever else writes.
+#![cfg(unix)]
 
 mod support;
 

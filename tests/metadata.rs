@@ -1,7 +1,6 @@
 //! The metadata database: files of other programs, durability and undo.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -51,6 +50,18 @@ fn column(file: &Path, column: &str, key: &str) -> Option<String> {
         .expect("is there")
 }
 
+#[cfg(unix)]
+fn mode(file: &Path) -> u32 {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::metadata(file).expect("is there").permissions().mode() & 0o777
+}
+
+#[cfg(unix)]
+fn set_mode(file: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(file, fs::Permissions::from_mode(mode)).expect("changes the mode");
+}
+
 /// Checks that opening fails with `hint` in the message and leaves everything unchanged.
 #[track_caller]
 fn assert_refused_untouched(directory: &TempDir, file: &Path, hint: &str) {
@@ -79,7 +90,8 @@ fn a_python_file_is_taken_over_and_stays_readable_to_python() {
         )
         .expect("inserts");
     drop(python);
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("changes the mode");
+    #[cfg(unix)]
+    set_mode(&file, 0o644);
 
     let store = MetadataStore::open(&file).expect("opens");
     let [record] = &records(&store)[..] else { panic!("one record") };
@@ -90,8 +102,8 @@ fn a_python_file_is_taken_over_and_stays_readable_to_python() {
     store.put(row("new", "short")).expect("stores");
     store.close().expect("closes");
 
-    let mode = fs::metadata(&file).expect("is there").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    #[cfg(unix)]
+    assert_eq!(mode(&file), 0o600);
     assert_eq!(column(&file, "created_at", "old").as_deref(), Some("2026-11-23T18:17:36+00:00"));
     let validated = column(&file, "last_validated_at", "old");
     assert_eq!(validated.as_deref(), Some("2026-11-23T18:17:37.000001+00:00"));
@@ -162,7 +174,9 @@ fn a_newer_file_with_a_log_is_rejected_and_both_are_unchanged() {
     assert_refused_untouched(&directory, &file, "newer");
 }
 
+/// Windows has no service, so no lock either.
 #[test]
+#[cfg(unix)]
 fn one_vault_at_a_time_uses_a_directory() {
     let (directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");

@@ -6,6 +6,7 @@
 mod answers;
 #[path = "../../../src/cli/dotenv.rs"]
 mod dotenv;
+pub mod export;
 #[path = "../../../src/cli/seed.rs"]
 mod seed;
 mod service;
@@ -35,9 +36,10 @@ pub type Run = Box<dyn FnMut(&[u8])>;
 /// A target's name, which is that of its corpus, and how it is made ready.
 pub type Target = (&'static str, fn() -> Run);
 
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("connection", connection),
     ("dotenv", dotenv),
+    ("export", export::export),
     ("name", name),
     ("policy", policy),
     ("sealed", sealed),

@@ -1,15 +1,14 @@
-//! A target for a fuzzer: the reader of export files.
+//! The reader of export files.
 
 use intentframe_credentials::export_file::{Entry, ExportError, Header, Reader, Writer};
 use intentframe_credentials::seal::{KeyHeader, KeySource};
 use serde_json::json;
 
-/// A target, ready to run.
-pub type Run = Box<dyn FnMut(&[u8])>;
+use super::Run;
 
 /// Takes any bytes as a file, and then their lines as the plaintexts of one that has the right key.
 /// Nothing panics, and what can be read can be written and read again.
-pub fn export_file() -> Run {
+pub fn export() -> Run {
     let directory = tempfile::tempdir().expect("a directory");
     let source = KeySource::create_file(&directory.path().join("key")).expect("creates");
     let (header, key) = KeyHeader::new(&source).expect("random numbers");

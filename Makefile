@@ -72,7 +72,7 @@ soak: ## load the service and check what it promises (SECONDS=60 BACKEND=env, ke
 	scripts/install-test-deps
 	cargo build $(LOCKED) --release --bin credential-vault
 	SOAK_SECONDS=$(or $(SECONDS),60) SOAK_BACKEND=$(BACKEND) SOAK_PROGRAM="$(abspath $(BINARY))" \
-		$(if $(filter keyring,$(BACKEND)),scripts/with-gnome-keyring) \
+		$(if $(filter keyring,$(BACKEND)),scripts/with-keyring) \
 		cargo test $(LOCKED) --test soak -- --nocapture
 
 release: ## build the optimised binary

@@ -355,40 +355,6 @@ fn seeds_of_the_dev_service_stay_in_memory() {
 }
 
 #[test]
-fn a_forbidden_request_shows_no_value() {
-    let search = Search::new();
-    let place = Place::new();
-    let mut command = vault_command(&place, &["dev", "--tcp", "--port", "0", "--data-dir"]);
-    command.arg(place.data_dir()).current_dir(place.root());
-    let mut dev = Running::of(command);
-    let mut lines = BufReader::new(dev.child().stdout.take().expect("it is piped")).lines();
-    let address = lines
-        .find_map(|line| {
-            let line = line.expect("UTF-8");
-            let (_, rest) = line.trim().strip_prefix("curl ")?.split_once("http://")?;
-            rest.strip_suffix("/health").map(str::to_owned)
-        })
-        .expect("it prints its address");
-    let body = json!({ "value": value(1) }).to_string();
-    for header in ["Host: vault.example", "Host: localhost\r\nOrigin: https://page.example"] {
-        let request = format!(
-            "PUT {AT} HTTP/1.1\r\n{header}\r\nContent-Type: application/json\r\n\
-             Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let mut stream = TcpStream::connect(&address).expect("it listens");
-        stream.write_all(request.as_bytes()).expect("it reads");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("it answers");
-        assert!(answer.starts_with(b"HTTP/1.1 403"), "{}", String::from_utf8_lossy(&answer));
-        search.nothing_in("an answer", answer);
-    }
-    dev.signal(Signal::TERM);
-    search.nothing_in("standard error", dev.output().stderr);
-    search.nothing_in_files(place.root());
-}
-
-#[test]
 fn an_unavailable_backend_shows_neither_its_credentials_nor_values() {
     // A port on which nothing listens, and a bus that does not exist.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
@@ -709,27 +675,6 @@ fn no_process_leaves_a_core() {
     let status = running.output().status;
     assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()));
     assert!(!status.core_dumped(), "the command left a core");
-}
-
-#[test]
-fn exec_gives_the_core_limit_back_to_its_command() {
-    let place = Place::new();
-    let service = place.setup().start();
-    assert_eq!(service.put(AT, &json!({ "value": "v" })).status, 200);
-    let limits = |options: &[&str]| {
-        let options = [&["exec", "--env", "KEY=canary/key", "--allow-executor-only"], options];
-        let mut command = vault_command(&place, &options.concat());
-        command.args(["--", "cat", "/proc/self/limits"]);
-        let output = Running::of(command).output();
-        let stdout = String::from_utf8(output.stdout).expect("UTF-8");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let line = stdout.lines().find(|line| line.starts_with("Max core file size"));
-        line.expect("it is one of them").to_owned()
-    };
-    let own = fs::read_to_string("/proc/self/limits").expect("it can be read");
-    for options in [&[][..], &["--mask"]] {
-        assert!(own.contains(&limits(options)), "as it was: {own}");
-    }
 }
 
 /// A user without rights.

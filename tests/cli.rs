@@ -229,26 +229,6 @@ fn a_value_on_the_command_line_is_rejected_without_repeating_it() {
     assert!(fake.asked().is_empty());
 }
 
-#[test]
-fn no_log_level_shows_a_value() {
-    let place = Place::new();
-    let service = place.start();
-    for filters in ["trace", "ureq=trace,ureq_proto=trace,ureq_proto::util=trace", "debug"] {
-        let traced = |arguments: &[&str]| {
-            let mut command = command(&service.socket, arguments);
-            command.env("RUST_LOG", filters);
-            run_with_input(command, SECRET.as_bytes()).expect(0)
-        };
-        for arguments in [&["store", "n/k"][..], &["get", "n/k"]] {
-            let stderr = traced(arguments).stderr;
-            assert!(!stderr.contains("ureq"), "{filters}: {stderr}");
-            assert!(!stderr.contains("canary"), "{filters}: {stderr}");
-            // The beginning of the value in hexadecimal.
-            assert!(!stderr.contains("736b"), "{filters}: {stderr}");
-        }
-    }
-}
-
 // Against a fake service.
 
 #[test]
@@ -440,17 +420,6 @@ fn a_failed_write_to_the_output_is_reported() {
     let mut command = command(&fake.socket, &["get", "n/k"]);
     let ended = Ended::from(command.stdout(full).output().expect("runs")).expect(5);
     assert!(ended.stderr.contains("cannot write to standard output"), "{}", ended.stderr);
-}
-
-#[test]
-fn a_proxy_in_the_environment_is_ignored() {
-    let fake = Fake::new(|_| json("200 OK", r#"{"value":"v"}"#));
-    let mut command = command(&fake.socket, &["get", "n/k"]);
-    for variable in ["http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
-        command.env(variable, "http://127.0.0.1:1");
-    }
-    assert_eq!(Ended::from(command.output().expect("runs")).ok(), "v");
-    assert_eq!(fake.asked()[0].what, "GET /v1/credentials/n/k");
 }
 
 // On a terminal.

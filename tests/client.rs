@@ -178,19 +178,6 @@ fn errors_are_told_apart() {
     }
 }
 
-#[test]
-fn a_closed_kept_connection_is_replaced() {
-    let fake = Fake::new(|_| {
-        let Reply::Bytes(bytes) = json("200 OK", r#"{"value":"v"}"#) else { unreachable!() };
-        Reply::Last(bytes)
-    });
-    let client = VaultClient::new(&fake.socket);
-    for _ in 0..50 {
-        let value = client.get(&at("n", "k")).expect("gets").expect("is there");
-        assert_eq!(value.expose(), "v");
-    }
-}
-
 /// How the server of the next test treats a connection.
 #[derive(Clone, Copy)]
 enum Script {
@@ -415,25 +402,4 @@ fn a_listener_with_a_full_queue_times_out() {
     let error = client.health().expect_err("no room");
     assert!(matches!(error, ClientError::TimedOut { .. }), "{error:?}");
     assert!(started.elapsed() < Duration::from_secs(5), "it waited for {:?}", started.elapsed());
-}
-
-#[test]
-fn threads_share_a_client() {
-    let fake = Fake::new(|asked| {
-        let key = asked.what.rsplit('/').next().expect("a path");
-        json("200 OK", &format!(r#"{{"value":"{key}"}}"#))
-    });
-    let client = VaultClient::new(&fake.socket);
-    std::thread::scope(|scope| {
-        for thread in 0..8 {
-            let client = &client;
-            scope.spawn(move || {
-                for round in 0..50 {
-                    let key = format!("{thread}-{round}");
-                    let value = client.get(&at("n", &key)).expect("gets").expect("is there");
-                    assert_eq!(value.expose(), key);
-                }
-            });
-        }
-    });
 }

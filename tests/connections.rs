@@ -76,17 +76,6 @@ fn a_pipeline_may_be_split_at_any_byte() {
     }
 }
 
-#[test]
-fn a_pipeline_may_arrive_byte_by_byte() {
-    let place = Place::new();
-    let service = place.start();
-    let mut connection = service.connect();
-    for byte in short_pipeline() {
-        connection.send(&[byte]);
-    }
-    assert_short_pipeline_is_answered(&mut connection);
-}
-
 /// More answers than the socket holds, to a client that reads none before it has sent all.
 #[test]
 fn a_pipeline_may_be_longer_than_every_buffer() {
@@ -207,46 +196,6 @@ fn a_client_that_ends_in_the_middle_of_a_request_gets_no_answer_but_the_end() {
 }
 
 #[test]
-fn clients_that_never_read_hold_up_nobody() {
-    let place = Place::new();
-    place.seed_database(3000);
-    let service = place.setup().argument("--workers").argument("2").start();
-    let mut never_read: Vec<Connection> = (0..16).map(|_| service.connect()).collect();
-    for (n, connection) in never_read.iter_mut().enumerate() {
-        // One listing is larger than a socket's buffer; some clients ask for several.
-        connection.send(&get("/v1/credentials").repeat(1 + n % 4));
-    }
-    let mut active = service.connect();
-    for n in 0..50 {
-        assert_eq!(active.exchange(&put(&path(n), &json!({ "value": "v" }))).status, 200);
-        assert_eq!(active.exchange(&get(&path(n))).value(), "v");
-        assert_eq!(service.get("/health").status, 200);
-    }
-    for connection in &mut never_read {
-        wait_until("each has the start of its answer", || !connection.is_silent());
-    }
-}
-
-#[test]
-fn a_long_listing_arrives_whole_and_in_order() {
-    let place = Place::new();
-    place.seed_database(10_000);
-    let service = place.start();
-    let listing = service.get("/v1/credentials").json();
-    let keys: Vec<&str> = listing
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|summary| summary["key"].as_str().expect("a string"))
-        .collect();
-    let expected: Vec<String> = (0..10_000).map(|row| format!("key-{row:06}")).collect();
-    assert_eq!(keys, expected);
-    assert_eq!(listing[0]["created_at"], "2026-11-23T18:17:36.320458Z");
-    assert_eq!(listing[0]["updated_at"], "2026-11-23T18:17:36.000000Z");
-    assert_eq!(service.get("/health").json()["credential_count"], 10_000);
-}
-
-#[test]
 fn expect_100_continue_is_answered_before_the_body() {
     let place = Place::new();
     let service = place.start();
@@ -311,37 +260,6 @@ fn a_refused_head_is_answered_without_a_body() {
     }
 }
 
-/// curl asks to continue for a body over 1 MiB (older versions over 1 KiB), and waits a second if
-/// no answer comes.
-#[test]
-fn curl_stores_what_it_asked_to_send() {
-    let place = Place::new();
-    let service = place.start();
-    let file = place.root().join("body.json");
-    let value = "v".repeat(200_000);
-    let mut body = json!({ "value": value }).to_string();
-    body.push_str(&" ".repeat(1_200_000));
-    std::fs::write(&file, body).expect("writes");
-
-    let output = Command::new("curl")
-        .args(["--silent", "--show-error", "--verbose", "--max-time", "30", "--unix-socket"])
-        .arg(&service.socket)
-        .args(["-X", "PUT", "-H", "Content-Type: application/json", "-H", "Expect: 100-continue"])
-        // Longer than the test may take, so that a curl without a 100 sends nothing.
-        .args(["--expect100-timeout", "60", "--data-binary"])
-        .arg(format!("@{}", file.display()))
-        .arg("http://localhost/v1/credentials/expect/curl")
-        .stdin(Stdio::null())
-        .output()
-        .expect("curl is installed");
-    let trace = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{trace}");
-    assert!(trace.contains("< HTTP/1.1 100 Continue"), "{trace}");
-    let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(answer, json!({ "status": "stored" }));
-    assert_eq!(service.get("/v1/credentials/expect/curl").value(), value);
-}
-
 /// A worker's buffers serve one connection after another.
 #[test]
 fn nothing_meant_for_a_client_that_has_gone_reaches_the_next_one() {
@@ -395,33 +313,4 @@ fn every_client_sees_the_end_of_its_connection() {
         let answers = answered_to_the_end(&service, &[&turn[..], &rest, &more, &closing].concat());
         assert!(answers.starts_with(b"HTTP/1.1 404"));
     }
-}
-
-/// A connection that arrives between a worker's last check and its sleep must not be overlooked.
-#[test]
-fn no_new_connection_is_overlooked() {
-    let closing = request("GET", "/nothing", "Connection: close\r\n", b"");
-    let place = Place::new();
-    let service = place.start();
-    let ended = AtomicBool::new(false);
-    thread::scope(|scope| {
-        // A client that keeps its connection makes the workers wake and sleep at other moments.
-        scope.spawn(|| {
-            let mut kept = service.connect();
-            while !ended.load(Ordering::Relaxed) {
-                assert_eq!(kept.exchange(&get("/nothing")).status, 404);
-            }
-        });
-        for round in 0..5000 {
-            if round % 4 == 0 {
-                // Connects now, and sends later.
-                let mut client = service.connect();
-                assert!(answered_to_the_end(&service, &closing).starts_with(b"HTTP/1.1 404"));
-                assert_eq!(client.exchange(&get("/nothing")).status, 404);
-            } else {
-                assert!(answered_to_the_end(&service, &closing).starts_with(b"HTTP/1.1 404"));
-            }
-        }
-        ended.store(true, Ordering::Relaxed);
-    });
 }

@@ -311,24 +311,6 @@ fn beyond_the_queue_for_the_backend_is_503() {
 }
 
 #[test]
-fn an_unreachable_backend_is_503_and_nothing_is_half_done() {
-    let (vault, _moody) = start_moody(4, Limits::default());
-    let path = path("away", "away");
-    let put = put(&path, &json!({ "value": "sk-canary-XYZ" }));
-    for request in [get(&path), put, delete(&path)] {
-        let answer = vault.ask(&request);
-        assert_eq!(answer.status, 503);
-        assert_eq!(answer.header("Retry-After"), Some("7"));
-        let detail = answer.json()["detail"].as_str().expect("text").to_owned();
-        assert!(detail.contains("wait for it") && !detail.contains("canary"), "{detail}");
-    }
-    let mut connection = vault.connect();
-    connection.send(&request("HEAD", &path, "", b""));
-    assert_eq!(connection.response_to_head().status, 503);
-    assert_eq!(vault.listing(), json!([]));
-}
-
-#[test]
 fn a_host_that_stores_too_many_consumers_is_told_so() {
     let vault = start_env(Limits::default());
     let mut store = StoreRequest::new(Secret::new("v".to_owned()));

@@ -23,14 +23,6 @@ fn status(service: &Service, field: &str) -> u64 {
     number.parse().expect("a number")
 }
 
-/// Counts the sockets at the service's path: its listener, and those of clients that it serves or
-/// has not accepted yet (proc(5)). Only root can read its list of descriptors.
-fn open_sockets(service: &Service) -> usize {
-    let sockets = fs::read_to_string("/proc/net/unix").expect("it can be read");
-    let path = service.socket.to_str().expect("UTF-8");
-    sockets.lines().filter(|line| line.ends_with(path)).count()
-}
-
 /// Returns the processor time that the service has used, in ticks of 10 ms (proc(5): `utime` and
 /// `stime`, fields 14 and 15 of `stat`).
 fn processor_ticks(service: &Service) -> u64 {
@@ -135,30 +127,4 @@ fn a_thousand_idle_connections_cost_no_thread() {
         assert_eq!(connection.exchange(&get("/health")).status, 200);
     }
     assert_eq!(status(&service, "Threads"), threads);
-}
-
-#[test]
-fn what_clients_leave_behind_is_freed() {
-    let place = Place::new();
-    place.seed_database(10_000);
-    let service = place.start();
-    wait_until("only the listener is open", || open_sockets(&service) == 1);
-
-    for round in 0..50 {
-        let mut head = service.connect();
-        head.send(b"PUT /v1/credentials/a/b HTTP/1.1\r\nContent-");
-        let mut body = service.connect();
-        body.send(b"PUT /v1/credentials/a/b HTTP/1.1\r\nContent-Length: 100\r\n\r\n{");
-        // Hangs up before the answer, or in the middle of it.
-        let mut listing = service.connect();
-        listing.send(&get("/v1/credentials"));
-        if round % 2 == 0 {
-            wait_until("the listing begins", || !listing.is_silent());
-        }
-        // Hangs up while requests and answers are still under way.
-        let mut pipelined = service.connect();
-        pipelined.send(&get("/v1/credentials/seeded").repeat(20));
-    }
-    wait_until("all of them are closed", || open_sockets(&service) == 1);
-    service.assert_healthy();
 }

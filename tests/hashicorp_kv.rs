@@ -182,27 +182,6 @@ fn writers_of_different_fields_lose_none_of_them() {
     }
 }
 
-/// Both services find no secret, and each tries to create it.
-#[test]
-fn two_services_create_one_secret_at_once() {
-    for mode in MODES {
-        let Some(target) = Target::new() else { return };
-        let token = target.token_of_mode(mode);
-        let places = [Place::new(), Place::new()];
-        let services = places.each_ref().map(|place| target.setup(place, &token).start());
-        for round in 0..8 {
-            let namespace = format!("round{round}");
-            thread::scope(|scope| {
-                for (key, service) in ["a", "b"].into_iter().zip(&services) {
-                    let namespace = &namespace;
-                    scope.spawn(move || stored(service, namespace, key, key));
-                }
-            });
-            assert_eq!(target.read(&namespace), Some(json!({ "a": "a", "b": "b" })));
-        }
-    }
-}
-
 #[test]
 fn fields_that_are_not_text_survive_and_cannot_be_read() {
     for mode in MODES {

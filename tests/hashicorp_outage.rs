@@ -405,20 +405,3 @@ fn a_hostile_answer_is_an_error_in_time() {
         assert!(peak < 80 * 1024, "{peak} kB");
     }
 }
-
-/// A standby sends requests to the active node, here the same server under another name.
-#[test]
-fn the_redirect_of_a_standby_is_followed() {
-    let Some(target) = Target::new() else { return };
-    let setup = target.setup(&target.place, &target.token_for(POLICY));
-    let service = setup.env("VAULT_REDIRECT_HOSTS", "vault-2.example,localhost").start();
-    stored(&service, "openai", "key", "value");
-    let active = target.proxy.address.replace("127.0.0.1", "localhost");
-    let path = target.path("data", "openai");
-    let location = format!("Location: {active}/v1/{path}\r\n");
-    for _ in 0..3 {
-        let moved = target.proxy.next(1, Fault::answer(307, &location, b""), "GET", "/data/");
-        assert_eq!(fetch(&service, "openai", "key").value(), "value");
-        assert_eq!(moved.hits(), 1);
-    }
-}

@@ -86,29 +86,6 @@ fn a_reader_after_an_acknowledged_store_reads_the_new_value() {
     }
 }
 
-/// The caller that makes a shared read may leave before the answer.
-#[test]
-fn a_reader_that_leaves_takes_nothing_from_the_others() {
-    let Some(target) = Target::new() else { return };
-    let service = target.service(POLICY);
-    target.write("shared", &json!({ "a": "1" }));
-    let gate = target.proxy.next(1, Fault::Hold(When::Before), "GET", SECRET);
-    let first = begin_fetch(&service, "shared", "a");
-    gate.wait_for_held(1);
-    let mut others: Vec<Connection> =
-        (0..5).map(|_| begin_fetch(&service, "shared", "a")).collect();
-    wait_until_quiet(&service);
-    drop(first);
-    drop(others.remove(0));
-    wait_until_quiet(&service);
-    gate.release();
-    for other in &mut others {
-        assert_eq!(other.response().value(), "1");
-    }
-    assert_eq!(target.proxy.count("GET", SECRET), 2);
-    assert_eq!(fetch(&service, "shared", "a").value(), "1");
-}
-
 #[test]
 fn a_namespace_that_hangs_delays_no_other() {
     let Some(target) = Target::new() else { return };

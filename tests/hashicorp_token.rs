@@ -422,31 +422,6 @@ fn survives_a_failing_renewal(fault: Fault) {
     assert_eq!(proxy.answered("POST", RENEW, 200), 1);
 }
 
-/// The server answers the renewal with an internal error, which is no sign of an outage.
-#[test]
-fn a_deleted_role_does_no_harm_before_the_token_ends() {
-    let Some(target) = Target::new() else { return };
-    let role = target.approle("r", json!({ "token_ttl": "4s" }));
-    let service = target.setup_with_role(&target.place, &role).start();
-    target.done("DELETE", &format!("auth/approle/role/{}", target.name("r")), None);
-    wait_for_state(&service, "retrying");
-    assert_eq!(fetch(&service, "none", "key").status, 404, "the server works");
-    in_use(&service, || {
-        wait_for_state(&service, "retrying");
-    });
-    let gone = eventually("the token is dead", || {
-        let answer = fetch(&service, "in-use", "key");
-        (answer.status != 200).then_some(answer)
-    });
-    assert_eq!(gone.status, 503, "{}", gone.text());
-    // The same role again, and it recovers by itself.
-    let fields = json!({ "token_policies": [target.name("r-policy")], "role_id": role.role_id });
-    target.done("POST", &format!("auth/approle/role/{}", target.name("r")), Some(&fields));
-    let custom = format!("auth/approle/role/{}/custom-secret-id", target.name("r"));
-    target.done("POST", &custom, Some(&json!({ "secret_id": role.secret_id })));
-    wait_until("it has logged in", || fetch(&service, "in-use", "key").status == 200);
-}
-
 #[test]
 fn closing_is_prompt_while_the_renewal_sleeps_and_while_requests_hang() {
     const TIMEOUT: Duration = Duration::from_secs(2);
@@ -520,20 +495,6 @@ fn closing_is_prompt_while_many_wait_for_a_token() {
     assert!(gate.hits() <= 2, "{}", gate.hits());
 }
 
-#[test]
-fn sigterm_ends_the_service_while_a_renewal_hangs() {
-    let Some(target) = Target::new() else { return };
-    let role = target.approle("r", json!({ "token_ttl": "2s" }));
-    let setup = target.setup_with_role(&target.place, &role).env("VAULT_CLIENT_TIMEOUT", "1500ms");
-    let mut service = setup.start();
-    let gate = target.proxy.all(Fault::Hold(When::Before), "POST", RENEW);
-    gate.wait_for_held(1);
-    let start = Instant::now();
-    service.signal(rustix::process::Signal::TERM);
-    assert_eq!(service.wait().code(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
-}
-
 /// The login hangs: every request that waits for a token is answered in about the time that
 /// one operation may take.
 #[test]
@@ -573,22 +534,4 @@ fn a_token_is_preferred_to_an_approle() {
     target.revoke(&token);
     assert_eq!(fetch(&service, "openai", "key").value(), "value");
     assert_eq!(target.proxy.count("POST", LOGIN), 1);
-}
-
-/// The service takes any lease that the server names, the largest number included.
-#[test]
-fn a_lease_of_any_length_is_taken() {
-    for lease in [0, 1, u64::MAX] {
-        let Some(target) = Target::new() else { return };
-        let service = target.role_service(json!({}));
-        let body = json!({ "auth": {
-            "client_token": target.token_for(POLICY), "accessor": "a", "policies": [],
-            "lease_duration": lease, "renewable": true, "num_uses": 0,
-        } });
-        let answer = Fault::answer(200, "", body.to_string().as_bytes());
-        target.proxy.next(1, answer, "POST", LOGIN);
-        stored(&service, "openai", "key", "value");
-        assert_eq!(fetch(&service, "openai", "key").value(), "value");
-        assert_eq!(health(&service)["status"], "ok");
-    }
 }

@@ -221,26 +221,6 @@ fn bus(call: &[&str]) -> String {
     reply.split_whitespace().last().unwrap_or_default().to_owned()
 }
 
-#[test]
-fn a_restart_of_the_daemon_is_survived() {
-    if !session("a_restart_of_the_daemon_is_survived") {
-        return;
-    }
-    let vault = vault();
-    store(&*vault, "key", "before");
-    for round in 0..3 {
-        kill_daemon();
-        start_daemon();
-        let expected =
-            if round == 0 { "before".to_owned() } else { format!("round {}", round - 1) };
-        assert_eq!(value(&*vault, "key"), Some(expected));
-        kill_daemon();
-        start_daemon();
-        store(&*vault, "key", &format!("round {round}"));
-        assert_eq!(items("key"), "1");
-    }
-}
-
 /// The error of each kind of call on a keyring that is unavailable. Asserts that each comes
 /// promptly.
 fn refusals(vault: &dyn CredentialVault) -> Vec<String> {
@@ -356,25 +336,6 @@ fn a_prompt_that_stays_open_delays_nobody_and_changes_nothing() {
     assert_eq!(value(&*vault, "new"), None);
     store(&*vault, "key", "after");
     assert_eq!((items("key").as_str(), python_gets("key").as_str()), ("1", "after"));
-}
-
-#[test]
-fn a_daemon_that_does_not_answer_is_unavailable_until_it_does() {
-    if !session("a_daemon_that_does_not_answer_is_unavailable_until_it_does") {
-        return;
-    }
-    let vault = vault();
-    store(&*vault, "key", "before");
-    let pid = daemon();
-    signal("-STOP", &pid);
-    std::thread::scope(|threads| {
-        for _ in 0..4 {
-            threads.spawn(|| refusals(&*vault));
-        }
-    });
-    signal("-CONT", &pid);
-    assert_eq!(value(&*vault, "key").as_deref(), Some("before"));
-    assert_eq!(value(&*vault, "new"), None);
 }
 
 #[test]

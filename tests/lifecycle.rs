@@ -296,46 +296,6 @@ fn settings_come_from_options_then_environment_then_home() {
 }
 
 #[test]
-fn an_acknowledged_store_survives_a_kill() {
-    let place = Place::new();
-    let mut service = place.start();
-    let body = json!({
-        "value": "sk-proj-abc123XYZ", "delivery_mode": "runtime_env", "env_name": "NAME",
-        "allowed_consumers": ["uwe"],
-    });
-    assert_eq!(service.put(KEY, &body).status, 200);
-    service.kill();
-
-    let service = place.start();
-    let summary = summary(&service);
-    assert_eq!(summary["masked_preview"], "sk-pro....YZ");
-    assert_eq!(
-        service.get("/v1/runtime-env").json(),
-        json!([{
-            "namespace": "lifecycle", "key": "key",
-            "env_name": "NAME", "allowed_consumers": ["uwe"],
-        }])
-    );
-}
-
-#[test]
-fn last_used_at_survives_a_restart() {
-    let place = Place::new();
-    let mut service = place.start();
-    assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
-    assert_eq!(summary(&service)["last_used_at"], Value::Null);
-    assert_eq!(service.get(KEY).status, 200);
-    let used = summary(&service)["last_used_at"].clone();
-    assert!(used.is_string(), "seen by the next listing: {used}");
-    service.signal(Signal::TERM);
-    assert_eq!(service.wait().code(), Some(0));
-    assert!(place.column("last_used_at", "lifecycle", "key").is_some());
-
-    let service = place.start();
-    assert_eq!(summary(&service)["last_used_at"], used);
-}
-
-#[test]
 fn last_used_at_is_on_disk_within_a_second() {
     let place = Place::new();
     let service = place.start();
@@ -345,19 +305,6 @@ fn last_used_at_is_on_disk_within_a_second() {
     wait_until("it is in the file", || place.column("last_used_at", "lifecycle", "key").is_some());
     // Some more, for a busy machine.
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-}
-
-#[test]
-fn a_file_that_is_no_database_is_refused_and_left_alone() {
-    let place = Place::new();
-    fs::create_dir(place.data_dir()).expect("creates");
-    let foreign = b"this is somebody's file, and not a database at all".repeat(100);
-    fs::write(place.database(), &foreign).expect("writes");
-    let mut service = place.setup().spawn();
-    assert!(!service.wait().success());
-    assert!(service.log().contains("credentials.db"), "{}", service.log());
-    assert!(!service.socket.exists());
-    assert_eq!(fs::read(place.database()).expect("reads"), foreign);
 }
 
 const SOMEBODY: u32 = 61_020;

@@ -328,15 +328,3 @@ fn assert_refused(mut connection: Connection, request: &[u8], status: u16) {
     assert!(detail.is_string(), "{detail}");
     connection.assert_closed();
 }
-
-#[test]
-fn a_refused_request_leaves_other_connections_alone() {
-    let place = Place::new();
-    let service = place.start();
-    let mut other = service.connect();
-    other.send(b"PUT /v1/credentials/limits/other HTTP/1.1\r\n");
-    assert_refused(service.connect(), &head_of(HEAD_LIMIT + 5, 1), 431);
-    let rest = put("/", &json!({ "value": "v" }));
-    let rest = &rest["PUT / HTTP/1.1\r\n".len()..];
-    assert_eq!(other.exchange(rest).status, 200);
-}

@@ -138,52 +138,6 @@ fn requests_behind_a_long_listing_get_their_own_answers() {
     assert_eq!(answers[3].value(), "v");
 }
 
-/// HTTP/1.0 has no chunks. The end of the connection is that of the listing.
-#[test]
-fn http_1_0_gets_a_long_listing_up_to_the_end_of_the_connection() {
-    let place = Place::new();
-    place.seed_database(10_000);
-    let service = place.start();
-    for header in ["", "Connection: keep-alive\r\n"] {
-        let mut connection = service.connect();
-        connection.send(format!("GET /v1/credentials HTTP/1.0\r\n{header}\r\n").as_bytes());
-        let answers = connection.responses_to_end();
-        assert_eq!(answers.len(), 1);
-        assert!(answers[0].closes());
-        for framing in ["Transfer-Encoding", "Content-Length"] {
-            assert_eq!(answers[0].header(framing), None);
-        }
-        assert!(names(&answers[0]) == seeded(10_000));
-    }
-}
-
-#[test]
-fn head_and_other_methods_of_a_listing_are_not_allowed() {
-    let place = Place::new();
-    place.seed_database(1000);
-    let service = place.start();
-    let mut connection = service.connect();
-    connection.send(&request("HEAD", "/v1/credentials", "", b""));
-    let answer = connection.response_to_head();
-    assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET")));
-    let answer = connection.exchange(&request("POST", "/v1/credentials", "", b"{}"));
-    assert_eq!((answer.status, answer.header("Allow")), (405, Some("GET")));
-    assert!(names(&connection.exchange(&get("/v1/credentials"))) == seeded(1000));
-}
-
-#[test]
-fn the_client_reads_a_long_listing() {
-    let place = Place::new();
-    place.seed_database(10_000);
-    let service = place.start();
-    let client = VaultClient::new(&service.socket);
-    for _ in 0..2 {
-        let summaries = client.list_all().expect("lists");
-        let names = summaries.iter().map(|it| format!("{}/{}", it.namespace, it.key));
-        assert!(names.eq(seeded(10_000)));
-    }
-}
-
 /// The client can tell: there is no last chunk.
 #[test]
 fn a_listing_that_fails_in_the_middle_ends_the_connection() {

@@ -171,39 +171,6 @@ fn the_possible_beginning_of_a_value_is_held_back() {
 }
 
 #[test]
-fn of_values_that_begin_alike_the_longest_is_replaced() {
-    let values = ["token", "token-2", "token-2-long"];
-    assert_eq!(
-        masked(&values, "token token- token-2 token-2-lon token-2-long"),
-        "[REDACTED] [REDACTED]- [REDACTED] [REDACTED]-lon [REDACTED]"
-    );
-    // At the end of the stream, the one that is there.
-    assert_eq!(masked(&values, "token-2-lo"), "[REDACTED]-lo");
-}
-
-#[test]
-fn values_that_overlap_leave_nothing_of_either() {
-    assert_eq!(masked(&["abcdef", "defghi"], "<abcdefghi>"), "<[REDACTED]>");
-    assert_eq!(masked(&["abcdef", "cd", "fgh"], "<abcdefgh>"), "<[REDACTED]>");
-    assert_eq!(masked(&["abc", "def"], "<abcdef>"), "<[REDACTED][REDACTED]>");
-}
-
-#[test]
-fn a_value_that_repeats_itself_leaves_nothing() {
-    for length in 4..20 {
-        assert_eq!(masked(&["aaaa"], &format!("<{}>", "a".repeat(length))), "<[REDACTED]>");
-    }
-    assert_eq!(masked(&["aaaa"], "<aaa>"), "<aaa>");
-    assert_eq!(masked(&["abab"], "<abababab>"), "<[REDACTED]>");
-    assert_eq!(masked(&["abab"], "<aababa>"), "<a[REDACTED]a>");
-}
-
-#[test]
-fn short_values_are_replaced_as_they_are() {
-    assert_eq!(masked(&["7", "ab", "xyz"], "7 ab xyz xy"), "[REDACTED] [REDACTED] [REDACTED] xy");
-}
-
-#[test]
 fn another_stream_shares_the_values_but_nothing_else() {
     let mut masker = Masker::new(&secrets(&["sk-made-up-13"]));
     let mut other = masker.another();

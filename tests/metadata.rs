@@ -202,26 +202,6 @@ fn an_empty_file_is_a_new_database() {
 }
 
 #[test]
-fn an_acknowledged_store_survives_a_crash() {
-    let (_directory, file) = place();
-    let store = MetadataStore::open(&file).expect("opens");
-    for n in 0..20 {
-        store.put(row(&format!("key-{n}"), "v")).expect("stores");
-        // A crash leaves the files as they are now, while the store has them open.
-        let (_copy, after_crash) = place();
-        for suffix in ["", "-wal"] {
-            let name = |file: &Path| PathBuf::from(format!("{}{suffix}", file.display()));
-            fs::copy(name(&file), name(&after_crash)).expect("copies");
-        }
-        let found: i64 = Connection::open(&after_crash)
-            .expect("opens")
-            .query_row("SELECT count(*) FROM credential_metadata", [], |row| row.get(0))
-            .expect("counts");
-        assert_eq!(found, n + 1);
-    }
-}
-
-#[test]
 fn a_touch_is_listed_at_once_and_written_soon() {
     let (_directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
@@ -316,26 +296,6 @@ fn a_failed_undo_is_tried_again() {
     accept();
     store.close().expect("closes");
     assert_eq!(records(&MetadataStore::open(&file).expect("opens")), before);
-}
-
-#[test]
-fn stores_from_many_threads_are_listed_in_order() {
-    let (_directory, file) = place();
-    let store = MetadataStore::open(&file).expect("opens");
-    std::thread::scope(|scope| {
-        for thread in 0..16 {
-            let store = &store;
-            scope.spawn(move || {
-                for n in 0..50 {
-                    store.put(row(&format!("{thread}-{n}"), "v")).expect("stores");
-                }
-            });
-        }
-    });
-    let keys: Vec<_> =
-        records(&store).into_iter().map(|record| record.at.key().to_owned()).collect();
-    assert_eq!(keys.len(), 800);
-    assert!(keys.is_sorted());
 }
 
 #[test]

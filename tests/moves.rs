@@ -219,7 +219,7 @@ fn kill(mut child: Child) {
 #[test]
 fn credentials_move_from_a_keyring_to_vault_and_back() {
     if env::var_os(IN_SESSION).is_none() {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-gnome-keyring");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-keyring");
         let tool = Command::new("gnome-keyring-daemon").arg("--version").output();
         if !tool.is_ok_and(|output| output.status.success()) {
             return skip("no gnome-keyring to test with; run: apt-get install gnome-keyring");

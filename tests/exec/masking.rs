@@ -27,33 +27,6 @@ fn values_are_replaced_in_both_streams_and_all_forms() {
 }
 
 #[test]
-fn values_are_replaced_across_writes() {
-    let vault = Vault::with_token();
-    let (first, second) = TOKEN.split_at(7);
-    let go = vault.file("go");
-    let script = format!(
-        "printf 'plain %s' {first}; while ! [ -e {} ]; do sleep 0.01; done; printf '%s end' {second}",
-        go.display()
-    );
-    let mut child =
-        vault.exec(&["--mask", "--", "/bin/sh", "-c", &script]).spawn().expect("starts");
-    let mut stdout = child.stdout.take().expect("is piped");
-    let mut plain = [0; 6];
-    stdout
-        .read_exact(&mut plain)
-        .expect("output that cannot be part of a value is relayed at once");
-    assert_eq!(&plain, b"plain ");
-    fs::write(&go, "").expect("writes");
-    let mut rest = String::new();
-    stdout.read_to_string(&mut rest).expect("reads");
-    assert_eq!(rest, "[REDACTED] end");
-    assert!(child.wait().expect("ends").success());
-    // The beginning of a value that does not continue.
-    let ended = vault.shell(&["--mask"], &format!("printf %s {first}"));
-    assert_eq!(ended.stdout, first);
-}
-
-#[test]
 fn one_stream_for_both_keeps_its_order() {
     let vault = Vault::with_token();
     let script = "for i in 1 2 3 4 5 6 7 8 9; do echo out $i; echo err $i $APP_TOKEN >&2; done";
@@ -115,16 +88,6 @@ fn a_slow_reader_slows_the_command_down() {
 }
 
 #[test]
-fn a_closed_output_ends_the_command() {
-    let vault = Vault::with_token();
-    let exec = vault.exec(&["--mask", "--", "yes"]);
-    let mut outer = Command::new("/bin/sh");
-    outer.args(["-c", "\"$@\" | head -n 1", "sh"]).arg(exec.get_program()).args(exec.get_args());
-    outer.env("INTENTFRAME_VAULT_SOCKET", &vault.service.socket);
-    assert_eq!(Ended::of(&mut outer).ok(), "y\n");
-}
-
-#[test]
 fn a_signal_ends_exec_although_nobody_reads() {
     let vault = Vault::with_token();
     let done = vault.file("done");
@@ -139,24 +102,6 @@ fn a_signal_ends_exec_although_nobody_reads() {
     let status = running.wait();
     let is_its_own = status.code() == Some(0) || status.signal() == Some(Signal::TERM.as_raw());
     assert!(is_its_own, "as the command has, not {status}");
-}
-
-#[test]
-fn values_before_and_after_a_change_are_masked() {
-    let vault = Vault::with_token();
-    let (directory, log) = (vault.file("credentials"), vault.file("log"));
-    let options = ["--mask", "--watch", "--interval", "0.02", "--signal", "HUP", "--files"];
-    let script = "read_it() { cat $CREDENTIALS_DIRECTORY/APP_TOKEN; echo; }; trap read_it HUP; \
-                  read_it; while :; do sleep 0.01; done";
-    let rest = [directory.to_str().expect("UTF-8"), "--", "/bin/sh", "-c", script];
-    let mut command = vault.exec(&[&options[..], &rest].concat());
-    command.stdout(fs::File::create(&log).expect("makes a file"));
-    let mut running = Running::start(&mut command);
-    lines(&log, 1);
-    vault.put("app/token", "canary-of-tomorrow", "APP_TOKEN", &[]);
-    assert_eq!(lines(&log, 2), ["[REDACTED]", "[REDACTED]"]);
-    running.signal(Signal::TERM);
-    running.wait();
 }
 
 /// The halves of the former value are on both sides of the change.
@@ -204,15 +149,6 @@ fn a_private_key_is_masked_line_by_line_and_however_it_is_folded() {
         }
         let whole = vault.shell(&["--mask", "--only", name], "printf %s \"$KEY\"");
         assert_eq!(whole.ok(), "[REDACTED]", "{name}");
-    }
-}
-
-#[test]
-fn a_value_of_one_line_is_masked_across_line_breaks() {
-    let vault = Vault::with_token();
-    for width in 1..TOKEN.len() {
-        let folded = vault.shell(&["--mask"], &format!("echo $APP_TOKEN | fold -w {width}"));
-        assert_eq!(folded.ok(), "[REDACTED]\n", "{width}");
     }
 }
 

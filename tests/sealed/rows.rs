@@ -27,30 +27,6 @@ fn the_wire_contract() {
 }
 
 #[test]
-fn values_survive_a_kill_and_a_restart() {
-    let (store, mut service) = Store::with_values();
-    assert_values(&service, 3);
-    service.kill();
-    let service = store.setup().start();
-    assert_values(&service, 3);
-    assert_eq!(service.get("/health").json()["credential_count"], 3);
-    service.put("/v1/credentials/openai/key1", &json!({"value": "another"}));
-    assert_eq!(service.get("/v1/credentials/openai/key1").value(), "another");
-    let path = "/v1/credentials/openai/key2";
-    for _ in 0..2 {
-        assert_eq!(service.connect().exchange(&delete(path)).status, 200);
-        assert_eq!(service.get(path).status, 404);
-    }
-    stop(service);
-    let rows = "SELECT COUNT(*) FROM vault_sealed";
-    let count: i64 = store.database().query_row(rows, [], |row| row.get(0)).expect("counts");
-    assert_eq!(count, 2);
-    let service = store.setup().start();
-    assert_eq!(service.get("/v1/credentials/openai/key1").value(), "another");
-    assert_eq!(service.get(path).status, 404);
-}
-
-#[test]
 fn a_flipped_bit_is_an_error_of_that_credential_alone() {
     let (store, service) = Store::with_values();
     stop(service);

@@ -216,7 +216,7 @@ fn keyring() {
     if !has("gnome-keyring-daemon") || !has("dbus-run-session") {
         return support::skip("no gnome-keyring; run: apt-get install gnome-keyring dbus-daemon");
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-gnome-keyring");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-keyring");
     let program: PathBuf = env::current_exe().expect("this test's program");
     let status = Command::new(script)
         .arg(program)

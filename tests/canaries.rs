@@ -426,7 +426,9 @@ fn a_vault_server_that_refuses_shows_neither_tokens_nor_values() {
             }
             search
                 .nothing_in("a command line", proc_file(service.id(), "cmdline").expect("it runs"));
-            stop(service, &search);
+            let log = stop(service, &search);
+            // The form of a token of `OpenBao` or Vault; a login has returned one.
+            assert!(!log.contains("hvs.") && !log.contains(" s."), "{log}");
         }
         search.nothing_in_files(place.root());
     }

@@ -5,6 +5,9 @@
 #[path = "support/fake.rs"]
 mod fake;
 mod support;
+#[allow(dead_code, reason = "each test program uses its own part of this")]
+#[path = "support/terminal.rs"]
+mod terminal;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixListener;
@@ -13,8 +16,9 @@ use std::process::{Child, Command, Output, Stdio};
 
 use fake::{Fake, Reply, json, no_body};
 use serde_json::{Value, json as value};
-use support::{Place, skip};
+use support::Place;
 use tempfile::TempDir;
+use terminal::Terminal;
 
 const SECRET: &str = "sk-canary-0123456789";
 
@@ -424,44 +428,12 @@ fn a_failed_write_to_the_output_is_reported() {
 
 // On a terminal.
 
-/// Runs a command on a terminal of its own, and types `typed` when `prompt` is on the screen.
-/// Returns the final screen, with `\n` for the terminal's `\r\n`.
-fn on_a_terminal(mut command: Command, prompt: &str, typed: &str) -> Option<Ended> {
-    const SCRIPT: &str = r"
-import os, pty, sys
-prompt, typed = sys.argv[1].encode(), sys.argv[2].encode()
-child, terminal = pty.fork()
-if child == 0:
-    os.execv(sys.argv[3], sys.argv[3:])
-screen = b''
-while True:
-    try:
-        read = os.read(terminal, 4096)
-    except OSError:
-        break
-    if not read:
-        break
-    screen += read
-    if prompt and prompt in screen:
-        os.write(terminal, typed)
-        prompt = b''
-status = os.waitpid(child, 0)[1]
-sys.stdout.buffer.write(screen.replace(b'\r\n', b'\n'))
-sys.exit(os.waitstatus_to_exitcode(status))
-";
-    let mut python = Command::new("python3");
-    python.args(["-c", SCRIPT, prompt, typed]).arg(command.get_program());
-    python.args(command.get_args()).env_clear().env("PATH", std::env::var_os("PATH")?);
-    python.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    // The script itself needs no input.
-    command.stdin(Stdio::null());
-    match python.output() {
-        Ok(output) => Some(output.into()),
-        Err(error) => {
-            skip(&format!("cannot start python3, which creates the terminal: {error}"));
-            None
-        }
-    }
+/// What is on a terminal after a command has ended there with success.
+#[track_caller]
+fn screen(command: &Command) -> String {
+    let (code, screen) = Terminal::start(command).end();
+    assert_eq!(code, Some(0), "{screen}");
+    screen
 }
 
 #[test]
@@ -470,15 +442,16 @@ fn a_terminal_prompts_for_a_value_and_does_not_show_it() {
     let service = place.start();
     let prompt = "Value for n/k";
     let storing = command(&service.socket, &["store", "n/k"]);
-    let Some(screen) = on_a_terminal(storing, prompt, &format!("{SECRET}\n")) else { return };
-    let screen = screen.expect(0);
-    assert!(screen.stdout.contains(prompt), "{}", screen.stdout);
-    assert!(!screen.stdout.contains("canary"), "{}", screen.stdout);
+    let terminal = Terminal::start(&storing);
+    terminal.answers(prompt, SECRET);
+    let (code, screen) = terminal.end();
+    assert!(code == Some(0) && !screen.contains("canary"), "{screen}");
     assert_eq!(run(&service.socket, &["get", "n/k"]).ok(), SECRET);
 
-    let storing = command(&service.socket, &["store", "n/k"]);
-    let Some(screen) = on_a_terminal(storing, prompt, "\n") else { return };
-    assert!(screen.expect(2).stdout.contains("empty"));
+    let terminal = Terminal::start(&storing);
+    terminal.answers(prompt, "");
+    let (code, screen) = terminal.end();
+    assert!(code == Some(2) && screen.contains("empty"), "{screen}");
     assert_eq!(run(&service.socket, &["get", "n/k"]).ok(), SECRET, "it is unchanged");
 }
 
@@ -498,20 +471,15 @@ fn people_get_tables_and_a_newline_after_a_value() {
                 "last_used_at":null,"valid":null}]"#,
         ),
     });
-    let screen = |arguments: &[&str]| {
-        Some(on_a_terminal(command(&fake.socket, arguments), "", "")?.expect(0).stdout)
-    };
-    let Some(value) = screen(&["get", "n/k"]) else { return };
-    assert_eq!(value, "v\n");
+    let screen = |arguments: &[&str]| screen(&command(&fake.socket, arguments));
+    assert_eq!(screen(&["get", "n/k"]), "v\n");
     assert_eq!(
-        screen(&["list"]).as_deref(),
-        Some(
-            "NAMESPACE  KEY   DELIVERY     VALUE         STORED             LAST USED\n\
+        screen(&["list"]),
+        "NAMESPACE  KEY   DELIVERY     VALUE         STORED             LAST USED\n\
              openai     東京  runtime_env  sk-pro....YZ  2026-11-23 18:17Z  -\n"
-        )
     );
-    assert_eq!(screen(&["runtime-env"]).as_deref(), Some("NAMESPACE  KEY  VARIABLE  CONSUMERS\n"));
-    let health = screen(&["health"]).expect("python3 has run before");
+    assert_eq!(screen(&["runtime-env"]), "NAMESPACE  KEY  VARIABLE  CONSUMERS\n");
+    let health = screen(&["health"]);
     assert!(health.contains("backend           EnvVault\n"), "{health}");
 }
 
@@ -522,14 +490,12 @@ fn a_value_does_not_control_the_terminal() {
     let fake = Fake::new(move |_| json("200 OK", &answer));
     let get = |options: &[&str]| command(&fake.socket, &[&["get", "n/k"], options].concat());
     assert_eq!(run(&fake.socket, &["get", "n/k"]).ok(), value, "a program gets the value");
-    let Some(screen) = on_a_terminal(get(&[]), "", "") else { return };
     // The tabs of the terminal are bytes like others; each newline became CRLF.
     assert_eq!(
-        screen.expect(0).stdout,
+        screen(&get(&[])),
         "line\tone\\r\nline two \\u{1b}]0;title\\u{7}\\u{1b}[2J\\u{202e}\\u{200b}\\u{9b}é 東\n"
     );
-    let json = on_a_terminal(get(&["--json"]), "", "").expect("python3 has run before");
-    let json: serde_json::Value = serde_json::from_str(&json.expect(0).stdout).expect("JSON");
+    let json: Value = serde_json::from_str(&screen(&get(&["--json"]))).expect("JSON");
     assert_eq!(json["value"], value);
 }
 

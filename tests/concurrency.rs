@@ -1,33 +1,18 @@
-//! Many clients at once: value and metadata stay consistent, and no client reads a value
-//! older than an acknowledged one.
+//! Many clients that change the same credentials at once: value and metadata stay consistent.
 #![cfg(unix)]
 
 mod support;
 
 use std::collections::HashSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use intentframe_credentials::mask_value;
 use serde_json::{Value, json};
 
-use support::{Connection, Place, Service, delete, get, put, request};
+use support::{Connection, Place, Random, Service, delete, get, put, request};
 
-/// A small random generator (xorshift): a different sequence for each thread, the same in
-/// each run.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
-
-fn path(key: u64) -> String {
+fn path(key: usize) -> String {
     format!("/v1/credentials/crowd/key-{key}")
 }
 
@@ -37,9 +22,9 @@ fn summaries(service: &Service) -> Vec<Value> {
 
 #[test]
 fn mixed_operations_keep_value_and_metadata_consistent() {
-    const THREADS: u64 = 16;
-    const OPERATIONS: u64 = 60;
-    const KEYS: u64 = 4;
+    const THREADS: usize = 16;
+    const OPERATIONS: usize = 60;
+    const KEYS: usize = 4;
     let place = Place::new();
     let service = place.start();
     let stored = Mutex::new(HashSet::new());
@@ -48,7 +33,7 @@ fn mixed_operations_keep_value_and_metadata_consistent() {
         for worker in 1..=THREADS {
             let (service, stored) = (&service, &stored);
             scope.spawn(move || {
-                let mut dice = Dice(worker.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+                let mut dice = Random(worker as u64);
                 let mut connection = service.connect();
                 for n in 0..OPERATIONS {
                     let key = dice.below(KEYS);
@@ -105,8 +90,8 @@ fn env_name(value: &str) -> String {
 /// Stores a value that is stored only once.
 fn store(
     connection: &mut Connection,
-    stored: &Mutex<HashSet<(u64, String)>>,
-    key: u64,
+    stored: &Mutex<HashSet<(usize, String)>>,
+    key: usize,
     mark: &str,
 ) {
     let value = format!("{mark}-value-{}", &mark[4..]);
@@ -118,7 +103,7 @@ fn store(
     assert_eq!(answer.json(), json!({ "status": "stored" }));
 }
 
-fn read(connection: &mut Connection, stored: &Mutex<HashSet<(u64, String)>>, key: u64) {
+fn read(connection: &mut Connection, stored: &Mutex<HashSet<(usize, String)>>, key: usize) {
     let answer = connection.exchange(&get(&path(key)));
     if answer.status == 404 {
         assert_eq!(answer.json(), json!({ "detail": "credential not found" }));

@@ -3,6 +3,9 @@
 
 #[path = "support/hashicorp.rs"]
 mod hashicorp;
+#[allow(dead_code, reason = "each test program uses its own part of this")]
+#[path = "support/session.rs"]
+mod session;
 mod support;
 
 use std::fs;
@@ -16,7 +19,7 @@ use hashicorp::{POLICY_WITHOUT_PATCH, Target, stored};
 use intentframe_credentials::{BackendOptions, CredentialRef, Environment, Secret, create_vault};
 use rusqlite::Connection as Database;
 use serde_json::{Value, json};
-use support::{Place, Setup, cannot_here, is_root, skip, wait_until};
+use support::{Place, Running, Setup, cannot_here, is_root, wait_until};
 
 const VALUE: &str = "sk-canary-0123456789";
 
@@ -208,12 +211,11 @@ fn files_of_other_users_are_reported_and_left_alone() {
     std::os::unix::process::CommandExt::uid(&mut python, OTHER);
     let script = "import socket, sys, time\ns = socket.socket(socket.AF_UNIX)\n\
         s.bind(sys.argv[1])\ns.listen()\ntime.sleep(60)";
-    let mut other =
-        python.args(["-c", script]).arg(&socket).current_dir("/").spawn().expect("runs");
+    python.args(["-c", script]).arg(&socket).current_dir("/");
+    let other = Running::start(&mut python);
     wait_until("it listens", || support::try_connect(&socket).is_ok());
     let found = examine(place.setup().argument("--fix"));
-    other.kill().expect("is ours");
-    other.wait().expect("ends");
+    drop(other);
     assert!(found.one("service-failed")["what"].to_string().contains("user ID 61020"));
     assert!(socket.exists(), "it is not ours to remove");
 }
@@ -314,38 +316,13 @@ fn a_disk_without_room_is_a_problem() {
     assert!(text.contains("disk-full") && output.status.code() == Some(1), "{text}");
 }
 
-/// Whether this process must run the body of the test, in a session with a gnome-keyring.
-fn session(test: &str) -> bool {
-    const IN_SESSION: &str = "DOCTOR_TEST_SESSION";
-    if std::env::var_os(IN_SESSION).is_some() {
-        return true;
-    }
-    let has = |program: &str| Command::new(program).arg("--version").output().is_ok();
-    if !(has("gnome-keyring-daemon") && has("dbus-run-session")) {
-        skip("no gnome-keyring to test with; run: apt-get install gnome-keyring dbus-daemon");
-        return false;
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-keyring");
-    let output = Command::new(script)
-        .arg(std::env::current_exe().expect("this test's program"))
-        .args(["--exact", test, "--nocapture"])
-        .env(IN_SESSION, "1")
-        .output()
-        .expect("is executable");
-    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (stdout, stderr) = (lossy(&output.stdout), lossy(&output.stderr));
-    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}\n{stderr}");
-    false
-}
-
 #[test]
 fn a_keyring_and_a_database_that_differ_are_brought_together() {
-    if !session("a_keyring_and_a_database_that_differ_are_brought_together") {
+    if !session::session("a_keyring_and_a_database_that_differ_are_brought_together") {
         return;
     }
     let place = Place::new();
-    let variable = |name: &str| std::env::var(name).expect("the session has it");
-    let [bus, home] = ["DBUS_SESSION_BUS_ADDRESS", "HOME"].map(variable);
+    let (bus, home) = (session::bus(), std::env::var("HOME").expect("the session has it"));
     let setup =
         || place.setup_with("keyring").env("DBUS_SESSION_BUS_ADDRESS", &bus).env("HOME", &home);
     let mut service = setup().start();

@@ -9,15 +9,16 @@ mod support;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use intentframe_credentials::mask_value;
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::{Value, json};
 
 use hashicorp::{POLICY, Target, health, wait_until_quiet};
 use support::{
-    Place, Response, Service, Setup, cannot_here, delete, eventually, get, put, skip, wait_until,
+    Place, Response, Running, Service, Setup, cannot_here, delete, eventually, get, put, skip,
+    wait_until,
 };
 
 const KEPT: &str = "/v1/credentials/faults/kept";
@@ -91,23 +92,6 @@ fn assert_recovered(service: &mut Service) {
     wait_until("it is ok", || service.get("/health").json()["status"] == "ok");
     assert!(service.exit_status().is_none(), "{}", service.log());
     assert!(!service.log().contains("canary"), "{}", service.log());
-}
-
-/// A program that is killed when this is dropped.
-struct Killed(Child);
-
-impl Killed {
-    fn pid(&self) -> Pid {
-        Pid::from_child(&self.0)
-    }
-}
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // Fails if it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 // The database.
@@ -184,7 +168,7 @@ fn a_replaced_database_gets_no_changes_of_the_old_one() {
 /// A file system in a file, mounted on the data directory in a mount namespace that a separate
 /// process keeps alive. After an error it is read-only (`errors=remount-ro` in ext4(5)).
 struct Ext4 {
-    keeper: Killed,
+    keeper: Running,
     device: String,
 }
 
@@ -201,7 +185,7 @@ impl Ext4 {
             .spawn()
             .ok()?;
         let output = keeper.stdout.take().expect("it is piped");
-        let keeper = Killed(keeper);
+        let keeper = Running(keeper);
         let mut said = String::new();
         BufReader::new(output).read_line(&mut said).expect("text");
         let device = said.trim_end().strip_prefix("/dev/")?.to_owned();
@@ -266,8 +250,8 @@ fn a_disk_that_becomes_read_only_refuses_changes_and_keeps_all() {
 /// A session bus and a gnome-keyring of the test's own, both of which can be killed.
 struct Session {
     place: Place,
-    bus: Killed,
-    keyring: Killed,
+    bus: Running,
+    keyring: Running,
 }
 
 impl Session {
@@ -296,7 +280,7 @@ impl Session {
         format!("unix:path={}", place.root().join("bus").display())
     }
 
-    fn start_bus(place: &Place) -> Option<Killed> {
+    fn start_bus(place: &Place) -> Option<Running> {
         let config = format!("--config-file={}", place.root().join("bus.conf").display());
         // Writes its address when it listens.
         let mut bus = Command::new("dbus-daemon")
@@ -306,13 +290,13 @@ impl Session {
             .spawn()
             .ok()?;
         let output = bus.stdout.take().expect("it is piped");
-        let bus = Killed(bus);
+        let bus = Running(bus);
         BufReader::new(output).read_line(&mut String::new()).expect("text");
         Some(bus)
     }
 
     /// Starts the keyring, unlocked, and waits until it is on the bus.
-    fn start_keyring(place: &Place) -> Option<Killed> {
+    fn start_keyring(place: &Place) -> Option<Running> {
         let mut keyring = Command::new("gnome-keyring-daemon")
             .args(["--foreground", "--unlock", "--components=secrets"])
             .env("HOME", place.root())
@@ -327,7 +311,7 @@ impl Session {
             .spawn()
             .ok()?;
         keyring.stdin.take().expect("it is piped").write_all(b"a password").expect("reads");
-        let keyring = Killed(keyring);
+        let keyring = Running(keyring);
         wait_until("the keyring is on the bus", || {
             let asked = Command::new("dbus-send")
                 .args(["--session", "--print-reply=literal", "--dest=org.freedesktop.secrets"])
@@ -361,7 +345,7 @@ fn a_keyring_that_is_killed_in_mid_call_loses_nothing() {
     let mut service = session.service();
     stored(&service, KEPT, OLD);
     for request in [put(KEPT, &body(NEXT)), delete(KEPT), put(NEW, &body(NEXT)), get(KEPT)] {
-        kill_process(session.keyring.pid(), Signal::STOP).expect("it is running");
+        session.keyring.signal(Signal::STOP);
         let mut call = hashicorp::begin(&service, &request);
         wait_until_quiet(&service);
         assert!(call.is_silent(), "it waits for the keyring");

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use support::{
-    Place, Response, Service, Setup, cannot_here, delete, get, put, request, wait_until,
+    Place, Response, Running, Service, Setup, cannot_here, delete, get, put, request, wait_until,
 };
 
 const KEPT: &str = "/v1/credentials/full/kept";
@@ -87,7 +87,7 @@ impl Disk for Limited {
 /// separate process keeps alive.
 struct Small {
     place: Place,
-    keeper: Child,
+    keeper: Running,
 }
 
 impl Small {
@@ -108,7 +108,7 @@ impl Small {
         let mut said = String::new();
         let output = keeper.stdout.take().expect("it is piped");
         BufReader::new(output).read_line(&mut said).expect("text");
-        let small = Self { place, keeper };
+        let small = Self { place, keeper: Running(keeper) };
         (said == "mounted\n").then_some(small)
     }
 
@@ -117,18 +117,10 @@ impl Small {
     }
 }
 
-impl Drop for Small {
-    fn drop(&mut self) {
-        // Fails if it has ended already.
-        let _ = self.keeper.kill();
-        let _ = self.keeper.wait();
-    }
-}
-
 impl Disk for Small {
     fn setup(&self) -> Setup {
         let user = if getuid().is_root() { "" } else { "-U --preserve-credentials" };
-        let keeper = self.keeper.id();
+        let keeper = self.keeper.0.id();
         self.place.setup().after(&format!(r#"exec nsenter -t {keeper} -m {user} "$0" "$@""#))
     }
 
@@ -150,7 +142,7 @@ impl Disk for Small {
     fn data_dir(&self) -> PathBuf {
         let data_dir = self.place.data_dir();
         let inside = data_dir.strip_prefix("/").expect("it is absolute");
-        PathBuf::from(format!("/proc/{}/root", self.keeper.id())).join(inside)
+        PathBuf::from(format!("/proc/{}/root", self.keeper.0.id())).join(inside)
     }
 
     fn spares_the_log(&self) -> bool {

@@ -9,12 +9,14 @@ mod contract;
 #[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/sequences.rs"]
 mod sequences;
+#[path = "support/session.rs"]
+mod session;
 mod support;
 
 use std::env;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -23,51 +25,27 @@ use intentframe_credentials::{
     BackendOptions, CredentialRef, CredentialVault, Environment, Secret, VaultError,
     backend::KeyringVault, create_vault,
 };
+use session::{ask_bus, daemon, run_again, signal};
+use support::Running;
 
-const IN_SESSION: &str = "KEYRING_TEST_SESSION";
 const PASSWORD: &[u8] = b"a password for this session";
 /// Debian's own interpreter: its packages are what `scripts/install-test-deps` installs.
 const PYTHON: &str = "/usr/bin/python3";
 const SERVICE: &str = "com.intentframe.vault.openai";
 
-/// Whether this process must run the body of the test. If not, the test has been run in a
-/// session, or skipped because there is no gnome-keyring.
+/// Like [`session::session`], with Python's packages too.
 fn session(test: &str) -> bool {
     session_with("gnome", "gnome-keyring-daemon", test)
 }
 
 fn session_with(keyring: &str, daemon: &str, test: &str) -> bool {
-    if env::var_os(IN_SESSION).is_some() {
-        return true;
-    }
-    let has = |program: &str, arguments: &[&str]| {
-        let run = Command::new(program).args(arguments).output();
-        run.is_ok_and(|output| output.status.success())
-    };
-    if !(has("sh", &["-c", &format!("command -v {daemon}")])
-        && has("dbus-run-session", &["--version"])
-        && has(PYTHON, &["-c", "import keyring, secretstorage"]))
-    {
-        support::skip(&format!("no {daemon} to test with; run: scripts/install-test-deps"));
+    let packages = ["-c", "import keyring, secretstorage"];
+    let has = Command::new(PYTHON).args(packages).stderr(Stdio::null()).status();
+    if !has.is_ok_and(|status| status.success()) {
+        support::skip("no keyring package of Python; run: scripts/install-test-deps");
         return false;
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-keyring");
-    let program = env::current_exe().expect("this test's program");
-    run_again(test, Command::new(script).env("KEYRING", keyring).arg(program));
-    false
-}
-
-/// Runs the body of `test` in a process that `command` starts. A process connects to only one
-/// session bus in its life, so each session needs its own process.
-fn run_again(test: &str, command: &mut Command) {
-    let output = command
-        .args(["--exact", test, "--nocapture"])
-        .env(IN_SESSION, "1")
-        .output()
-        .expect("is executable");
-    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}\n{}", lossy(&output.stdout), lossy(&output.stderr));
-    assert!(lossy(&output.stdout).contains("1 passed"), "{}", lossy(&output.stdout));
+    session::session_with(keyring, daemon, test)
 }
 
 fn vault() -> Arc<dyn CredentialVault> {
@@ -175,16 +153,6 @@ fn of_two_items_the_newest_counts_and_both_are_deleted() {
     assert_eq!(items("deleted"), "0");
 }
 
-/// The ID of the process that provides the session's keyring.
-fn daemon() -> String {
-    let owner = "string:org.freedesktop.secrets";
-    bus(&["org.freedesktop.DBus.GetConnectionUnixProcessID", owner])
-}
-
-fn signal(signal: &str, pid: &str) {
-    assert!(Command::new("kill").args([signal, pid]).status().expect("runs").success());
-}
-
 /// Kills the session's keyring daemon with SIGKILL.
 fn kill_daemon() {
     let pid = daemon();
@@ -206,19 +174,8 @@ fn start_daemon() {
     // It goes into the background before it is on the bus. Until then, the bus would start a
     // second daemon, with a locked keyring, for anyone who asks.
     support::wait_until("the daemon is on the bus", || {
-        bus(&["org.freedesktop.DBus.NameHasOwner", "string:org.freedesktop.secrets"]) == "true"
+        ask_bus(&["org.freedesktop.DBus.NameHasOwner", "string:org.freedesktop.secrets"]) == "true"
     });
-}
-
-/// The last word of the bus's own answer.
-fn bus(call: &[&str]) -> String {
-    let output = Command::new("dbus-send")
-        .args(["--session", "--print-reply=literal", "--dest=org.freedesktop.DBus", "/"])
-        .args(call)
-        .output()
-        .expect("dbus-send comes with the bus");
-    let reply = String::from_utf8(output.stdout).expect("UTF-8");
-    reply.split_whitespace().last().unwrap_or_default().to_owned()
 }
 
 /// The error of each kind of call on a keyring that is unavailable. Asserts that each comes
@@ -263,20 +220,9 @@ fn a_locked_keyring_is_unavailable_at_once_and_changes_nothing() {
     assert_eq!(value(&*vault, "new"), None);
 }
 
-/// Ends the process when it is dropped.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
 /// Replaces the window that asks for the keyring's password, and never answers. Returns its
 /// process, and the number of times it was asked.
-fn prompter_that_never_answers() -> (Ended, Arc<AtomicUsize>) {
+fn prompter_that_never_answers() -> (Running, Arc<AtomicUsize>) {
     const SCRIPT: &str = "\
 import jeepney
 from jeepney.bus_messages import message_bus
@@ -301,7 +247,7 @@ while True:
             counter.fetch_add(usize::from(line == "BeginPrompting"), Ordering::Relaxed);
         }
     });
-    (Ended(prompter), asked)
+    (Running(prompter), asked)
 }
 
 #[test]
@@ -373,7 +319,7 @@ fn a_deadline_is_kept() {
 #[test]
 fn without_a_bus_or_a_keyring_the_error_says_what_to_do() {
     let test = "without_a_bus_or_a_keyring_the_error_says_what_to_do";
-    if env::var_os(IN_SESSION).is_some() {
+    if session::is_inside() {
         for error in refusals(&*vault()) {
             assert!(error.contains("DBUS_SESSION_BUS_ADDRESS"), "{error}");
         }
@@ -405,7 +351,7 @@ fn without_a_bus_or_a_keyring_the_error_says_what_to_do() {
     let Ok(bus) = bus else {
         return support::skip("no session bus to test with; run: apt-get install dbus-daemon");
     };
-    let _bus = Ended(bus);
+    let _bus = Running(bus);
     support::wait_until("the bus is there", || socket.exists());
     run_again(test, again().env("DBUS_SESSION_BUS_ADDRESS", &address));
 }
@@ -448,10 +394,8 @@ fn the_wire_contract_on_a_keyring() {
 
 fn wire_contract() {
     let place = support::Place::new();
-    let service = place
-        .setup_with("keyring")
-        .env("DBUS_SESSION_BUS_ADDRESS", &env::var("DBUS_SESSION_BUS_ADDRESS").expect("a session"))
-        .start();
+    let service =
+        place.setup_with("keyring").env("DBUS_SESSION_BUS_ADDRESS", &session::bus()).start();
     support::assert_wire_contract(&place.socket());
     assert!(service.get("/health").json()["backend"] == "KeyringVault");
 }

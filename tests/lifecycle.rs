@@ -14,7 +14,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use support::{
-    Connection, DEADLINE, Place, Service, copy_program, get, is_root, put, try_connect, wait_until,
+    Connection, DEADLINE, Place, Service, copy_program, curl_as, get, is_root, put, try_connect,
+    wait_until,
 };
 
 const KEY: &str = "/v1/credentials/lifecycle/key";
@@ -311,28 +312,14 @@ const SOMEBODY: u32 = 61_020;
 const SOMEBODY_ELSE: u32 = 61_021;
 
 /// Returns the status that curl gets when it runs as another user.
-fn status_for(uid: u32, service: &Service, method: &str, path: &str) -> String {
-    use std::os::unix::process::CommandExt;
-    let mut curl = Command::new("curl");
-    curl.uid(uid).gid(uid);
-    if method == "HEAD" {
-        curl.arg("--head");
-    } else {
-        curl.args(["-X", method]);
-    }
-    if method == "PUT" {
-        curl.args(["-H", "Content-Type: application/json", "-d", r#"{"value":"v"}"#]);
-    }
-    let output = curl
-        .args(["--silent", "--show-error", "--max-time", "20", "--output", "/dev/null"])
-        .args(["--write-out", "%{http_code}", "--unix-socket"])
-        .arg(&service.socket)
-        .arg(format!("http://localhost{path}"))
-        .current_dir("/")
-        .output()
-        .expect("curl is installed");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("a number")
+fn status_for(uid: u32, service: &Service, method: &str, path: &str) -> u16 {
+    let body = ["-X", "PUT", "-H", "Content-Type: application/json", "-d", r#"{"value":"v"}"#];
+    let arguments = match method {
+        "HEAD" => &["--head"],
+        "PUT" => &body[..],
+        _ => &["-X", method],
+    };
+    curl_as(uid, &service.socket, arguments, path).0
 }
 
 /// Lets everyone reach the socket, as a well-meaning operator might.
@@ -368,7 +355,7 @@ fn other_users_are_refused_before_they_ask() {
     assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
     open_to_everyone(&place);
     for (method, path) in EVERYTHING {
-        assert_eq!(status_for(SOMEBODY, &service, method, path), "403", "{method} {path}");
+        assert_eq!(status_for(SOMEBODY, &service, method, path), 403, "{method} {path}");
     }
     // A client that sends nothing also gets a 403.
     let silent = Command::new("setpriv")
@@ -399,9 +386,9 @@ fn root_is_served_by_another_users_service() {
     let service = setup.start();
     assert_eq!(fs::metadata(place.socket()).expect("it exists").uid(), SOMEBODY);
     assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
-    assert_eq!(status_for(SOMEBODY, &service, "GET", KEY), "200");
+    assert_eq!(status_for(SOMEBODY, &service, "GET", KEY), 200);
     open_to_everyone(&place);
-    assert_eq!(status_for(SOMEBODY_ELSE, &service, "GET", KEY), "403");
+    assert_eq!(status_for(SOMEBODY_ELSE, &service, "GET", KEY), 403);
 
     // Run as root, the client sends nothing to another user's service without --server-uid.
     let vault = |arguments: &[&str]| {

@@ -3,9 +3,14 @@
 
 #[path = "support/hashicorp.rs"]
 mod hashicorp;
+#[allow(dead_code, reason = "each test program uses its own part of this")]
+#[path = "support/session.rs"]
+mod session;
 mod support;
+#[allow(dead_code, reason = "each test program uses its own part of this")]
+#[path = "support/terminal.rs"]
+mod terminal;
 
-use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -19,9 +24,8 @@ use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{CredentialRecord, CredentialRef, Secret, StoreRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use support::{Place, Service, Setup, skip, wait_until};
-
-const IN_SESSION: &str = "KEYRING_TEST_SESSION";
+use support::{Place, Service, Setup, wait_until};
+use terminal::Terminal;
 
 /// One side of a move: a data directory, with a backend and its environment.
 struct Side {
@@ -48,8 +52,7 @@ impl Side {
     }
 
     fn keyring() -> Self {
-        let bus = env::var("DBUS_SESSION_BUS_ADDRESS").expect("the session has a bus");
-        Self::new("keyring", &[("DBUS_SESSION_BUS_ADDRESS", &bus)])
+        Self::new("keyring", &[("DBUS_SESSION_BUS_ADDRESS", &session::bus())])
     }
 
     fn serve(&self) -> Service {
@@ -218,21 +221,7 @@ fn kill(mut child: Child) {
 
 #[test]
 fn credentials_move_from_a_keyring_to_vault_and_back() {
-    if env::var_os(IN_SESSION).is_none() {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-keyring");
-        let tool = Command::new("gnome-keyring-daemon").arg("--version").output();
-        if !tool.is_ok_and(|output| output.status.success()) {
-            return skip("no gnome-keyring to test with; run: apt-get install gnome-keyring");
-        }
-        let output = Command::new(script)
-            .arg(env::current_exe().expect("this test's program"))
-            .args(["--exact", "credentials_move_from_a_keyring_to_vault_and_back", "--nocapture"])
-            .env(IN_SESSION, "1")
-            .output()
-            .expect("is executable");
-        let text = String::from_utf8_lossy(&output.stdout);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && text.contains("1 passed"), "{text}\n{error}");
+    if !session::session("credentials_move_from_a_keyring_to_vault_and_back") {
         return;
     }
     let Some(target) = Target::new() else { return };
@@ -492,59 +481,22 @@ fn a_passphrase_comes_from_a_descriptor_or_a_terminal() {
     side.run(&with(files.import(), &[])).fails(2, "a passphrase opens it");
     side.run(&["import", &files.export, "--passphrase-fd", "9"]).fails(2, "descriptor 9");
 
-    let typed = |arguments: &[&str], typed: &[&str]| {
-        let screen = on_a_terminal(&side.command(arguments), "(not shown)", &typed.join("\n"))?;
-        assert!(!screen.output.contains("long passphrase"), "{}", screen.output);
-        Some(screen)
+    let typed = |arguments: &[&str], code: i32, typed: &str| {
+        let terminal = Terminal::start(&side.command(arguments));
+        terminal.answers("(not shown)", typed);
+        let (ended, screen) = terminal.end();
+        assert!(ended == Some(code) && !screen.contains("long passphrase"), "{ended:?} {screen}");
+        screen
     };
-    let Some(screen) = typed(&dry, &["a long passphrase\n"]) else { return };
-    assert!(screen.ok("").contains("2 are there already"));
-    let screen = typed(&dry, &["a wrong passphrase\n"]).expect("there is python3");
-    assert_eq!(screen.code, Some(2), "{}", screen.output);
+    assert!(typed(&dry, 0, "a long passphrase").contains("2 are there already"));
+    typed(&dry, 2, "a wrong passphrase");
     fs::remove_file(&files.export).expect("removes");
     let new = ["export", &*files.export];
-    let screen = typed(&new, &["a long passphrase", "another\n"]).expect("there is python3");
-    assert_eq!(screen.code, Some(2), "{}", screen.output);
-    let twice = ["a long passphrase", "a long passphrase\n"];
-    typed(&new, &twice).expect("there is python3").ok("2 credentials");
+    typed(&new, 2, "a long passphrase\nanother");
+    assert!(typed(&new, 0, "a long passphrase\na long passphrase").contains("2 credentials"));
     by_descriptor(side.command(&dry)).ok("2 are there already");
 }
 
-/// Runs a command on a terminal of its own, and types `typed` when `prompt` is on the screen.
-fn on_a_terminal(command: &Command, prompt: &str, typed: &str) -> Option<Done> {
-    const SCRIPT: &str = r"
-import os, pty, sys
-prompt, typed = sys.argv[1].encode(), sys.argv[2].encode()
-child, terminal = pty.fork()
-if child == 0:
-    os.execv(sys.argv[3], sys.argv[3:])
-screen = b''
-while True:
-    try:
-        read = os.read(terminal, 4096)
-    except OSError:
-        break
-    if not read:
-        break
-    screen += read
-    if prompt and prompt in screen:
-        os.write(terminal, typed)
-        prompt = b''
-status = os.waitpid(child, 0)[1]
-sys.stdout.buffer.write(screen.replace(b'\r\n', b'\n'))
-sys.exit(os.waitstatus_to_exitcode(status))
-";
-    let mut python = Command::new("python3");
-    python.args(["-c", SCRIPT, prompt, typed]).arg(command.get_program());
-    python.args(command.get_args()).env_clear().env("PATH", env::var_os("PATH")?);
-    python.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    match python.stdin(Stdio::null()).output() {
-        Ok(output) => Some(Done::of(&output)),
-        Err(error) => {
-            skip(&format!("cannot start python3, which creates the terminal: {error}"));
-            None
-        }
-    }
 }
 
 #[test]

@@ -12,18 +12,9 @@ use std::process::Command;
 
 use serde_json::json;
 
-use support::{Place, Service, cannot_here, is_root, wait_until};
+use support::{Place, Service, cannot_here, curl_as, is_root, wait_until};
 
 const ATTACKER: u32 = 61_010;
-
-/// The body and the status that curl gets when it runs as another user.
-fn answer_to(uid: u32, service: &Service, path: &str) -> String {
-    let mut curl = Command::new("curl");
-    std::os::unix::process::CommandExt::uid(&mut curl, uid);
-    curl.args(["--silent", "--max-time", "20", "--write-out", "%{http_code}", "--unix-socket"]);
-    curl.arg(&service.socket).arg(format!("http://localhost{path}")).current_dir("/");
-    String::from_utf8(curl.output().expect("curl is installed").stdout).expect("UTF-8")
-}
 
 fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
@@ -191,8 +182,8 @@ fn strangers_at_a_socket_open_to_all_are_refused_and_consumers_are_not() {
     let service = setup.argument("--policy").argument(policy.to_str().expect("UTF-8")).start();
     assert_eq!(service.put("/v1/credentials/a/b", &json!({ "value": "v" })).status, 200);
     let path = "/v1/credentials/a/b";
-    assert_eq!(answer_to(61_011, &service, path), r#"{"value":"v"}200"#);
-    assert!(answer_to(ATTACKER, &service, path).ends_with("403"));
+    assert_eq!(curl_as(61_011, &service.socket, &[], path), (200, r#"{"value":"v"}"#.to_owned()));
+    assert_eq!(curl_as(ATTACKER, &service.socket, &[], path).0, 403);
 }
 
 /// Runs the vault's command in a user namespace without a mapping, as another user would appear
@@ -264,7 +255,7 @@ fn an_unmapped_peer_is_refused() {
     let setup = place.setup().argument("--socket-mode").argument("0666");
     let service: Service =
         setup.argument("--policy").argument(policy.to_str().expect("UTF-8")).start();
-    let answer = answer_to(overflow, &service, "/health");
-    assert!(answer.ends_with("403") && answer.contains("user namespace"), "{answer}");
+    let (status, answer) = curl_as(overflow, &service.socket, &[], "/health");
+    assert!(status == 403 && answer.contains("user namespace"), "{status} {answer}");
     wait_until("it is in the log", || service.log().contains("refused a connection"));
 }

@@ -16,7 +16,7 @@ use std::thread;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use support::{Place, Service, cannot_here, copy_program, is_root, wait_until};
+use support::{Place, Running, Service, cannot_here, copy_program, is_root, wait_until};
 
 const JARVIS: u32 = 61_001;
 const EDI: u32 = 61_002;
@@ -421,7 +421,7 @@ owner = false
 }
 
 /// A process that has connected and waits for a line before it sends its request.
-struct Waiting(Child, ChildStdin);
+struct Waiting(Running, ChildStdin);
 
 const ASK_LATER: &str = "import socket,sys; s = socket.socket(socket.AF_UNIX); \
     s.connect(sys.argv[1]); print('connected', flush=True); sys.stdin.readline(); \
@@ -441,27 +441,20 @@ impl Waiting {
             .spawn()
             .expect("it starts");
         let stdin = child.stdin.take().expect("a pipe");
-        let mut waiting = Self(child, stdin);
+        let mut waiting = Self(Running(child), stdin);
         assert_eq!(waiting.read(10), "connected\n");
         waiting
     }
 
     fn read(&mut self, length: usize) -> String {
         let mut text = vec![0; length];
-        self.0.stdout.as_mut().expect("a pipe").read_exact(&mut text).expect("it says so");
+        self.0.0.stdout.as_mut().expect("a pipe").read_exact(&mut text).expect("it says so");
         String::from_utf8(text).expect("UTF-8")
     }
 
     fn ask(&mut self) -> String {
         self.1.write_all(b"\n").expect("it reads");
         self.read(12)
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -536,7 +529,7 @@ fn a_recycled_process_number_gives_no_rights() {
     );
     let mut child = Waiting::start(JARVIS, &script, &vault.service.socket);
     let number: i32 = child.read(9).trim().parse().expect("a number");
-    child.0.wait().expect("the parent ends");
+    child.0.wait();
     let recycled = recycle(number, &program);
     vault.service.signal(Signal::CONT);
     let answer = child.ask();
@@ -734,7 +727,7 @@ fn explain_says_what_the_service_decides() {
     let request = json!({ "value": "secret-value", "allowed_consumers": ["edi"] });
     vault_.store("openai/for_edi", &request);
     let jarvis = Waiting::start(JARVIS, ASK_LATER, &vault_.service.socket);
-    let pid = jarvis.0.id().to_string();
+    let pid = jarvis.0.0.id().to_string();
     let policy = vault_.place.root().join("policy.toml");
     let explain = |operation: &str, name: &str| {
         vault(&[

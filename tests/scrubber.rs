@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use intentframe_credentials::redact::{CredentialScrubber, REDACTED_VALUE, SENSITIVE_KEYS};
 use serde_json::{Map, Value, json};
-use support::skip;
+use support::{Random, skip};
 
 #[test]
 fn every_sensitive_key_is_scrubbed_in_any_case() {
@@ -49,44 +49,6 @@ fn scrubbing_reaches_everything_and_leaves_the_document_alone() {
     );
 }
 
-/// Made by Python 3: `sha256(json.dumps(d, sort_keys=True, separators=(",", ":")).encode())`.
-#[test]
-fn digests_are_those_that_python_makes() {
-    for (document, digest) in [
-        (r"{}", "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"),
-        (r"[]", "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"),
-        (r"null", "74234e98afe7498fb5daf1f36ac2d78acc339464f950703b8c019892f982b90b"),
-        (r#""""#, "12ae32cb1ec02d01eda3581b127c1fee3b0dc53572ed6baf239721a03d82e126"),
-        (
-            r#"{"b":1,"a":[true,false,null],"":"x"}"#,
-            "403f40146aa88e3e6c4c7dcd903df37befec46a3213ca91e87f24f6201e3ce91",
-        ),
-        (
-            r#"{"to": "bob@example.org", "amount": 12.50, "note": "für \u20ac 🔑\u007f\u2028"}"#,
-            "351560b6e0cac5522f0053ebd1b87e9172da411d336dcc091e1b667dbc83e19d",
-        ),
-        (
-            r#"{"\uffff":1,"\ud800\udc00":2,"a":{"z":1e16,"y":1e-7,"x":-0.0,"w":1.0,"v":18446744073709551615,"u":-9223372036854775808}}"#,
-            "c125bec504bf95c58ef1b8f3b072dbdfa226749c89127ceda6b7983aa055e38b",
-        ),
-        (
-            r#""\"\\/\b\f\n\r\t\u0001""#,
-            "2a63cd8228c408d11eb11c6abe11467132a626d4156d456e3542f0b5589c75d1",
-        ),
-        (
-            r"[0.1, 100000000000000000000.0, 1e22, 123456.789e-10]",
-            "03dda4e1436fa085e6a510c1f26cd0aa41c83c2e9d36a498c5375018b31b53a7",
-        ),
-        (
-            r#"{"password": "made-up", "nested": {"token": ["made-up"]}}"#,
-            "33d903244ad94a07bdd098f1fcaf0cd608dadfda32186ab02cc022eebadb8567",
-        ),
-    ] {
-        let parsed: Value = serde_json::from_str(document).expect("it is JSON");
-        assert_eq!(CredentialScrubber::hash_params(&parsed), digest, "{document}");
-    }
-}
-
 const PYTHON: &str = r#"
 import hashlib, json, sys
 for line in sys.stdin.buffer:
@@ -97,7 +59,7 @@ for line in sys.stdin.buffer:
 
 #[test]
 fn digests_of_many_documents_are_those_of_a_python_at_hand() {
-    let mut numbers = Numbers(1);
+    let mut numbers = Random(1);
     let mut documents: Vec<String> =
         (0..3000).map(|_| value(&mut numbers, 4).to_string()).collect();
     // Floats as people write them. They must be read as Python reads them.
@@ -117,6 +79,14 @@ fn digests_of_many_documents_are_those_of_a_python_at_hand() {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn();
+    let odd = [
+        r#"{"to": "bob@example.org", "amount": 12.50, "note": "für \u20ac 🔑\u007f\u2028"}"#,
+        r#"{"\uffff":1,"\ud800\udc00":2,"a":{"z":1e16,"y":1e-7,"x":-0.0,"v":18446744073709551615}}"#,
+        r#""\"\\/\b\f\n\r\t\u0001""#,
+        "[0.1, 100000000000000000000.0, 1e22, 123456.789e-10, -9223372036854775808]",
+        r#"{"b":1,"a":[true,false,null],"":"x"}"#,
+    ];
+    documents.extend(odd.map(str::to_owned));
     let Ok(mut python) = spawned else {
         skip("the comparison needs Python: apt-get install python3");
         return;
@@ -135,20 +105,7 @@ fn digests_of_many_documents_are_those_of_a_python_at_hand() {
     }
 }
 
-/// Random numbers, the same in every run (splitmix64).
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^ (bits >> 31)
-    }
-}
-
-fn value(numbers: &mut Numbers, depth: u32) -> Value {
+fn value(numbers: &mut Random, depth: u32) -> Value {
     match numbers.next() % if depth == 0 { 7 } else { 9 } {
         0 => Value::Null,
         1 => json!(numbers.next().is_multiple_of(2)),
@@ -171,8 +128,8 @@ fn value(numbers: &mut Numbers, depth: u32) -> Value {
 
 /// ASCII with its controls, then other characters on both sides of the surrogates, which UTF-16
 /// would sort differently.
-fn text(numbers: &mut Numbers) -> String {
-    let any = |numbers: &mut Numbers| match numbers.next() % 4 {
+fn text(numbers: &mut Random) -> String {
+    let any = |numbers: &mut Random| match numbers.next() % 4 {
         0 => char::from_u32((numbers.next() % 0x11_0000) as u32).unwrap_or('\u{ffff}'),
         1 => char::from_u32(0xe000 + (numbers.next() % 0x2000) as u32).unwrap_or('\u{10000}'),
         _ => char::from((numbers.next() % 128) as u8),

@@ -23,25 +23,13 @@ use intentframe_credentials::mask_value;
 use serde_json::{Value, json};
 
 use hashicorp::{POLICY, Target};
-use support::{Connection, Place, Service, delete, get, put, request, wait_until};
+use support::{Connection, Place, Random, Service, delete, get, put, request, wait_until};
 
 const CLIENTS: u64 = 64;
 /// The credentials that a client owns: nobody else changes them.
 const KEYS: usize = 4;
 /// The pause between two probes.
 const TICK: Duration = Duration::from_millis(100);
-
-/// A small random generator (xorshift): a different sequence for each client, the same in each run.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
 
 const KINDS: [&str; 7] =
     ["reads", "writes", "deletes", "listings", "slow readers", "half-sent", "aborted"];
@@ -62,9 +50,9 @@ fn note(notes: &Mutex<Vec<String>>, text: String) {
 struct Client<'a> {
     service: &'a Service,
     counts: &'a Counts,
-    dice: Dice,
+    dice: Random,
     /// Its pauses are shorter than this, in milliseconds.
-    think: u64,
+    think: usize,
     namespace: String,
     values: [Option<String>; KEYS],
     writes: u64,
@@ -76,14 +64,14 @@ impl Client<'_> {
     }
 
     fn pause(&mut self) {
-        thread::sleep(Duration::from_millis(self.dice.below(self.think)));
+        thread::sleep(Duration::from_millis(self.dice.below(self.think) as u64));
     }
 
     fn run(&mut self, is_over: &AtomicBool) {
         let mut connection = self.service.connect();
         while !is_over.load(Ordering::Relaxed) {
             self.pause();
-            let key = usize::try_from(self.dice.below(KEYS as u64)).expect("a small number");
+            let key = self.dice.below(KEYS);
             let roll = self.dice.below(100);
             let kind = [49, 65, 70, 80, 82, 91].iter().filter(|bound| roll >= **bound).count();
             if self.dice.below(8) == 0 {
@@ -166,9 +154,9 @@ impl Client<'_> {
     /// Stops in the middle of a request, which may be in its head or its body.
     fn send_half(&mut self) {
         let whole = put("/v1/credentials/soak.half/key", &json!({ "value": "never complete" }));
-        let part = 1 + self.dice.below(whole.len() as u64 - 1);
+        let part = 1 + self.dice.below(whole.len() - 1);
         let mut connection = self.service.connect();
-        connection.send(&whole[..usize::try_from(part).expect("a small number")]);
+        connection.send(&whole[..part]);
         self.pause();
     }
 
@@ -328,7 +316,7 @@ fn a_load_delays_no_probe_loses_nothing_and_leaves_nothing_behind() {
         .map(|number| Client {
             service: &service,
             counts: &counts,
-            dice: Dice((number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+            dice: Random(number),
             think,
             namespace: format!("soak.client-{number}"),
             values: Default::default(),

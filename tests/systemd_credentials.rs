@@ -10,14 +10,14 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect, socket};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use support::{DEADLINE, Place, Service, eventually, is_root, wait_until};
+use support::{DEADLINE, Place, Running, Service, is_root, wait_until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_credential-vault");
 
@@ -42,7 +42,7 @@ namespaces = ["openai", "email.*"]
 struct Vault {
     place: Place,
     service: Service,
-    helper: Child,
+    helper: Running,
 }
 
 impl Vault {
@@ -63,7 +63,7 @@ impl Vault {
             .stdin(Stdio::null())
             .spawn()
             .expect("it starts");
-        let vault = Self { place, service, helper };
+        let vault = Self { place, service, helper: Running(helper) };
         wait_until("it listens", || vault.said().contains("serving the credentials"));
         vault
     }
@@ -97,8 +97,6 @@ impl Vault {
 
 impl Drop for Vault {
     fn drop(&mut self) {
-        let _ = self.helper.kill();
-        let _ = self.helper.wait();
         if std::thread::panicking() {
             eprintln!("{}", self.said());
         }
@@ -192,12 +190,12 @@ fn an_answer_is_finished_before_the_end() {
     let mut stream = ask(&vault.path(), "unit/edi.service/openai~long");
     let mut first = [0; 1];
     stream.read_exact(&mut first).expect("it begins");
-    kill_process(Pid::from_child(&vault.helper), Signal::TERM).expect("it runs");
+    vault.helper.signal(Signal::TERM);
     // Of the workers, only the one with the answer is left.
-    let threads = PathBuf::from(format!("/proc/{}/task", vault.helper.id()));
+    let threads = PathBuf::from(format!("/proc/{}/task", vault.helper.0.id()));
     wait_until("nobody else is served", || fs::read_dir(&threads).expect("it runs").count() == 2);
     assert_eq!(loaded(stream).expect("whole").len() + 1, value.len());
-    let status = eventually("it ends", || vault.helper.try_wait().expect("a child"));
+    let status = vault.helper.wait();
     assert!(status.success(), "{status}");
     assert!(!vault.path().exists(), "the socket is removed");
 }

@@ -4,6 +4,9 @@
 #[allow(dead_code, reason = "other test programs use its other parts")]
 #[path = "../support/fake.rs"]
 mod fake;
+#[allow(dead_code, reason = "other test programs use its other parts")]
+#[path = "../support/terminal.rs"]
+mod pty;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,103 +1,15 @@
 //! `--mask` on a terminal: the command has a terminal too.
 
-use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::process::{Command, Stdio};
 
 use pty_process::Size;
-use pty_process::blocking::{Pts, Pty, open};
-use rustix::process::{Pid, Signal, kill_process};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::process::Signal;
 
-use crate::support::{eventually, wait_until};
-use crate::tools::{TOKEN, Vault};
-
-/// A terminal, the command that runs on it, and the screen.
-struct Terminal {
-    ours: Arc<Pty>,
-    /// Another descriptor of the command's side, to see its settings after the command ended.
-    theirs: OwnedFd,
-    child: Child,
-    shown: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Terminal {
-    fn start(command: &Command) -> Self {
-        Self::start_with(|pts| {
-            let command = bare(command);
-            command.spawn(pts).expect("starts")
-        })
-    }
-
-    fn start_with(spawn: impl FnOnce(Pts) -> Child) -> Self {
-        let (ours, pts) = open().expect("a terminal");
-        ours.resize(Size::new(33, 77)).expect("has a size");
-        let theirs = pts.as_fd().try_clone_to_owned().expect("a descriptor");
-        let child = spawn(pts);
-        let (ours, shown) = (Arc::new(ours), Arc::<Mutex<Vec<u8>>>::default());
-        let (reader, into) = (Arc::clone(&ours), Arc::clone(&shown));
-        thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(count @ 1..) = (&*reader).read(&mut bytes) {
-                into.lock().expect("no panic").extend_from_slice(&bytes[..count]);
-            }
-        });
-        Self { ours, theirs, child, shown }
-    }
-
-    fn shown(&self) -> String {
-        String::from_utf8_lossy(&self.shown.lock().expect("no panic")).into_owned()
-    }
-
-    #[track_caller]
-    fn shows(&self, text: &str) {
-        wait_until(&format!("{text:?} in {:?}", self.shown()), || self.shown().contains(text));
-    }
-
-    fn types(&self, keys: &str) {
-        (&*self.ours).write_all(keys.as_bytes()).expect("takes them");
-    }
-
-    fn settings(&self) -> Termios {
-        tcgetattr(&self.theirs).expect("it is a terminal")
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it is running");
-    }
-
-    #[track_caller]
-    fn wait(&mut self) -> ExitStatus {
-        eventually("it ends", || self.child.try_wait().expect("can be waited for"))
-    }
-
-    fn is_cooked(&self) -> bool {
-        self.settings()
-            .local_modes
-            .contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The command with the terminal as its three streams.
-fn bare(command: &Command) -> pty_process::blocking::Command {
-    let mut fresh = pty_process::blocking::Command::new(command.get_program())
-        .args(command.get_args())
-        .env_clear();
-    for (name, value) in command.get_envs() {
-        fresh = fresh.env(name, value.expect("is set"));
-    }
-    fresh
-}
+use crate::pty::{Terminal, bare};
+use crate::support::wait_until;
+use crate::tools::{Running, TOKEN, Vault};
 
 fn masked(vault: &Vault, options: &[&str], script: &str) -> Command {
     let rest = ["--", "/bin/sh", "-c", script];
@@ -249,7 +161,8 @@ fn a_stream_that_is_no_terminal_stays_none() {
     let command = masked(&vault, &[], script);
     let into = std::fs::File::create(&file).expect("makes a file");
     let mut terminal = Terminal::start_with(|pts| {
-        bare(&command).stdin(Stdio::null()).stdout(into).spawn(pts).expect("starts")
+        let command = bare(&command).stdin(Stdio::null()).stdout(into);
+        Running(command.spawn(pts).expect("starts"))
     });
     assert_eq!(terminal.wait().code(), Some(0));
     terminal.shows("controlling\r\n");
@@ -261,8 +174,9 @@ fn a_stream_that_is_no_terminal_stays_none() {
     // reaches the command directly.
     let command = masked(&vault, &[], "test -t 1 && echo is 1; cat; exec sleep 1000");
     let (input, output) = std::io::pipe().expect("a pipe");
-    let mut terminal =
-        Terminal::start_with(|pts| bare(&command).stdin(input).spawn(pts).expect("starts"));
+    let mut terminal = Terminal::start_with(|pts| {
+        Running(bare(&command).stdin(input).spawn(pts).expect("starts"))
+    });
     (&output).write_all(TOKEN.as_bytes()).expect("writes");
     drop(output);
     terminal.shows("is 1\r\n[REDACTED]");

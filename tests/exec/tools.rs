@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
 use serde_json::json;
 
-use crate::support::{Place, Service, eventually, wait_until};
+pub use crate::support::Running;
+use crate::support::{Place, Service, wait_until};
 
 pub const TOKEN: &str = "canary-0123456789-abcdef";
 
@@ -117,36 +118,6 @@ impl Ended {
         assert_eq!((self.status.code(), self.stdout.as_str()), (Some(code), ""), "{self:?}");
         assert!(!self.stderr.contains("canary"), "{}", self.stderr);
         self.stderr
-    }
-}
-
-/// A running command, killed when dropped.
-pub struct Running(pub Child);
-
-impl Running {
-    pub fn start(command: &mut Command) -> Self {
-        Self(command.spawn().expect("starts"))
-    }
-
-    pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, signal).expect("it is running");
-    }
-
-    pub fn is_running(&mut self) -> bool {
-        self.0.try_wait().expect("can be waited for").is_none()
-    }
-
-    #[track_caller]
-    pub fn wait(&mut self) -> ExitStatus {
-        eventually("exec ends", || self.0.try_wait().expect("can be waited for"))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

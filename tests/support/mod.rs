@@ -163,19 +163,7 @@ impl Place {
         std::fs::create_dir_all(self.data_dir()).expect("creates the data directory");
         let mut database = rusqlite::Connection::open(self.database()).expect("opens");
         let transaction = database.transaction().expect("begins");
-        transaction
-            .execute_batch(
-                "CREATE TABLE credential_metadata (
-                    namespace TEXT NOT NULL, key TEXT NOT NULL,
-                    delivery_mode TEXT NOT NULL DEFAULT 'executor_only',
-                    allowed_consumers TEXT NOT NULL DEFAULT '[]',
-                    env_name TEXT, validator_id TEXT,
-                    masked_preview TEXT NOT NULL DEFAULT '',
-                    created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
-                    last_validated_at TEXT, last_used_at TEXT,
-                    PRIMARY KEY (namespace, key))",
-            )
-            .expect("creates the table");
+        transaction.execute_batch(include_str!("python.sql")).expect("creates the table");
         for row in 0..rows {
             transaction
                 .execute(
@@ -379,6 +367,84 @@ impl Drop for Service {
             eprintln!("--- log of the service\n{}---", self.log());
         }
     }
+}
+
+/// A program that is killed when this is dropped.
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.spawn().expect("starts"))
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.0)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(self.pid(), signal).expect("it is running");
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().expect("can be waited for").is_none()
+    }
+
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("it ends", || self.0.try_wait().expect("can be waited for"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Random numbers that a seed repeats (`SplitMix64`, <https://prng.di.unimi.it/splitmix64.c>).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end as u64).expect("it is below a usize")
+    }
+
+    /// The start of another sequence.
+    pub fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
+}
+
+/// Runs curl as another user and group, and returns the status and the body that it gets.
+#[cfg(unix)]
+#[track_caller]
+pub fn curl_as(id: u32, socket: &Path, arguments: &[&str], path: &str) -> (u16, String) {
+    use std::os::unix::process::CommandExt as _;
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "20", "--write-out", "\n%{http_code}"])
+        .args(arguments)
+        .arg("--unix-socket")
+        .arg(socket)
+        .arg(format!("http://localhost{path}"))
+        .uid(id)
+        .gid(id)
+        .current_dir("/")
+        .output()
+        .expect("curl is installed");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let (body, status) = text.rsplit_once('\n').expect("a status");
+    (status.parse().expect("a number"), body.to_owned())
 }
 
 /// Returns whether a service at the socket answers `/health`.

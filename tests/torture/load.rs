@@ -10,32 +10,10 @@ use intentframe_credentials::{CredentialRef, mask_value};
 use rusqlite::Connection as Database;
 use serde_json::{Value, json};
 
-use super::support::{Connection, DEADLINE, delete, get, put};
+use super::support::{Connection, DEADLINE, Random, delete, get, put};
 
 const CLIENTS: usize = 4;
 const KEYS: usize = 3;
-
-/// Random numbers that a seed repeats (`SplitMix64`, <https://prng.di.unimi.it/splitmix64.c>).
-pub struct Random(pub u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `end`.
-    pub fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).expect("it is below a usize")
-    }
-
-    /// The start of another sequence.
-    pub fn fork(&mut self) -> Self {
-        Self(self.next())
-    }
-}
 
 /// The number of a store, from which its value and all its metadata follow; `None` for a delete.
 type Version = Option<usize>;

@@ -8,6 +8,9 @@
 #[path = "../support/hashicorp.rs"]
 mod hashicorp;
 mod load;
+#[allow(dead_code, reason = "each test program uses its own part of this")]
+#[path = "../support/session.rs"]
+mod session;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -15,8 +18,6 @@ use std::collections::hash_map::RandomState;
 use std::env;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::io::{Write as _, stderr};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,12 +27,11 @@ use rusqlite::Connection as Database;
 
 use hashicorp::proxy::{Fault, When};
 use hashicorp::{Mode, Target};
-use load::{Load, Random, Tally};
-use support::{DEADLINE, Place, Service, Setup, cannot_here, wait_until};
+use load::{Load, Tally};
+use support::{DEADLINE, Place, Random, Service, Setup, cannot_here, wait_until};
 
 const ROUNDS: &str = "IF_TORTURE_ROUNDS";
 const SEED: &str = "IF_TORTURE_SEED";
-const IN_SESSION: &str = "TORTURE_SESSION";
 
 /// The tests below share the rounds.
 const BACKENDS: usize = 4;
@@ -62,8 +62,8 @@ impl Rig {
     fn setup(&self) -> Setup {
         match &self.store {
             Store::Keyring(_) => {
-                let bus = env::var("DBUS_SESSION_BUS_ADDRESS").expect("a session");
-                self.place.setup_with("keyring").env("DBUS_SESSION_BUS_ADDRESS", &bus)
+                let setup = self.place.setup_with("keyring");
+                setup.env("DBUS_SESSION_BUS_ADDRESS", &session::bus())
             }
             Store::Vault { target, token } => target.setup(&self.place, token),
             Store::Sealed => self.place.setup_with("sealed"),
@@ -99,10 +99,10 @@ impl Rig {
                 "before the commit"
             }
             (1 | 2, Store::Keyring(daemon)) => {
-                signal("-STOP", daemon);
+                session::signal("-STOP", daemon);
                 a_moment(random, 20_000);
                 kill(random);
-                signal("-CONT", daemon);
+                session::signal("-CONT", daemon);
                 "before the keyring's answer"
             }
             (1..4, Store::Vault { target, .. }) => {
@@ -187,44 +187,12 @@ fn a_moment(random: &mut Random, micros: usize) {
     thread::sleep(Duration::from_micros(random.below(micros) as u64));
 }
 
-fn signal(signal: &str, process: &str) {
-    assert!(Command::new("kill").args([signal, process]).status().expect("runs").success());
-}
-
-/// The process that provides the session's keyring.
-fn keyring_daemon() -> String {
-    let output = Command::new("dbus-send")
-        .args(["--session", "--print-reply=literal", "--dest=org.freedesktop.DBus", "/"])
-        .arg("org.freedesktop.DBus.GetConnectionUnixProcessID")
-        .arg("string:org.freedesktop.secrets")
-        .output()
-        .expect("dbus-send comes with the bus");
-    let reply = String::from_utf8(output.stdout).expect("UTF-8");
-    reply.split_whitespace().last().expect("a number").to_owned()
-}
-
 #[test]
 fn keyring() {
-    if env::var_os(IN_SESSION).is_some() {
-        let store = Store::Keyring(keyring_daemon());
-        return Rig { name: "keyring", store, place: Place::new(), front: None }.torture();
+    if session::session("keyring") {
+        let store = Store::Keyring(session::daemon());
+        Rig { name: "keyring", store, place: Place::new(), front: None }.torture();
     }
-    let has = |program: &str| {
-        let found = Command::new(program).arg("--version").stdout(Stdio::null()).status();
-        found.is_ok_and(|status| status.success())
-    };
-    if !has("gnome-keyring-daemon") || !has("dbus-run-session") {
-        return support::skip("no gnome-keyring; run: apt-get install gnome-keyring dbus-daemon");
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/with-keyring");
-    let program: PathBuf = env::current_exe().expect("this test's program");
-    let status = Command::new(script)
-        .arg(program)
-        .args(["--exact", "keyring", "--nocapture"])
-        .env(IN_SESSION, "1")
-        .stdout(Stdio::null())
-        .status();
-    assert!(status.expect("is executable").success());
 }
 
 fn vault() -> Option<Store> {

@@ -106,18 +106,6 @@ answers 'it comes back as it was' GET "$path" '200 {"value":"é\n\"\\🔑 клю
 ask PUT '/v1/credentials/not%20one/key' "{\"value\":\"$canary\"}"
 check 'a bad namespace is refused, without echo' "$status $(contains "$canary")" '422 no'
 
-writers=()
-for number in {1..8}; do
-    ask PUT "/v1/credentials/$ns.many/key$number" "{\"value\":\"of $number\"}" &
-    writers+=("$!")
-done
-wait "${writers[@]}"
-for number in {1..8}; do
-    answers "of eight stores at once, number $number" GET "/v1/credentials/$ns.many/key$number" \
-        "200 {\"value\":\"of $number\"}"
-    ask DELETE "/v1/credentials/$ns.many/key$number"
-done
-in_vault 'they are gone from Vault' "$ns.many" 404
 answers 'delete of the second' DELETE "/v1/credentials/$ns/second" "$deleted"
 in_vault 'the secret stays in Vault with its other key' "$ns" 200
 

@@ -11,8 +11,7 @@ mod support;
 
 use std::error::Error;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
@@ -309,25 +308,6 @@ fn a_sealed_store_shows_neither_values_nor_what_opens_it() {
 }
 
 #[test]
-fn a_disk_that_is_full_shows_no_value() {
-    let search = Search::new();
-    let place = Place::new();
-    let service = place.setup().env("RUST_LOG", "trace").start();
-    // The limit applies to the log file too; it leaves room for some lines.
-    let limit = Rlimit { current: Some(200_000), maximum: None };
-    prlimit(Some(service.pid()), Resource::Fsize, limit).expect("the hard limit stays");
-    let mut refused = 0;
-    for number in 0..2000 {
-        let path = format!("{AT}{number}-{}", "x".repeat(200));
-        let answer = service.put(&path, &json!({ "value": value(number) }));
-        search.nothing_in_answer(&answer);
-        refused += usize::from(answer.status == 500);
-    }
-    assert!(refused > 0, "{}", service.log());
-    nothing_is_left(&place, service, &search);
-}
-
-#[test]
 fn seeds_of_the_dev_service_stay_in_memory() {
     for format in ["text", "json"] {
         let search = Search::new();
@@ -351,55 +331,6 @@ fn seeds_of_the_dev_service_stay_in_memory() {
         search.nothing_in("standard output", &output.stdout);
         search.nothing_in("standard error", &output.stderr);
         search.nothing_in_files(place.root());
-    }
-}
-
-#[test]
-fn an_unavailable_backend_shows_neither_its_credentials_nor_values() {
-    // A port on which nothing listens, and a bus that does not exist.
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let address = listener.local_addr().expect("it is bound");
-    drop(listener);
-    let token = format!("s.{MARKER}");
-    let variables = [
-        ("VAULT_ADDR", format!("http://{address}")),
-        ("VAULT_TOKEN", token),
-        ("VAULT_MAX_RETRIES", "0".to_owned()),
-        ("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere/bus".to_owned()),
-    ];
-    for format in ["text", "json"] {
-        for backend in ["hashicorp", "keyring"] {
-            let search = Search::new();
-            let place = Place::new();
-            let mut setup = place.setup_with(backend).env("RUST_LOG", "trace");
-            for (name, value) in &variables {
-                setup = setup.env(name, value);
-            }
-            let mut service = setup.env("IF_VAULT_LOG", format).spawn();
-            wait_until("it serves or gives up", || {
-                service.exit_status().is_some() || support::try_connect(&service.socket).is_ok()
-            });
-            if service.exit_status().is_none() {
-                ask_the_unavailable(&service, &search);
-                search.nothing_in(
-                    "a command line",
-                    proc_file(service.id(), "cmdline").expect("it runs"),
-                );
-                service.kill();
-            }
-            let log = service.log();
-            assert!(!log.is_empty(), "it logs the problem");
-            search.nothing_in("the log", log);
-            search.nothing_in_files(place.root());
-        }
-    }
-}
-
-fn ask_the_unavailable(service: &Service, search: &Search) {
-    for bytes in [put(AT, &json!({ "value": value(1) })), get(AT), delete(AT), get("/health")] {
-        let answer = service.connect().exchange(&bytes);
-        search.nothing_in_answer(&answer);
-        assert!(matches!(answer.status, 200 | 503), "{}", answer.text());
     }
 }
 
@@ -730,32 +661,13 @@ fn no_error_of_the_library_shows_a_value() {
     };
     search.nothing_in("a request's Debug", format!("{:?}", store(value(1))));
 
-    // The client: no service, and various invalid answers.
+    // tests/client.rs has the errors of invalid answers.
     let place = Place::new();
     let client = VaultClient::new(place.socket());
     let at = credential("canary", "key");
     search
         .nothing_in_error("no service", &client.store(&at, &store(value(1))).expect_err("no one"));
     search.nothing_in("a client's Debug", format!("{client:?}"));
-    let fakes: [fn(&str) -> fake::Reply; 4] = [
-        |_| fake::json("200 OK", &json!({ "value": [value(1)] }).to_string()),
-        |_| fake::json("200 OK", &value(1)),
-        |_| fake::json("403 Forbidden", &value(1)),
-        |body| {
-            let detail = json!([{ "loc": ["body"], "msg": "no", "input": body }]);
-            fake::json("422 Unprocessable Entity", &json!({ "detail": detail }).to_string())
-        },
-    ];
-    for (number, reply) in fakes.into_iter().enumerate() {
-        let fake = Fake::new(move |asked| reply(&asked.body));
-        let client = VaultClient::new(&fake.socket);
-        let what = format!("answer {number}");
-        if let Err(error) = client.store(&at, &store(value(1))) {
-            search.nothing_in_error(&what, &error);
-        }
-        search.nothing_in_error(&what, &client.get(&at).expect_err("it is no value"));
-        search.nothing_in_error(&what, &client.list_all().expect_err("it is no list"));
-    }
 
     // A value in place of a name.
     search.nothing_in_error("a namespace", &Namespace::new(format!("-{MARKER}")).expect_err("bad"));

@@ -6,15 +6,11 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use support::{
-    Connection, DEADLINE, Place, Service, delete, get, put, put_text, request, wait_until,
-};
+use support::{Connection, DEADLINE, Place, Service, delete, get, put, put_text, request};
 
 fn path(n: usize) -> String {
     format!("/v1/credentials/pipeline/key-{n}")

@@ -205,24 +205,6 @@ fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
 }
 
 #[test]
-fn an_idle_connection_is_closed_no_sooner() {
-    let idle = Duration::from_secs(2);
-    let vault = start_env(Limits { idle, ..Limits::default() });
-    let mut connection = vault.connect();
-    for _ in 0..3 {
-        assert_eq!(connection.exchange(&get("/health")).status, 200);
-        let start = Instant::now();
-        while start.elapsed() < idle / 4 {
-            assert!(connection.is_silent());
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-    let start = Instant::now();
-    connection.assert_closed();
-    assert!(start.elapsed() < idle * 4);
-}
-
-#[test]
 fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
     let write = Duration::from_millis(500);
     let vault = start_env(Limits { write, ..Limits::default() });
@@ -319,12 +301,6 @@ fn a_host_that_stores_too_many_consumers_is_told_so() {
     let service = vault.daemon.as_ref().expect("it runs").service();
     let error = service.store(&at, &store).expect_err("too many");
     assert!(error.to_string().starts_with("allowed_consumers: at most 64"), "{error}");
-    assert_eq!(vault.listing(), json!([]));
-
-    let body = json!({ "value": "sk-canary", "allowed_consumers": store.allowed_consumers });
-    let answer = vault.ask(&put(&path("n", "key"), &body));
-    assert_eq!(answer.status, 422);
-    assert_eq!(answer.json()["detail"][0]["loc"], json!(["body", "allowed_consumers"]));
     assert_eq!(vault.listing(), json!([]));
 }
 

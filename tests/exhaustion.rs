@@ -12,16 +12,7 @@ use rustix::process::{Resource, Rlimit, prlimit};
 
 use support::{
     Connection, DEADLINE, Place, Service, delete, get, put, raise_descriptor_limit, try_connect,
-    wait_until,
 };
-
-/// Returns a number from the service's `/proc/PID/status`.
-fn status(service: &Service, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", service.id())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
-    let number = line.trim_start_matches(':').split_whitespace().next().expect("a number");
-    number.parse().expect("a number")
-}
 
 /// Returns the processor time that the service has used, in ticks of 10 ms (proc(5): `utime` and
 /// `stime`, fields 14 and 15 of `stat`).
@@ -109,7 +100,7 @@ fn a_thousand_idle_connections_cost_no_thread() {
     let place = Place::new();
     let service = place.start();
     service.assert_healthy();
-    let threads = status(&service, "Threads");
+    let threads = service.status("Threads");
     assert!(threads < 64, "a fixed pool is small: {threads}");
 
     let mut idle: Vec<Connection> = (0..1000).map(|_| service.connect()).collect();
@@ -120,11 +111,11 @@ fn a_thousand_idle_connections_cost_no_thread() {
     for _ in 0..100 {
         assert_eq!(active.exchange(&get("/health")).status, 200);
     }
-    assert_eq!(status(&service, "Threads"), threads);
+    assert_eq!(service.status("Threads"), threads);
     assert_does_not_spin(&service);
 
     for connection in &mut idle {
         assert_eq!(connection.exchange(&get("/health")).status, 200);
     }
-    assert_eq!(status(&service, "Threads"), threads);
+    assert_eq!(service.status("Threads"), threads);
 }

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use hashicorp::bao::{self, Process, Server};
 use hashicorp::proxy::{Fault, Proxy, When};
-use hashicorp::{POLICY, Target, fetch, health, store, stored};
+use hashicorp::{POLICY, Target, fetch, health, stored};
 use support::{Place, Service, cannot_here, skip, wait_until};
 
 /// Stores and reads once.

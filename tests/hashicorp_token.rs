@@ -472,29 +472,6 @@ fn closing_is_prompt_while_the_renewal_sleeps_and_while_requests_hang() {
     closed_within(&vault, TIMEOUT + Duration::from_secs(1));
 }
 
-/// Many wait for a login that hangs; closing does not wait for one login for each.
-#[test]
-fn closing_is_prompt_while_many_wait_for_a_token() {
-    let Some(target) = Target::new() else { return };
-    let role = target.approle("r", json!({}));
-    let vault = target.vault(&[
-        ("VAULT_ROLE_ID", &role.role_id),
-        ("VAULT_SECRET_ID", &role.secret_id),
-        ("VAULT_CLIENT_TIMEOUT", "1"),
-    ]);
-    let gate = target.proxy.all(Fault::Hold(When::Before), "POST", LOGIN);
-    thread::scope(|scope| {
-        for _ in 0..16 {
-            scope.spawn(|| vault_get(&vault, "openai", "key").expect_err("no token"));
-        }
-        gate.wait_for_held(1);
-        let start = Instant::now();
-        vault.close();
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    });
-    assert!(gate.hits() <= 2, "{}", gate.hits());
-}
-
 /// The login hangs: every request that waits for a token is answered in about the time that
 /// one operation may take.
 #[test]

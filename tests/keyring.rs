@@ -9,6 +9,7 @@ mod contract;
 #[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/sequences.rs"]
 mod sequences;
+#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/session.rs"]
 mod session;
 mod support;

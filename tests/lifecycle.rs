@@ -24,11 +24,6 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).expect("it exists").permissions().mode() & 0o7777
 }
 
-/// Returns the listing's entry for [`KEY`].
-fn summary(service: &Service) -> Value {
-    service.get("/v1/credentials/lifecycle").json()[0].take()
-}
-
 /// Waits until the listener is gone, which shows that the service is ending.
 fn wait_until_refusing(service: &Service) {
     wait_until("it stops accepting", || UnixStream::connect(&service.socket).is_err());
@@ -124,16 +119,6 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_stale_socket_is_replaced() {
-    let place = Place::new();
-    let mut service = place.start();
-    service.kill();
-    assert!(service.socket.exists(), "kill -9 leaves it");
-    assert!(UnixStream::connect(&service.socket).is_err());
-    place.start().assert_healthy();
-}
-
-#[test]
 fn a_live_socket_is_refused() {
     let place = Place::new();
     let first = place.start();
@@ -226,29 +211,6 @@ fn the_socket_is_0600_in_a_0700_directory_from_the_first_moment() {
             assert_eq!(mode(&entry.path()), 0o600, "{}", entry.path().display());
         }
     }
-}
-
-/// Users who may not use the service must not learn anything from its files: only the service's
-/// user can read them, even in a directory that existed before.
-#[test]
-fn an_existing_directory_is_used_as_it_is() {
-    let place = Place::new();
-    let shared = place.root().join("shared");
-    fs::create_dir(&shared).expect("creates");
-    fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).expect("sets");
-    let socket = shared.join("vault.sock");
-    let mut service = place
-        .bare_setup()
-        .argument("--backend=env")
-        .env("INTENTFRAME_VAULT_SOCKET", socket.to_str().expect("UTF-8"))
-        .listening_at(socket.clone())
-        .spawn();
-    // The service may refuse a directory that others may write to, or serve in it. It must not
-    // change one that belongs to the system, such as /tmp.
-    wait_until("it serves or refuses", || {
-        service.exit_status().is_some() || try_connect(&socket).is_ok()
-    });
-    assert_eq!(mode(&shared), 0o1777);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use support::{
-    Connection, DEADLINE, Place, Response, Service, content_length, eventually, get, put, put_text,
+    Connection, DEADLINE, Place, Response, Service, content_length, eventually, get, put_text,
     raise_descriptor_limit, request,
 };
 

@@ -53,9 +53,10 @@ fn directories_that_others_control_are_refused() {
         let log = refused(&place);
         assert!(log.contains(&format!("chmod go-w {}", place.root().display())), "{log}");
 
-        // With the sticky bit, as /tmp has it, others cannot.
+        // With the sticky bit, as /tmp has it, others cannot. It stays as it is.
         set_mode(place.root(), 0o1777);
         drop(place.start());
+        assert_eq!(fs::metadata(place.root()).expect("it exists").mode() & 0o7777, 0o1777);
 
         // A link that another user can point elsewhere.
         let elsewhere = place.root().join("elsewhere");

@@ -240,13 +240,6 @@ struct Occupied {
     memory: u64,
 }
 
-fn status(service: &Service, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", service.id())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
-    let number = line.trim_start_matches(':').split_whitespace().next().expect("a number");
-    number.parse().expect("a number")
-}
-
 fn occupied(service: &Service) -> Occupied {
     let path = service.socket.to_str().expect("UTF-8");
     wait_until("all clients are gone", || {
@@ -256,7 +249,7 @@ fn occupied(service: &Service) -> Occupied {
     hashicorp::wait_until_quiet(service);
     let sample = |_| {
         thread::sleep(Duration::from_millis(20));
-        status(service, "VmRSS")
+        service.status("VmRSS")
     };
     let mut samples: Vec<u64> = (0..20).map(sample).collect();
     samples.sort_unstable();
@@ -264,7 +257,7 @@ fn occupied(service: &Service) -> Occupied {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", service.id()));
     Occupied {
         descriptors: descriptors.ok().map(|list| list.count() as u64),
-        threads: status(service, "Threads"),
+        threads: service.status("Threads"),
         memory: samples[10],
     }
 }

@@ -1,7 +1,6 @@
 //! `spawn`: credentials for a process that a host program starts.
 
 use std::process::Command;
-use std::time::Instant;
 
 use intentframe_credentials::client::{ClientError, VaultClient};
 use intentframe_credentials::spawn::{

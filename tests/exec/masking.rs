@@ -1,7 +1,7 @@
 //! `--mask` without a terminal: pipes carry the output.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 

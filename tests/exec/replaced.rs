@@ -26,18 +26,6 @@ fn the_command_replaces_exec() {
 }
 
 #[test]
-fn signals_reach_the_command() {
-    let vault = Vault::with_token();
-    let ready = vault.file("ready");
-    let script =
-        format!("trap 'exit 9' TERM; : > {}; while :; do sleep 0.01; done", ready.display());
-    let mut running = Running::start(&mut vault.exec(&["--", "/bin/sh", "-c", &script]));
-    wait_until("the trap is set", || ready.exists());
-    running.signal(Signal::TERM);
-    assert_eq!(running.wait().code(), Some(9));
-}
-
-#[test]
 fn the_command_gets_the_original_limit_on_cores() {
     let vault = Vault::with_token();
     let files = vault.file("files");

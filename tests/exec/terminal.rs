@@ -135,22 +135,6 @@ fn a_resize_reaches_the_command() {
 }
 
 #[test]
-fn the_command_gets_the_hangup_of_the_terminal() {
-    let vault = Vault::with_token();
-    let said = vault.file("said");
-    let script = format!(
-        "trap 'echo hung up > {0}; exit 1' HUP; echo ready; while :; do sleep 0.01; done",
-        said.display()
-    );
-    let mut terminal = Terminal::start(&masked(&vault, &[], &script));
-    terminal.shows("ready");
-    // The kernel sends it when the window is closed; here a thread keeps the terminal open.
-    terminal.signal(Signal::HUP);
-    terminal.wait();
-    assert_eq!(std::fs::read_to_string(said).expect("it was told"), "hung up\n");
-}
-
-#[test]
 fn a_stream_that_is_no_terminal_stays_none() {
     let vault = Vault::with_token();
     let file = vault.file("out");

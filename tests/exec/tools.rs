@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-pub use crate::support::Running;
+pub use crate::support::{Ended, Running};
 use crate::support::{Place, Service, wait_until};
 
 pub const TOKEN: &str = "canary-0123456789-abcdef";
@@ -80,45 +80,6 @@ pub fn exec(socket: &Path, arguments: &[&str]) -> Command {
     command.env("PATH", "/usr/bin:/bin").env("INTENTFRAME_VAULT_SOCKET", socket);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-}
-
-/// A command that has ended.
-#[derive(Debug)]
-pub struct Ended {
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl From<Output> for Ended {
-    fn from(output: Output) -> Self {
-        Self {
-            status: output.status,
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-}
-
-impl Ended {
-    pub fn of(command: &mut Command) -> Self {
-        command.output().expect("runs").into()
-    }
-
-    /// Succeeded, with nothing on standard error.
-    #[track_caller]
-    pub fn ok(self) -> String {
-        assert_eq!((self.status.code(), self.stderr.as_str()), (Some(0), ""), "{self:?}");
-        self.stdout
-    }
-
-    /// Failed with `code` before it started anything. Returns the message, which has no value.
-    #[track_caller]
-    pub fn refused(self, code: i32) -> String {
-        assert_eq!((self.status.code(), self.stdout.as_str()), (Some(code), ""), "{self:?}");
-        assert!(!self.stderr.contains("canary"), "{}", self.stderr);
-        self.stderr
-    }
 }
 
 /// Waits until a file has `count` lines, and returns them.

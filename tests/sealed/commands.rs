@@ -31,7 +31,7 @@ fn a_store_is_made_shown_and_given_another_key() {
 
     let new_file = store.0.root().join("new.key");
     let rewrapped = store.run(&["rewrap", "--new-key-file", text(&new_file)]);
-    assert_eq!(rewrapped.code, Some(0), "{}", rewrapped.stderr);
+    assert_eq!(rewrapped.status.code(), Some(0), "{}", rewrapped.stderr);
     assert!(rewrapped.stderr.contains("made the key file"), "{}", rewrapped.stderr);
     assert_eq!(fs::metadata(&new_file).expect("is made").len(), 65);
     refusal(store.setup());
@@ -83,7 +83,7 @@ fn a_passphrase_replaces_a_key_file_and_back() {
         let mut shell = std::process::Command::new("/bin/sh");
         shell.args(["-c", &run, env!("CARGO_BIN_EXE_credential-vault")]).env_clear();
         shell.env("HOME", store.0.root()).env("INTENTFRAME_DATA_DIR", store.0.data_dir());
-        crate::tools::Ended::from(shell.output().expect("runs"))
+        crate::support::Ended::of(&mut shell)
     };
     store.run(&["rewrap"]).failed(2, "--new-passphrase-fd");
     shell("seal rewrap --new-passphrase-fd 5").ok();

@@ -1,11 +1,10 @@
 //! What is in the database, and what somebody who may write to it can do.
 
 use intentframe_credentials::{CredentialRef, Secret};
-use serde_json::json;
 
 use crate::contract::contract;
 use crate::sequences;
-use crate::support::{assert_wire_contract, delete};
+use crate::support::assert_wire_contract;
 use crate::tools::{Store, VALUE, assert_values, stop};
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use intentframe_credentials::{
@@ -12,7 +12,7 @@ use intentframe_credentials::{
 };
 use serde_json::json;
 
-use crate::support::{Place, Service, Setup};
+use crate::support::{Ended, Place, Service, Setup};
 
 pub const VALUE: &str = "sk-canary-0123456789-sealed";
 
@@ -125,33 +125,4 @@ pub fn assert_stored(vault: &dyn CredentialVault, count: usize) {
 pub fn stop(mut service: Service) {
     service.signal(rustix::process::Signal::TERM);
     assert!(service.wait().success(), "{}", service.log());
-}
-
-/// A command that has ended.
-pub struct Ended {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl From<Output> for Ended {
-    fn from(output: Output) -> Self {
-        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
-        Self { code: output.status.code(), stdout, stderr }
-    }
-}
-
-impl Ended {
-    #[track_caller]
-    pub fn ok(self) -> String {
-        assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{}", self.stdout);
-        self.stdout
-    }
-
-    #[track_caller]
-    pub fn failed(self, code: i32, reason: &str) {
-        assert_eq!(self.code, Some(code), "{} {}", self.stdout, self.stderr);
-        assert!(self.stderr.contains(reason), "{}", self.stderr);
-    }
 }

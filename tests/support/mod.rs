@@ -335,6 +335,16 @@ impl Service {
         rustix::process::kill_process(self.pid(), signal).expect("it is running");
     }
 
+    /// Returns a number from `/proc/PID/status` (proc(5)).
+    #[track_caller]
+    pub fn status(&self, field: &str) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
+        let number = line.trim_start_matches(':').split_whitespace().next().expect("a number");
+        number.parse().expect("a number")
+    }
+
     /// Returns the exit status, if the service has ended.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child can be waited for")
@@ -400,6 +410,58 @@ impl Drop for Running {
         // Fails if it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Ended {
+    pub fn of(command: &mut Command) -> Self {
+        command.output().expect("runs").into()
+    }
+
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.status.code(), Some(code), "{self:?}");
+        self
+    }
+
+    /// Failed with `code`, and gives this reason.
+    #[track_caller]
+    pub fn failed(self, code: i32, reason: &str) {
+        let text = self.expect(code).stderr;
+        assert!(text.contains(reason), "{text}");
+    }
+
+    /// Succeeded, with nothing on standard error.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!((self.status.code(), self.stderr.as_str()), (Some(0), ""), "{self:?}");
+        self.stdout
+    }
+
+    /// Failed with `code` before it started anything. Returns the message, which has no value.
+    #[track_caller]
+    pub fn refused(self, code: i32) -> String {
+        assert_eq!((self.status.code(), self.stdout.as_str()), (Some(code), ""), "{self:?}");
+        assert!(!self.stderr.contains("canary"), "{}", self.stderr);
+        self.stderr
     }
 }
 

@@ -69,47 +69,39 @@ pub struct Tally {
     deletes: usize,
     interrupted: usize,
     present: usize,
-    lost: Vec<String>,
-    undone: Vec<String>,
-    previews: Vec<String>,
-    metadata: Vec<String>,
-    without_value: Vec<String>,
-    without_listing: Vec<String>,
+    /// The part of the promise that was broken, and how.
+    pub failures: Vec<(Part, String)>,
 }
 
-impl Tally {
-    pub fn failures(&self) -> Vec<&String> {
-        let kinds = [
-            &self.lost,
-            &self.undone,
-            &self.previews,
-            &self.metadata,
-            &self.without_value,
-            &self.without_listing,
-        ];
-        kinds.into_iter().flatten().collect()
-    }
+#[derive(Debug, PartialEq, Eq)]
+pub enum Part {
+    Lost,
+    Undone,
+    Preview,
+    Metadata,
+    WithoutValue,
+    WithoutListing,
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut kills: Vec<_> = self.kills.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
         kills.sort();
-        let checks = self.present;
+        let broken = |part| self.failures.iter().filter(|(of, _)| *of == part).count();
+        let (present, stores, deletes) = (self.present, self.stores, self.deletes);
         let lines = [
             format!("{} rounds, kills: {}", self.rounds, kills.join(", ")),
             format!("acknowledged under load: {} changes", self.acknowledged),
-            format!(
-                "acknowledged stores readable: {} checked, {} lost",
-                self.stores,
-                self.lost.len()
-            ),
-            format!("acknowledged deletes: {} checked, {} undone", self.deletes, self.undone.len()),
+            format!("acknowledged stores readable: {stores} checked, {} lost", broken(Part::Lost)),
+            format!("acknowledged deletes: {deletes} checked, {} undone", broken(Part::Undone)),
             format!("interrupted changes wholly made or not at all: {} checked", self.interrupted),
-            format!("previews: {checks} checked, {} of another value", self.previews.len()),
-            format!("other metadata: {checks} checked, {} of another store", self.metadata.len()),
-            format!("listed credentials without a value: {}", self.without_value.len()),
-            format!("values that no listing shows: {}", self.without_listing.len()),
+            format!("previews: {present} checked, {} of another value", broken(Part::Preview)),
+            format!(
+                "other metadata: {present} checked, {} of another store",
+                broken(Part::Metadata)
+            ),
+            format!("listed credentials without a value: {}", broken(Part::WithoutValue)),
+            format!("values that no listing shows: {}", broken(Part::WithoutListing)),
         ];
         lines.iter().try_for_each(|line| writeln!(f, "  {line}"))
     }
@@ -186,18 +178,18 @@ impl Load {
                 _ => tally.interrupted += 1,
             }
             if !key.possible.contains(&actual) {
-                let broken =
-                    if key.possible[0].is_some() { &mut tally.lost } else { &mut tally.undone };
-                broken.push(what());
+                let part = if key.possible[0].is_some() { Part::Lost } else { Part::Undone };
+                tally.failures.push((part, what()));
             }
             match (actual, listed.get(&name)) {
                 (None, None) => {}
-                (None, Some(_)) => tally.without_value.push(what()),
-                (Some(_), None) => tally.without_listing.push(what()),
+                (None, Some(_)) => tally.failures.push((Part::WithoutValue, what())),
+                (Some(_), None) => tally.failures.push((Part::WithoutListing, what())),
                 (Some(version), Some(summary)) => {
                     tally.present += 1;
                     if summary["masked_preview"] != mask_value(&value(version)) {
-                        tally.previews.push(format!("{}, listed as {summary}", what()));
+                        let what = format!("{}, listed as {summary}", what());
+                        tally.failures.push((Part::Preview, what));
                     }
                     let expected = [
                         mode(version).to_owned(),
@@ -207,7 +199,8 @@ impl Load {
                     if summary["delivery_mode"] != mode(version)
                         || rows.get(&name) != Some(&expected)
                     {
-                        tally.metadata.push(format!("{}, row {:?}", what(), rows.get(&name)));
+                        let what = format!("{}, row {:?}", what(), rows.get(&name));
+                        tally.failures.push((Part::Metadata, what));
                     }
                 }
             }

@@ -74,20 +74,12 @@ impl CredentialVault for Moody {
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
         self.mood(at)?;
-        if value.expose() == "refuse" {
-            let reason = "the backend does not take it".into();
-            return Err(VaultError::StoreFailed { at: at.clone(), reason });
-        }
         self.values.lock().expect("not poisoned").insert(at.clone(), value.expose().to_owned());
         Ok(())
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
         self.mood(at)?;
-        if at.key().starts_with("keep") {
-            let reason = "the backend does not let go of it".into();
-            return Err(VaultError::DeleteFailed { at: at.clone(), reason });
-        }
         Ok(self.values.lock().expect("not poisoned").remove(at).is_some())
     }
 
@@ -302,29 +294,6 @@ fn a_host_that_stores_too_many_consumers_is_told_so() {
     let error = service.store(&at, &store).expect_err("too many");
     assert!(error.to_string().starts_with("allowed_consumers: at most 64"), "{error}");
     assert_eq!(vault.listing(), json!([]));
-}
-
-#[test]
-fn what_a_backend_refuses_is_500_and_all_as_it_was() {
-    let (vault, _moody) = start_moody(4, Limits::default());
-    let path = path("refused", "keep");
-    let body = |value: &str| json!({ "value": value, "env_name": value.replace(' ', "_") });
-
-    let answer = vault.ask(&put(&path, &body("refuse")));
-    assert_eq!(answer.status, 500);
-    assert!(answer.json()["detail"].as_str().expect("text").contains("does not take it"));
-    assert_eq!(vault.listing(), json!([]), "there was none before");
-    assert_eq!(vault.ask(&get(&path)).status, 404);
-
-    assert_eq!(vault.ask(&put(&path, &body("first value"))).status, 200);
-    assert_eq!(vault.ask(&get(&path)).value(), "first value");
-    let before = vault.listing();
-    assert_eq!(vault.ask(&put(&path, &body("refuse"))).status, 500);
-    let answer = vault.ask(&delete(&path));
-    assert_eq!(answer.status, 500);
-    assert!(answer.json()["detail"].as_str().expect("text").contains("does not let go"));
-    assert_eq!(vault.listing(), before, "to the microsecond");
-    assert_eq!(vault.ask(&get(&path)).value(), "first value");
 }
 
 #[test]

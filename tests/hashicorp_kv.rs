@@ -330,24 +330,6 @@ fn a_deletion_is_not_repeated_without_another_look() {
 }
 
 #[test]
-fn a_policy_with_destroy_deletes_without_a_window() {
-    let Some(target) = Target::new() else { return };
-    let service = target.service(POLICY_WITH_DESTROY);
-    for value in ["one", "two", "three"] {
-        stored(&service, "openai", "api_key", value);
-    }
-    removed(&service, "openai", "api_key");
-    assert_eq!(fetch(&service, "openai", "api_key").status, 404);
-    let versions = target.metadata("openai").expect("it stays")["versions"].clone();
-    for version in ["1", "2", "3"] {
-        assert_eq!(versions[version]["destroyed"], true, "{version}: {versions}");
-    }
-    assert_eq!(target.read("openai"), Some(json!({})), "nothing is in what is left");
-    stored(&service, "openai", "api_key", "again");
-    assert_eq!(fetch(&service, "openai", "api_key").value(), "again");
-}
-
-#[test]
 fn a_deletion_by_destroy_keeps_what_another_service_stores() {
     let Some(target) = Target::new() else { return };
     let service = target.service(POLICY_WITH_DESTROY);

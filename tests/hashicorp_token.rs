@@ -202,22 +202,6 @@ fn a_token_in_a_file_is_read_again_when_it_is_dead() {
     wait_until("it has taken it", || fetch(&service, "openai", "key").status == 200);
 }
 
-/// The same for a token that was never good, in an embedded vault, which does not check it at
-/// the start.
-#[test]
-fn a_token_in_a_file_that_was_dead_from_the_start_is_read_again() {
-    let Some(target) = Target::new() else { return };
-    let file = target.place.root().join("token");
-    write_secret(&file, "s.never-was");
-    let vault = target.vault(&[("VAULT_TOKEN_FILE", file.to_str().expect("UTF-8"))]);
-    target.write("openai", &json!({ "key": "value" }));
-    vault_get(&vault, "openai", "key").expect_err("the token is no good");
-    write_secret(&file, &target.token_for(POLICY));
-    wait_until("it has taken it", || {
-        vault_get(&vault, "openai", "key").is_ok_and(|value| value.as_deref() == Some("value"))
-    });
-}
-
 #[test]
 fn a_secret_id_is_unwrapped_once() {
     let Some(target) = Target::new() else { return };

@@ -258,18 +258,6 @@ fn a_crash_at_each_step_is_settled_at_the_next_start() {
 }
 
 #[test]
-fn an_acknowledged_change_leaves_no_intent() {
-    for (has_old, new) in CHANGES {
-        let scene = Scene::new(has_old);
-        change(&scene.service, new).expect("works");
-        assert_row_of(new, scene.record().as_ref());
-        wait_until("the intent is removed", || intents(&scene.database) == 0);
-        assert_row_of(new, scene.record().as_ref());
-        scene.service.close().expect("closes");
-    }
-}
-
-#[test]
 fn a_refused_change_is_undone_with_its_intent() {
     for (has_old, new) in CHANGES {
         let scene = Scene::new(has_old);

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use support::{
     Connection, DEADLINE, Place, Service, copy_program, curl_as, get, is_root, put, try_connect,

@@ -24,7 +24,7 @@ use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{CredentialRecord, CredentialRef, Secret, StoreRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use support::{Place, Service, Setup, wait_until};
+use support::{Ended, Place, Service, Setup, wait_until};
 use terminal::Terminal;
 
 /// One side of a move: a data directory, with a backend and its environment.
@@ -69,8 +69,8 @@ impl Side {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Done {
-        Done::of(&self.command(arguments).output().expect("runs"))
+    fn run(&self, arguments: &[&str]) -> Ended {
+        ended(self.command(arguments).output().expect("runs"))
     }
 
     /// Stores `count` credentials with all metadata, each in a namespace of its own.
@@ -136,34 +136,11 @@ fn value(number: u32) -> String {
     format!("sk-canary-{number}-\u{e9}\"\\\n{}", "x".repeat(number as usize))
 }
 
-/// How a command ended.
-struct Done {
-    code: Option<i32>,
-    output: String,
-    error: String,
-}
-
-impl Done {
-    fn of(output: &Output) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
-        let (text, error) = (text(&output.stdout), text(&output.stderr));
-        assert!(!format!("{text}{error}").contains("canary"), "a value is shown: {text}{error}");
-        Self { code: output.status.code(), output: text, error }
-    }
-
-    #[track_caller]
-    fn ok(self, says: &str) -> String {
-        assert_eq!((self.code, &*self.error), (Some(0), ""), "{}", self.output);
-        assert!(self.output.contains(says), "{}", self.output);
-        self.output
-    }
-
-    #[track_caller]
-    fn fails(self, code: i32, says: &str) -> String {
-        assert_eq!(self.code, Some(code), "{} {}", self.output, self.error);
-        assert!(self.error.contains(says), "{}", self.error);
-        self.output
-    }
+/// Checks that a command has shown no value.
+fn ended(output: Output) -> Ended {
+    let ended = Ended::from(output);
+    assert!(!format!("{ended:?}").contains("canary"), "a value is shown: {ended:?}");
+    ended
 }
 
 /// A key file and the path of an export.
@@ -229,21 +206,21 @@ fn credentials_move_from_a_keyring_to_vault_and_back() {
     let (there, back) = (Files::new(), Files::new());
     old.fill(7);
     let rows = old.rows();
-    old.run(&there.export()).ok("7 credentials");
+    old.run(&there.export()).says("7 credentials");
     let mode = fs::metadata(&there.export).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert!(!String::from_utf8_lossy(&fs::read(&there.export).expect("reads")).contains("n01"));
-    old.run(&there.export()).fails(2, "exists already");
+    old.run(&there.export()).failed(2, "exists already");
 
-    vault.run(&there.import()).ok("7 stored, 0 are there already, 0 conflicts");
+    vault.run(&there.import()).says("7 stored, 0 are there already, 0 conflicts");
     assert_eq!((vault.rows(), vault.open_intents()), (rows.clone(), 0));
-    vault.run(&there.import()).ok("0 stored, 7 are there already");
+    vault.run(&there.import()).says("0 stored, 7 are there already");
 
     // The service may be running, and is the only one that changes its database.
     let service = vault.serve();
-    vault.run(&back.export()).ok("7 credentials");
+    vault.run(&back.export()).says("7 credentials");
     let before = vault.rows();
-    vault.run(&with(back.import(), &["--replace"])).fails(5, "another vault uses it");
+    vault.run(&with(back.import(), &["--replace"])).failed(5, "another vault uses it");
     assert_eq!(vault.rows(), before);
     drop(service);
 
@@ -252,7 +229,7 @@ fn credentials_move_from_a_keyring_to_vault_and_back() {
         assert_eq!(service.connect().exchange(&support::delete(&path(number))).status, 200);
     }
     drop(service);
-    new.run(&back.import()).ok("7 stored");
+    new.run(&back.import()).says("7 stored");
     assert_eq!((new.rows(), new.open_intents()), (rows, 0));
     new.assert_values(7);
     vault.assert_values(7);
@@ -263,15 +240,15 @@ fn a_sealed_store_moves_to_a_new_host_while_it_serves() {
     let (old, new, files) = (Side::new("sealed", &[]), Side::new("sealed", &[]), Files::new());
     old.fill(5);
     let service = old.serve();
-    old.run(&files.export()).ok("5 credentials");
+    old.run(&files.export()).says("5 credentials");
     assert_eq!(service.get(&path(2)).value(), value(2));
     drop(service);
-    new.run(&with(files.import(), &["--dry-run"])).fails(2, "`seal init` makes one");
+    new.run(&with(files.import(), &["--dry-run"])).failed(2, "`seal init` makes one");
     assert!(!new.place.data_dir().exists());
     let made = new.run(&files.import());
-    assert!(made.error.contains("Keep a copy of it"), "{}", made.error);
-    assert!(made.output.starts_with("5 stored"), "{}", made.output);
-    new.run(&with(files.import(), &["--dry-run"])).ok("0 would be stored, 5 are there already");
+    assert!(made.stderr.contains("Keep a copy of it"), "{}", made.stderr);
+    assert!(made.stdout.starts_with("5 stored"), "{}", made.stdout);
+    new.run(&with(files.import(), &["--dry-run"])).says("0 would be stored, 5 are there already");
     assert_eq!(new.rows()[3..], old.rows()[3..], "they were not read since");
     new.assert_values(5);
 
@@ -281,7 +258,7 @@ fn a_sealed_store_moves_to_a_new_host_while_it_serves() {
     assert_eq!(database.execute(sql, []), Ok(1));
     drop(database);
     let again = Files::new();
-    let output = old.run(&again.export()).fails(5, "n03/key 3");
+    let output = old.run(&again.export()).failed(5, "n03/key 3");
     assert!(output.contains("4 credentials"), "{output}");
 }
 
@@ -293,7 +270,7 @@ fn an_export_that_was_killed_continues() {
     let held = target.proxy.next(1, Fault::Hold(When::Before), "GET", "n06");
     let child = side.command(&files.export()).spawn().expect("starts");
     held.wait_for_held(1);
-    side.run(&files.export()).fails(5, "another export");
+    side.run(&files.export()).failed(5, "another export");
     kill(child);
     held.clear();
     assert!(!Path::new(&files.export).exists());
@@ -307,18 +284,18 @@ fn an_export_that_was_killed_continues() {
     fs::remove_file(&other.key).expect("removes");
     write_key(Path::new(&other.key), b'o');
     let wrong = ["export", &files.export, "--key-file", &other.key];
-    side.run(&wrong).fails(5, "is not the right key");
+    side.run(&wrong).failed(5, "is not the right key");
 
     // What has changed since, and what follows it, is exported again.
     let service = side.serve();
     assert_eq!(service.put(&path(4), &json!({ "value": "new canary" })).status, 200);
     assert_eq!(service.connect().exchange(&support::delete(&path(8))).status, 200);
     target.proxy.clear_requests();
-    side.run(&files.export()).ok("8 credentials (4 of them by an interrupted export)");
+    side.run(&files.export()).says("8 credentials (4 of them by an interrupted export)");
     assert_eq!(target.proxy.count("GET", "data/intentframe/n"), 4);
     drop(service);
     assert!(!files.part().exists());
-    side.run(&with(files.import(), &["--dry-run"])).ok("0 would be stored, 8 are there already");
+    side.run(&with(files.import(), &["--dry-run"])).says("0 would be stored, 8 are there already");
 }
 
 #[test]
@@ -328,7 +305,7 @@ fn an_import_that_was_killed_leaves_whole_credentials_and_continues() {
         let Some(target) = Target::new() else { return };
         let (from, to, files) = (Side::of_target(&target), Side::of_target(&target), Files::new());
         from.fill(8);
-        from.run(&files.export()).ok("8 credentials");
+        from.run(&files.export()).says("8 credentials");
         let rows = from.rows();
         let mut service = from.serve();
         for number in 0..8 {
@@ -344,7 +321,7 @@ fn an_import_that_was_killed_leaves_whole_credentials_and_continues() {
         // A request that was held stays so, as if the network had lost it.
         kill(child);
         assert_eq!(to.rows().len(), 6, "five, and the one that was being stored");
-        to.run(&files.import()).ok(says);
+        to.run(&files.import()).says(says);
         assert_eq!(to.rows(), rows);
         to.assert_values(8);
     }
@@ -355,7 +332,7 @@ fn an_import_that_is_interrupted_ends_after_a_whole_credential() {
     let Some(target) = Target::new() else { return };
     let (side, files) = (Side::of_target(&target), Files::new());
     side.fill(6);
-    side.run(&files.export()).ok("6 credentials");
+    side.run(&files.export()).says("6 credentials");
     let rows = side.rows();
     let other = Target::new().expect("there was one");
     let to = Side::of_target(&other);
@@ -366,10 +343,10 @@ fn an_import_that_is_interrupted_ends_after_a_whole_credential() {
     kill_process(Pid::from_child(&child), Signal::INT).expect("it is running");
     held.release();
     let output = child.wait_with_output().expect("it ends");
-    let output = Done::of(&output).fails(130, "interrupted");
+    let output = ended(output).failed(130, "interrupted");
     assert!(output.contains("4 stored"), "{output}");
     assert_eq!((to.rows(), to.open_intents()), (rows[..4].to_vec(), 0));
-    to.run(&files.import()).ok("2 stored, 4 are there already");
+    to.run(&files.import()).says("2 stored, 4 are there already");
     assert_eq!(to.rows(), rows);
 }
 
@@ -379,7 +356,7 @@ fn what_is_there_stays_unless_it_is_to_be_replaced() {
     let (side, files) = (Side::of_target(&target), Files::new());
     side.fill(4);
     let rows = side.rows();
-    side.run(&files.export()).ok("4 credentials");
+    side.run(&files.export()).says("4 credentials");
     let mut service = side.serve();
     assert_eq!(service.put(&path(1), &json!({ "value": value(1) })).status, 200);
     assert_eq!(service.put(&path(2), &json!({ "value": "another canary" })).status, 200);
@@ -392,20 +369,20 @@ fn what_is_there_stays_unless_it_is_to_be_replaced() {
 
     let before = content(&side.place.data_dir());
     let dry = side.run(&with(files.import(), &["--dry-run"]));
-    assert!(dry.error.contains("n01/key 1: another") && dry.error.contains("n02/key 2: another"));
-    assert_eq!(dry.fails(1, "--replace"), "1 would be stored, 1 are there already, 2 conflicts\n");
-    side.run(&with(files.import(), &["--dry-run", "--replace"])).ok("3 would be stored");
+    assert!(dry.stderr.contains("n01/key 1: another") && dry.stderr.contains("n02/key 2: another"));
+    assert_eq!(dry.failed(1, "--replace"), "1 would be stored, 1 are there already, 2 conflicts\n");
+    side.run(&with(files.import(), &["--dry-run", "--replace"])).says("3 would be stored");
     assert_eq!(content(&side.place.data_dir()), before, "nothing changed");
 
-    side.run(&files.import()).fails(1, "--replace");
+    side.run(&files.import()).failed(1, "--replace");
     assert_eq!(side.rows()[3], rows[3]);
     assert_ne!(side.rows()[1..3], rows[1..3]);
     assert_eq!(target.read("n02"), Some(json!({ "key 2": "another canary" })));
-    side.run(&with(files.import(), &["--replace"])).ok("2 stored, 2 are there already");
+    side.run(&with(files.import(), &["--replace"])).says("2 stored, 2 are there already");
     assert_eq!(side.rows()[1..], rows[1..]);
     side.assert_values(4);
 
-    let names = side.run(&["export", &Files::new().export, "--dry-run"]).ok("");
+    let names = side.run(&["export", &Files::new().export, "--dry-run"]).says("");
     assert_eq!(names, "n00/key 0\nn01/key 1\nn02/key 2\nn03/key 3\n");
 }
 
@@ -414,7 +391,7 @@ fn files_and_keys_that_are_not_right_touch_nothing() {
     let Some(target) = Target::new() else { return };
     let (side, to, files) = (Side::of_target(&target), Side::of_target(&target), Files::new());
     side.fill(3);
-    side.run(&files.export()).ok("3 credentials");
+    side.run(&files.export()).says("3 credentials");
     let export = fs::read(&files.export).expect("reads");
     let lines: Vec<&[u8]> = export.split_inclusive(|byte| *byte == b'\n').collect();
     let flipped = |line: usize| {
@@ -440,24 +417,24 @@ fn files_and_keys_that_are_not_right_touch_nothing() {
     damaged.push((newer.into_bytes(), "newer version"));
     for (bytes, says) in damaged {
         fs::write(&files.export, bytes).expect("writes");
-        to.run(&files.import()).fails(2, says);
+        to.run(&files.import()).failed(2, says);
     }
     fs::write(&files.export, &export).expect("writes");
     let wrong = files.directory.path().join("wrong").to_str().expect("UTF-8").to_owned();
     write_key(Path::new(&wrong), b'w');
-    to.run(&["import", &files.export, "--key-file", &wrong]).fails(2, "is not the right key");
-    to.run(&["import", &files.export]).fails(2, "a key file opens it; give --key-file");
+    to.run(&["import", &files.export, "--key-file", &wrong]).failed(2, "is not the right key");
+    to.run(&["import", &files.export]).failed(2, "a key file opens it; give --key-file");
     fs::set_permissions(&wrong, fs::Permissions::from_mode(0o444)).expect("its mode");
     to.run(&["import", &files.export, "--key-file", &wrong])
-        .fails(2, "other users may read it; run chmod");
-    to.run(&["import", "/nowhere/file", "--key-file", &files.key]).fails(5, "cannot read");
+        .failed(2, "other users may read it; run chmod");
+    to.run(&["import", "/nowhere/file", "--key-file", &files.key]).failed(5, "cannot read");
     assert!(!to.place.data_dir().exists(), "nothing was touched");
     assert!(target.proxy.requests().is_empty(), "the backend was not asked");
 
     let memory = Side::new("env", &[]);
-    memory.run(&files.import()).fails(2, "keeps values in memory");
+    memory.run(&files.import()).failed(2, "keeps values in memory");
     let nothing = Side::new("sealed", &[]);
-    nothing.run(&Files::new().export()).fails(2, "there is no database");
+    nothing.run(&Files::new().export()).failed(2, "there is no database");
 }
 
 #[test]
@@ -472,14 +449,14 @@ fn a_passphrase_comes_from_a_descriptor_or_a_terminal() {
         shell.args(["-c", r#"exec "$0" "$@" 7<"$PASSPHRASE""#]).arg(command.get_program());
         shell.args(command.get_args()).args(["--passphrase-fd", "7"]).env_clear();
         shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        Done::of(&shell.env("PASSPHRASE", &passphrase).output().expect("runs"))
+        ended(shell.env("PASSPHRASE", &passphrase).output().expect("runs"))
     };
-    side.run(&["export", &files.export]).fails(2, "nobody can be asked for a passphrase");
-    by_descriptor(side.command(&["export", &files.export])).ok("2 credentials");
+    side.run(&["export", &files.export]).failed(2, "nobody can be asked for a passphrase");
+    by_descriptor(side.command(&["export", &files.export])).says("2 credentials");
     let dry = ["import", &files.export, "--dry-run"];
-    by_descriptor(side.command(&dry)).ok("2 are there already");
-    side.run(&with(files.import(), &[])).fails(2, "a passphrase opens it");
-    side.run(&["import", &files.export, "--passphrase-fd", "9"]).fails(2, "descriptor 9");
+    by_descriptor(side.command(&dry)).says("2 are there already");
+    side.run(&with(files.import(), &[])).failed(2, "a passphrase opens it");
+    side.run(&["import", &files.export, "--passphrase-fd", "9"]).failed(2, "descriptor 9");
 
     let typed = |arguments: &[&str], code: i32, typed: &str| {
         let terminal = Terminal::start(&side.command(arguments));
@@ -494,7 +471,7 @@ fn a_passphrase_comes_from_a_descriptor_or_a_terminal() {
     let new = ["export", &*files.export];
     typed(&new, 2, "a long passphrase\nanother");
     assert!(typed(&new, 0, "a long passphrase\na long passphrase").contains("2 credentials"));
-    by_descriptor(side.command(&dry)).ok("2 are there already");
+    by_descriptor(side.command(&dry)).says("2 are there already");
 }
 
 }

@@ -2,6 +2,8 @@
 //! `PROPTEST_CASES` sets how many are tried.
 #![cfg(unix)]
 
+#[path = "support/contract.rs"]
+mod contract;
 #[allow(dead_code, reason = "the binary uses the rest")]
 #[path = "../src/cli/dotenv.rs"]
 mod dotenv;
@@ -35,7 +37,7 @@ fn environment(variables: &[(&str, &str)]) -> Environment {
 }
 
 #[test]
-fn the_env_backend_agrees_with_its_model() {
+fn the_env_backend_keeps_the_contract_and_agrees_with_its_model() {
     let variables = [("A_TOKEN", "of the environment"), ("A_B_TOKEN", "")];
     let options = BackendOptions::new(environment(&variables));
     let vault = create_vault("env", &options).expect("registered");
@@ -44,6 +46,7 @@ fn the_env_backend_agrees_with_its_model() {
         let variable = variables.iter().find(|(variable, _)| *variable == name);
         variable.map(|(_, value)| (*value).to_owned())
     };
+    contract::contract(&*vault, "contract-");
     sequences::agree(&*vault, "", 256, behind, |_| ());
 }
 

@@ -1,4 +1,4 @@
-//! The service's main callers: Python with httpx, over the Unix socket.
+//! The service's main callers, in Python, over the Unix socket; and every row of the wire contract.
 #![cfg(unix)]
 
 mod support;
@@ -34,4 +34,17 @@ fn httpx_over_the_socket() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{backend}: {stderr}");
     }
+}
+
+/// By the script that operators can run too.
+#[test]
+fn every_row_of_the_wire_contract() {
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/wire-contract"))
+        .env("CREDENTIAL_VAULT_BIN", env!("CARGO_BIN_EXE_credential-vault"))
+        .output()
+        .expect("the script is executable, and python3 installed");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let failed: Vec<&str> = stdout.lines().filter(|line| line.starts_with("FAIL")).collect();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{stderr}\n{stdout}", failed.join("\n"));
 }

@@ -8,8 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 
 use rustix::process::Signal;
 
-use crate::support::wait_until;
-use crate::tools::{Ended, Running, TOKEN, Vault, exec};
+use crate::tools::{Ended, TOKEN, Vault, exec};
 
 #[test]
 fn the_command_replaces_exec() {

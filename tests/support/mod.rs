@@ -444,9 +444,18 @@ impl Ended {
 
     /// Failed with `code`, and gives this reason.
     #[track_caller]
-    pub fn failed(self, code: i32, reason: &str) {
-        let text = self.expect(code).stderr;
-        assert!(text.contains(reason), "{text}");
+    pub fn failed(self, code: i32, reason: &str) -> String {
+        let ended = self.expect(code);
+        assert!(ended.stderr.contains(reason), "{ended:?}");
+        ended.stdout
+    }
+
+    /// Succeeded, and says this on standard output.
+    #[track_caller]
+    pub fn says(self, text: &str) -> String {
+        let said = self.ok();
+        assert!(said.contains(text), "{said}");
+        said
     }
 
     /// Succeeded, with nothing on standard error.

@@ -358,27 +358,14 @@ exe = "{}"
 unit = "{unit}"
 [consumer.parent]
 supervisor = true
-[[rule]]
-consumers = ["group"]
-allow = ["read"]
-namespaces = ["group"]
-[[rule]]
-consumers = ["program"]
-allow = ["read"]
-namespaces = ["program"]
-[[rule]]
-consumers = ["unit"]
-allow = ["read"]
-namespaces = ["unit"]
-[[rule]]
-consumers = ["parent"]
-allow = ["read"]
-namespaces = ["parent"]
-owner = false
 "#,
         program.display()
     );
-    let vault = Vault::start(&policy);
+    let rule = |name: &str| {
+        format!("[[rule]]\nconsumers = [{name:?}]\nallow = [\"read\"]\nnamespaces = [{name:?}]\n")
+    };
+    let rules = ["group", "program", "unit", "parent"].map(rule).concat();
+    let vault = Vault::start(&format!("{policy}{rules}owner = false\n"));
     for namespace in ["group", "program", "unit", "parent"] {
         vault.store(&format!("{namespace}/key"), &json!({ "value": "secret-value" }));
     }

@@ -363,19 +363,6 @@ fn a_token_that_may_not_renew_itself_is_replaced() {
     });
 }
 
-#[test]
-fn a_static_token_that_may_not_look_itself_up_is_used() {
-    let Some(target) = Target::new() else { return };
-    let policies = [target.policy("p", POLICY)];
-    let fields = json!({ "policies": policies, "ttl": "1h", "no_default_policy": true });
-    let service = target.setup(&target.place, &target.token(&fields)).start();
-    stored(&service, "openai", "key", "value");
-    assert_eq!(fetch(&service, "openai", "key").value(), "value");
-    let renewal = wait_for_state(&service, "ended");
-    assert!(renewal["last_error"].as_str().expect("a text").contains("lookup-self"));
-    assert_eq!(health(&service)["status"], "ok");
-}
-
 /// Neither login nor renewal works for a while; the token still does.
 #[test]
 fn a_renewal_that_fails_is_retried_with_back_off() {

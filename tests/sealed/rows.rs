@@ -89,20 +89,6 @@ fn a_row_opens_in_its_own_place_only() {
     }
 }
 
-#[test]
-fn something_that_is_no_blob_is_an_error_of_that_credential() {
-    let (store, service) = Store::with_values();
-    stop(service);
-    store
-        .database()
-        .execute("UPDATE vault_sealed SET blob = 7 WHERE key = 'key0'", [])
-        .expect("sets");
-    let service = store.setup().start();
-    let answer = service.get("/v1/credentials/openai/key0");
-    assert!(answer.text().contains("openai/key0 cannot be read"), "{}", answer.text());
-    assert_eq!(service.get("/v1/credentials/openai/key1").status, 200);
-}
-
 /// Readers keep encrypted values in memory, and must not keep an old one.
 #[test]
 fn a_reader_never_sees_an_older_value_than_before() {

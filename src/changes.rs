@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::backend::CredentialVault;
 use crate::backoff::Backoff;
 use crate::error::VaultError;
-use crate::metadata::{Mark, MetadataStore, lock};
+use crate::metadata::{Kind, Mark, MetadataStore, lock};
 use crate::model::{CredentialRecord, CredentialRef, HIDDEN, mask_value};
 use crate::secret::Secret;
 
@@ -25,7 +25,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// The changes of one vault. [`CredentialVault`] documents their steps.
 pub(crate) struct Changes {
     vault: Arc<dyn CredentialVault>,
-    metadata: Arc<MetadataStore>,
+    pub(crate) metadata: Arc<MetadataStore>,
     /// The credentials that are being changed, each by one caller.
     held: Mutex<HashSet<CredentialRef>>,
     released: Condvar,
@@ -49,10 +49,14 @@ pub(crate) struct ChangeLock<'a> {
 
 impl Changes {
     pub(crate) fn new(vault: Arc<dyn CredentialVault>, metadata: Arc<MetadataStore>) -> Self {
-        let interrupted = metadata.intents(vault.name()).unwrap_or_else(|error| {
+        let mut interrupted = metadata.intents(vault.name()).unwrap_or_else(|error| {
             log::error!("interrupted changes are not settled: {error}");
             Vec::new()
         });
+        if !vault.is_durable() {
+            // Its values are gone with the process that made the changes, and their rows stay.
+            interrupted.drain(..).for_each(|at| metadata.finish(&at));
+        }
         let since = interrupted.into_iter().map(|at| (at, Instant::now())).collect();
         Self {
             vault,
@@ -73,7 +77,8 @@ impl Changes {
 
     /// Settles what is open, as far as the backend answers. The rest is settled in the background.
     pub(crate) fn settle_all(self: &Arc<Self>) {
-        if !self.try_all() {
+        self.try_all();
+        if !lock(&self.open).since.is_empty() {
             self.settle_in_background();
         }
     }
@@ -92,41 +97,34 @@ impl Changes {
             // Without a thread, the next failure or the next start tries again.
             open.has_thread = thread.spawn(move || changes.run()).is_ok();
         }
-        drop(open);
-        self.changed.notify_all();
     }
 
     fn run(self: &Arc<Self>) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
-            let idle = |open: &mut Open| open.since.is_empty() && !open.is_closed;
-            let open = self.changed.wait_while(lock(&self.open), idle);
-            if open.unwrap_or_else(PoisonError::into_inner).is_closed {
+            self.try_all();
+            let mut open = lock(&self.open);
+            if open.is_closed || open.since.is_empty() {
+                open.has_thread = false;
                 return;
             }
-            if self.try_all() {
-                backoff.reset();
-                continue;
-            }
-            let (open, pause) = (lock(&self.open), backoff.next_pause());
+            let pause = backoff.next_pause();
             drop(self.changed.wait_timeout_while(open, pause, |open| !open.is_closed));
         }
     }
 
-    /// Returns whether nothing is open any more.
-    fn try_all(self: &Arc<Self>) -> bool {
+    fn try_all(self: &Arc<Self>) {
         let all: Vec<CredentialRef> = lock(&self.open).since.keys().cloned().collect();
         for at in &all {
             let lock = self.lock(at);
             let settled =
                 catch_unwind(AssertUnwindSafe(|| lock.settle_with(|vault| vault.peek(at))));
             let Ok(Err(error)) = settled else { continue };
-            log::warn!("it is not known yet whether a change of {at} was made: {error}");
+            log::warn!("a change of {at} is not settled yet: {error}");
             if matches!(error, VaultError::BackendUnavailable { .. }) {
-                return false;
+                return;
             }
         }
-        lock(&self.open).since.is_empty()
     }
 }
 
@@ -146,26 +144,23 @@ impl ChangeLock<'_> {
             Err(VaultError::ReadFailed { .. }) => {}
             settled => settled?,
         }
-        let mark = vault.is_durable().then(|| Mark::new(vault.name(), value)).transpose()?;
-        let has_intent = mark.is_some();
-        let before = metadata.begin(at, record, mark)?;
+        let mark = Mark::new(vault.name(), value)?;
+        let before = metadata.change(at, record, Kind::New(Some(mark)))?;
         lock(open).since.remove(*at);
         let outcome = catch_unwind(AssertUnwindSafe(|| change(&**vault)));
         let is_unknown = match &outcome {
             Ok(Ok(_)) => {
-                if has_intent {
-                    metadata.finish(at);
-                }
+                metadata.finish(at);
                 return outcome.unwrap_or_else(|panic| resume_unwind(panic));
             }
-            Ok(Err(VaultError::BackendUnavailable { .. })) | Err(_) => has_intent,
+            Ok(Err(VaultError::BackendUnavailable { .. })) | Err(_) => true,
             Ok(Err(_)) => false,
         };
-        // If the database cannot be written now, the metadata store does it later.
-        if let Err(error) = metadata.settle(at, before, !is_unknown) {
+        let restored = metadata.change(at, before, Kind::Undo { is_final: !is_unknown });
+        if let Err(error) = &restored {
             log::error!("the metadata of {at} is not restored yet: {error}");
         }
-        if is_unknown {
+        if is_unknown || restored.is_err() {
             lock(open).since.insert((*at).clone(), Instant::now());
             changes.settle_in_background();
         }
@@ -202,7 +197,7 @@ impl ChangeLock<'_> {
                 record.last_used_at = record.last_used_at.max(row.last_used_at);
             }
             let is_final = is_made || since.elapsed() > GRACE;
-            metadata.settle(at, record, is_final)?;
+            metadata.change(at, record, Kind::Undo { is_final })?;
             if !is_final {
                 return Ok(());
             }
@@ -236,7 +231,7 @@ mod tests {
         let changes = Arc::new(Changes::new(vault, Arc::clone(&metadata)));
         let at = CredentialRef::parse("n", "key").expect("valid");
         let mark = Mark::new("EnvVault", Some(&Secret::new("value".to_owned()))).expect("random");
-        metadata.begin(&at, None, Some(mark)).expect("commits");
+        metadata.change(&at, None, Kind::New(Some(mark))).expect("commits");
         let settled = |age: Duration| {
             let since = Instant::now().checked_sub(age).expect("the machine runs longer");
             lock(&changes.open).since.insert(at.clone(), since);

@@ -240,7 +240,7 @@ impl Daemon {
     /// Reads the policy again, and opens the audit log again if it was rotated. What cannot be
     /// used is reported in the log, and the old one stays.
     pub fn reload(&self) {
-        self.router.reload();
+        self.router.access().reload();
     }
 
     /// Stops accepting and lets what runs finish. Does not wait.

@@ -29,7 +29,6 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 pub struct VaultService {
     vault: Arc<dyn CredentialVault>,
     /// `None` if the backend keeps the metadata, as a [`MetadataKeeper`].
-    pub(crate) metadata: Option<Arc<MetadataStore>>,
     changes: Option<Arc<Changes>>,
     hides_previews: bool,
 }
@@ -39,9 +38,8 @@ impl VaultService {
     /// the one to give ([`InDatabase::database`](crate::backend::InDatabase::database)).
     #[must_use]
     pub fn new(vault: Arc<dyn CredentialVault>, metadata: impl Into<Arc<MetadataStore>>) -> Self {
-        let metadata = metadata.into();
-        let changes = Arc::new(Changes::new(Arc::clone(&vault), Arc::clone(&metadata)));
-        Self { vault, metadata: Some(metadata), changes: Some(changes), hides_previews: false }
+        let changes = Arc::new(Changes::new(Arc::clone(&vault), metadata.into()));
+        Self { vault, changes: Some(changes), hides_previews: false }
     }
 
     /// A service over a backend that keeps the metadata itself.
@@ -55,7 +53,7 @@ impl VaultService {
         if vault.metadata_keeper().is_none() {
             return Err(vault);
         }
-        Ok(Self { vault, metadata: None, changes: None, hides_previews: false })
+        Ok(Self { vault, changes: None, hides_previews: false })
     }
 
     /// With `hides`, each preview is `****`: in the database from the next store on, and in
@@ -75,6 +73,10 @@ impl VaultService {
         }
     }
 
+    pub(crate) fn metadata(&self) -> Option<&MetadataStore> {
+        self.changes.as_ref().map(|changes| &*changes.metadata)
+    }
+
     fn keeper(&self) -> &dyn MetadataKeeper {
         self.vault.metadata_keeper().expect("`over_metadata_keeper` checked it")
     }
@@ -86,7 +88,7 @@ impl VaultService {
     /// [`VaultError::NotFound`], or the backend's error.
     pub fn get(&self, at: &CredentialRef) -> Result<Secret, VaultError> {
         let value = self.vault.get(at)?.ok_or_else(|| VaultError::NotFound(at.clone()))?;
-        if let Some(metadata) = &self.metadata {
+        if let Some(metadata) = self.metadata() {
             metadata.touch(at, Timestamp::now());
         }
         Ok(value)
@@ -106,7 +108,7 @@ impl VaultService {
     ) -> Result<Secret, VaultError> {
         let lock = self.changes.as_ref().map(|changes| changes.lock(at));
         lock.as_ref().map_or(Ok(()), ChangeLock::settle)?;
-        let record = self.metadata.as_ref().map(|it| it.find(at)).transpose()?.flatten();
+        let record = self.metadata().map(|it| it.find(at)).transpose()?.flatten();
         if !permit(record.as_ref().map_or(&[], |record| &record.allowed_consumers)) {
             return Err(VaultError::NotFound(at.clone()));
         }
@@ -179,7 +181,7 @@ impl VaultService {
     /// The error of the database.
     pub fn records(&self) -> Result<Vec<CredentialRecord>, VaultError> {
         let mut all = Vec::new();
-        if let Some(metadata) = &self.metadata {
+        if let Some(metadata) = self.metadata() {
             metadata.for_each(&Filter::All, &mut |record| all.push(record))?;
         }
         Ok(all)
@@ -196,7 +198,7 @@ impl VaultService {
         &self,
         at: &CredentialRef,
     ) -> Result<(Option<CredentialRecord>, Option<Secret>), VaultError> {
-        let Some(metadata) = &self.metadata else { return Ok((None, self.vault.get(at)?)) };
+        let Some(metadata) = self.metadata() else { return Ok((None, self.vault.get(at)?)) };
         // If this process holds the database, no other one is changing it.
         let is_alone = metadata.is_writable();
         for _ in 0..LOOKS {
@@ -221,18 +223,18 @@ impl VaultService {
     ///
     /// The error of the database or the backend. Then neither value nor metadata has changed.
     pub fn import(&self, mut record: CredentialRecord, value: &Secret) -> Result<(), VaultError> {
-        let (Some(metadata), Some(changes)) = (&self.metadata, &self.changes) else {
+        let Some(changes) = &self.changes else {
             let reason = "another service keeps the metadata".to_owned();
             return Err(VaultError::ValidationFailed { field: Field::Backend, reason });
         };
         record.masked_preview = mask_value(value.expose());
         let at = record.at.clone();
         let lock = changes.lock(&at);
-        let is_new = metadata.find(&at)?.is_none();
+        let is_new = changes.metadata.find(&at)?.is_none();
         self.put(&lock, record.clone(), value)?;
         if !is_new {
             // A store keeps some times of the row that it replaces.
-            metadata.restore(&at, Some(record))?;
+            changes.metadata.restore(&at, Some(record))?;
         }
         Ok(())
     }
@@ -247,7 +249,7 @@ impl VaultService {
         namespace: Option<&Namespace>,
         visit: &mut dyn FnMut(MaskedSummary),
     ) -> Result<(), VaultError> {
-        if let Some(metadata) = &self.metadata {
+        if let Some(metadata) = self.metadata() {
             let filter = namespace.cloned().map_or(Filter::All, Filter::Namespace);
             metadata.for_each(&filter, &mut |record| visit(self.summary(record)))?;
         } else {
@@ -272,7 +274,7 @@ impl VaultService {
     ///
     /// The error of the database, or of the backend.
     pub fn runtime_env(&self, visit: &mut dyn FnMut(RuntimeEnvEntry)) -> Result<(), VaultError> {
-        if let Some(metadata) = &self.metadata {
+        if let Some(metadata) = self.metadata() {
             metadata.for_each(&Filter::RuntimeEnv, &mut |record| visit(record.into()))?;
         } else {
             self.keeper().runtime_env()?.into_iter().for_each(visit);
@@ -287,13 +289,13 @@ impl VaultService {
     ///
     /// The error of the database.
     pub fn count(&self) -> Result<Option<u64>, VaultError> {
-        Ok(self.metadata.as_ref().map(|it| it.count()).transpose()?)
+        Ok(self.metadata().map(|it| it.count()).transpose()?)
     }
 
     /// Whether listings and the status may wait for something outside this process.
     #[must_use]
     pub fn listings_may_block(&self) -> bool {
-        self.metadata.is_none() && self.vault.may_block()
+        self.changes.is_none() && self.vault.may_block()
     }
 
     /// Removes the metadata of credentials that the backend has no value for, and returns
@@ -303,14 +305,14 @@ impl VaultService {
     ///
     /// The error of the database or the backend.
     pub fn forget_metadata_without_value(&self) -> Result<usize, VaultError> {
-        let (Some(metadata), Some(changes)) = (&self.metadata, &self.changes) else {
+        let Some(changes) = &self.changes else {
             return Ok(0);
         };
         let mut forgotten = 0;
         for CredentialRecord { at, .. } in self.records()? {
             let _lock = changes.lock(&at);
             if !self.vault.has(&at)? {
-                metadata.remove(&at)?;
+                changes.metadata.remove(&at)?;
                 forgotten += 1;
             }
         }
@@ -327,7 +329,7 @@ impl VaultService {
     #[must_use]
     pub fn backend_status(&self) -> BackendStatus {
         let mut status = self.vault.status();
-        status.works &= self.metadata.as_ref().is_none_or(|it| it.is_writable());
+        status.works &= self.metadata().is_none_or(|it| it.is_writable());
         status
     }
 
@@ -351,10 +353,9 @@ impl VaultService {
 
     /// Also for the thread that settles, which may wait for the backend.
     fn close_metadata(&self) -> Result<(), MetadataError> {
-        if let Some(changes) = &self.changes {
-            changes.close();
-        }
-        self.metadata.as_ref().map_or(Ok(()), |it| it.close())
+        let Some(changes) = &self.changes else { return Ok(()) };
+        changes.close();
+        changes.metadata.close()
     }
 }
 

@@ -831,6 +831,6 @@ fn no_copy_is_left(backend: &str) {
             assert_eq!(connection.exchange(&delete(&path(client, number))).status, 200);
         }
     }
-    // A worker answers before it has put the connection back and wiped the buffer that it lent.
+    // A worker answers before it has put the connection back and wiped its buffers.
     wait_until("every copy is gone", || copies_in_memory(&service, wanted.as_bytes()) == 0);
 }

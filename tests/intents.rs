@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use intentframe_credentials::metadata::MetadataStore;
+use intentframe_credentials::metadata::{MetadataStore, Snapshot};
 use intentframe_credentials::service::VaultService;
 use intentframe_credentials::{
     CredentialRecord, CredentialRef, CredentialVault, DeliveryMode, Namespace, Secret,
@@ -22,11 +22,19 @@ use tempfile::TempDir;
 const OLD: &str = "old-value-of-1st-store";
 const NEW: &str = "new-value-of-2nd-store";
 
+const FILL_DISK: &str = "
+    CREATE TRIGGER insertion BEFORE INSERT ON credential_metadata
+    BEGIN SELECT RAISE(ABORT, 'not now'); END;
+    CREATE TRIGGER deletion BEFORE DELETE ON credential_metadata
+    BEGIN SELECT RAISE(ABORT, 'not now'); END";
+
 /// What a change does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mood {
     Works,
     Refuses,
+    /// Refuses, while the database cannot be written any more.
+    RefusesWithFullDisk,
     /// Unavailable, without or with an effect.
     Lost {
         has_effect: bool,
@@ -79,8 +87,12 @@ impl Moody {
         self.snapshot(0);
         let mood = self.mood();
         let refused = || "the backend refuses".to_owned();
+        if mood == Mood::RefusesWithFullDisk {
+            let database = Connection::open(&self.database).expect("opens");
+            database.execute_batch(FILL_DISK).expect("creates");
+        }
         match (mood, value) {
-            (Mood::Refuses, Some(_)) => {
+            (Mood::Refuses | Mood::RefusesWithFullDisk, Some(_)) => {
                 return Err(VaultError::StoreFailed { at: at.clone(), reason: refused() });
             }
             (Mood::Refuses, None) => {
@@ -201,7 +213,7 @@ fn request(value: &str) -> StoreRequest {
 }
 
 fn record(database: &Path) -> Option<CredentialRecord> {
-    MetadataStore::look_up(database, &at()).expect("reads")
+    Snapshot::open(database).and_then(|it| it.find(&at())).expect("reads")
 }
 
 fn intents(database: &Path) -> i64 {
@@ -379,4 +391,22 @@ fn an_invalid_intent_is_named_in_the_error() {
     let service = service(&scene.vault, &database);
     let error = change(&service, Some(NEW)).expect_err("it cannot be read").to_string();
     assert!(error.contains("n/key") && error.contains("vault_intents"), "{error}");
+}
+
+#[test]
+fn an_undo_for_which_there_is_no_room_is_made_later() {
+    for has_old in [false, true] {
+        let scene = Scene::new(has_old);
+        scene.vault.set_mood(Mood::RefusesWithFullDisk);
+        scene.service.store(&at(), &request(NEW)).expect_err("it is refused");
+        scene.vault.set_mood(Mood::Works);
+        let database = Connection::open(&scene.database).expect("opens");
+        let sql = "SELECT count(*) FROM credential_metadata WHERE env_name = ?1";
+        let env_name = NEW.replace('-', "_");
+        let new_rows = || database.query_row(sql, [&env_name], |row| row.get::<_, i64>(0));
+        assert_eq!(new_rows(), Ok(1), "not restored yet");
+        database.execute_batch("DROP TRIGGER insertion; DROP TRIGGER deletion").expect("drops");
+        wait_until("the row is restored", || new_rows() == Ok(0));
+        assert_row_of(has_old.then_some(OLD), scene.record().as_ref());
+    }
 }

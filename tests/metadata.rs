@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use intentframe_credentials::metadata::{Filter, MetadataError, MetadataStore};
+use intentframe_credentials::metadata::{Filter, MetadataError, MetadataStore, Snapshot};
 use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{
     CredentialRecord, CredentialRef, DeliveryMode, Secret, StoreRequest,
@@ -182,7 +182,7 @@ fn one_vault_at_a_time_uses_a_directory() {
         let error = MetadataStore::open(&file).expect_err("it is in use");
         assert!(error.to_string().contains("another vault uses it"), "{error}");
     }
-    assert!(MetadataStore::look_up(&file, &at("key")).expect("reads").is_some());
+    assert!(Snapshot::open(&file).and_then(|it| it.find(&at("key"))).expect("reads").is_some());
     store.close().expect("closes");
     let store = MetadataStore::open(&file).expect("opens");
     assert_eq!(store.count().expect("counts"), 1);
@@ -221,58 +221,6 @@ fn a_touch_is_listed_at_once_and_written_soon() {
     let written = column(&file, "last_used_at", "key");
     assert_eq!(written.as_deref(), Some("2031-01-01T00:00:00+00:00"));
     assert!(matches!(store.count(), Err(MetadataError::Closed)));
-}
-
-/// As if the disk filled up between a change and its undo.
-#[test]
-fn a_failed_undo_is_tried_again() {
-    let (_directory, file) = place();
-    let store = MetadataStore::open(&file).expect("opens");
-    let other = Connection::open(&file).expect("opens");
-    let refuse = |what: &str| {
-        let trigger = format!(
-            "CREATE TRIGGER refuse BEFORE {what} ON credential_metadata
-             BEGIN SELECT RAISE(ABORT, 'not now'); END"
-        );
-        other.execute_batch(&trigger).expect("creates");
-    };
-    let accept = || other.execute_batch("DROP TRIGGER refuse").expect("drops");
-    let failed = |outcome| assert!(matches!(outcome, Err(MetadataError::Failed(_))), "{outcome:?}");
-    store.put(row("kept", "v")).expect("stores");
-    let before = records(&store);
-
-    // The next change of any row completes the undo,
-    store.put(row("new", "v")).expect("stores");
-    refuse("DELETE");
-    failed(store.restore(&at("new"), None).map(|()| None));
-    failed(store.put(row("new", "v")));
-    failed(store.put(row("other", "v")));
-    accept();
-    store.put(row("other", "v")).expect("stores");
-    store.remove(&at("other")).expect("removes");
-    assert_eq!(records(&store), before);
-    assert_eq!(store.put(row("new", "v")).expect("stores"), None);
-    store.remove(&at("new")).expect("removes");
-
-    // or the timer does,
-    let removed = store.remove(&at("kept")).expect("removes");
-    refuse("INSERT");
-    failed(store.restore(&at("kept"), removed).map(|()| None));
-    assert_eq!(records(&store), []);
-    accept();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while records(&store) != before {
-        assert!(Instant::now() < deadline, "never put back");
-        std::thread::yield_now();
-    }
-
-    // or closing does.
-    let removed = store.remove(&at("kept")).expect("removes");
-    refuse("INSERT");
-    failed(store.restore(&at("kept"), removed).map(|()| None));
-    accept();
-    store.close().expect("closes");
-    assert_eq!(records(&MetadataStore::open(&file).expect("opens")), before);
 }
 
 #[test]

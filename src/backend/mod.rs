@@ -66,7 +66,7 @@ const BUILT_IN: &[(&str, BackendFactory)] = &[
 /// | the second step | the row | the intent |
 /// |---|---|---|
 /// | succeeds | stays | is removed |
-/// | fails, and says that nothing has changed | is restored in one transaction | is removed in the same |
+/// | fails, and says that nothing has changed | is restored in one transaction; later, if the database cannot be written | is removed in the same |
 /// | fails with [`BackendUnavailable`](VaultError::BackendUnavailable), or panics: the outcome is unknown | is restored | stays open |
 /// | is interrupted by a crash | is settled at the next start | stays open |
 ///
@@ -95,8 +95,8 @@ pub trait CredentialVault: Send + Sync {
         true
     }
 
-    /// Whether values outlive the process. The service writes no intents for a backend that keeps
-    /// values in memory.
+    /// Whether values outlive the process. If not, an import is refused, and what a crash has
+    /// interrupted is not settled.
     fn is_durable(&self) -> bool {
         true
     }

@@ -4,7 +4,7 @@ use std::path::{self, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::VaultError;
-use crate::metadata::{DATABASE, MetadataError, MetadataStore};
+use crate::metadata::{DATABASE, MetadataError, MetadataStore, Snapshot};
 use crate::model::{CredentialRecord, CredentialRef, Namespace};
 use crate::ownership;
 use crate::seal::{Key, KeyHeader, KeySource, SealError};
@@ -68,7 +68,10 @@ impl SealedVault {
     /// [`VaultError::Metadata`]; [`VaultError::ValidationFailed`] for a damaged header.
     pub fn status_of_seal(&self) -> Result<Option<(KeyHeader, u64)>, VaultError> {
         const DAMAGED: &str = "the key header in the database is damaged; restore a backup";
-        let (header, values) = MetadataStore::seal(&self.database)?;
+        if !self.database.exists() {
+            return Ok(None);
+        }
+        let (header, values) = Snapshot::open(&self.database)?.seal()?;
         match header.map(|json| serde_json::from_str(&json)) {
             Some(Ok(header)) => Ok(Some((header, values))),
             None if values == 0 => Ok(None),

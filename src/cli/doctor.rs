@@ -230,7 +230,9 @@ impl Report {
             self.add("backend-skipped", name, "its wrapped secret ID can be used once");
         } else if vault.in_database().is_some()
             && (service.is_some()
-                || !matches!(MetadataStore::seal(&local.database), Ok((Some(_), _))))
+                || !Snapshot::open(&local.database)
+                    .and_then(|it| it.seal())
+                    .is_ok_and(|(header, _)| header.is_some()))
         {
             self.add("backend-sealed", name, "values and metadata change together");
         } else if let Err(error) = vault.check().and_then(|()| vault.has(&probe)) {

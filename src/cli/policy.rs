@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use argh::FromArgs;
 use intentframe_credentials::caller::{Caller, Supervisor};
 use intentframe_credentials::daemon::DATABASE;
-use intentframe_credentials::metadata::MetadataStore;
+use intentframe_credentials::metadata::Snapshot;
 use intentframe_credentials::policy::{Operation, Policy};
 use intentframe_credentials::settings;
 
@@ -98,11 +98,12 @@ fn explain(args: Explain, context: &Context) -> Result<(), Failure> {
     let caller = Caller::of_pid(args.pid, supervisor.as_ref())
         .map_err(cannot(format!("examine process {}", args.pid)))?;
     let database = settings::data_dir(args.data_dir.as_deref(), environment)?.join(DATABASE);
-    let record = MetadataStore::look_up(&database, &at).map_err(Failure::other)?;
+    let find = || Snapshot::open(&database)?.find(&at);
+    let record = database.exists().then(find).transpose().map_err(Failure::other)?.flatten();
     let allowed = record.map(|record| record.allowed_consumers).unwrap_or_default();
     let consumers: Vec<_> = policy.consumers_of(&caller).collect();
     let applied = if operation == Operation::Read { allowed.as_slice() } else { &[] };
-    let decision = policy.decide(&caller, operation, at.namespace().as_str(), applied);
+    let decision = policy.decide(&caller, operation, Some(at.namespace().as_str()), applied);
     let outcome = match &decision {
         Ok(grant) => match (grant.rule, grant.consumer) {
             (Some(rule), Some(consumer)) => format!("allowed by rule {rule}, as {consumer}"),

@@ -4,10 +4,10 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest as _, Sha256};
 
-use crate::model::{CredentialRecord, CredentialRef, Namespace};
+use crate::model::{CredentialRecord, CredentialRef};
 use crate::secret::Secret;
 
-use super::MetadataError;
+use super::{MetadataError, row};
 
 const SALT_BYTES: usize = 16;
 
@@ -71,13 +71,13 @@ pub(super) fn open(
     let (namespace, key) = (at.namespace().as_str(), at.key());
     let (before, after) = (before.map(json), after.map(json));
     let values = params![namespace, key, backend, salt, fingerprint, before, after];
-    connection.prepare_cached(sql)?.execute(values).map(drop)
+    row::execute(connection, sql, values)
 }
 
 /// Removes the intent of the credential, if there is one.
 pub(super) fn remove(connection: &Connection, at: &CredentialRef) -> rusqlite::Result<()> {
     let sql = "DELETE FROM vault_intents WHERE namespace = ?1 AND key = ?2";
-    connection.prepare_cached(sql)?.execute([at.namespace().as_str(), at.key()]).map(drop)
+    row::execute(connection, sql, [at.namespace().as_str(), at.key()])
 }
 
 /// The open intent of the credential.
@@ -110,13 +110,5 @@ pub(super) fn list(
     backend: &str,
 ) -> Result<Vec<CredentialRef>, MetadataError> {
     let sql = "SELECT namespace, key FROM vault_intents WHERE backend = ?1";
-    let mut statement = connection.prepare(sql)?;
-    let names = statement.query_map([backend], |row| row.try_into())?;
-    let mut found = Vec::new();
-    for name in names {
-        let (namespace, key): (String, String) = name?;
-        let at = Namespace::new(namespace).and_then(|it| CredentialRef::stored(it, key));
-        found.push(at.map_err(|error| MetadataError::Failed(error.to_string()))?);
-    }
-    Ok(found)
+    row::names(connection, sql, [backend])
 }

@@ -40,7 +40,8 @@ use self::reader::Readers;
 use self::row::COLUMNS;
 use self::schema::Reason;
 use self::sealed::Cache;
-use self::writer::{Change, Kind, Message, Outcome};
+pub(crate) use self::writer::Kind;
+use self::writer::{Change, Message, Outcome};
 
 /// The database's file name in the data directory.
 pub const DATABASE: &str = "credentials.db";
@@ -113,7 +114,7 @@ impl MetadataStore {
     ///
     /// [`MetadataError::Failed`], and nothing has changed; [`MetadataError::Closed`].
     pub fn put(&self, record: CredentialRecord) -> Result<Option<CredentialRecord>, MetadataError> {
-        self.begin(&record.at.clone(), Some(record), None)
+        self.change(&record.at.clone(), Some(record), Kind::New(None))
     }
 
     /// Removes a record, and returns it.
@@ -122,7 +123,7 @@ impl MetadataStore {
     ///
     /// [`MetadataError::Failed`], and nothing has changed; [`MetadataError::Closed`].
     pub fn remove(&self, at: &CredentialRef) -> Result<Option<CredentialRecord>, MetadataError> {
-        self.begin(at, None, None)
+        self.change(at, None, Kind::New(None))
     }
 
     /// Restores the record that [`put`](Self::put) or [`remove`](Self::remove) returned;
@@ -130,25 +131,13 @@ impl MetadataStore {
     ///
     /// # Errors
     ///
-    /// [`MetadataError::Failed`]: it is not restored yet. It will be as soon as the database
-    /// can be written, and before any other change; [`MetadataError::Closed`].
+    /// [`MetadataError::Failed`], and nothing has changed; [`MetadataError::Closed`].
     pub fn restore(
         &self,
         at: &CredentialRef,
         record: Option<CredentialRecord>,
     ) -> Result<(), MetadataError> {
-        self.settle(at, record, true)
-    }
-
-    /// Commits a row or its removal, together with an intent if there is a `mark`. Returns the
-    /// earlier row.
-    pub(crate) fn begin(
-        &self,
-        at: &CredentialRef,
-        record: Option<CredentialRecord>,
-        mark: Option<Mark>,
-    ) -> Outcome {
-        self.change(at, record, Kind::New(mark))
+        self.change(at, record, Kind::Undo { is_final: true }).map(drop)
     }
 
     /// Notes that the change was made as its intent says. The intent is removed with the next
@@ -156,17 +145,6 @@ impl MetadataStore {
     pub(crate) fn finish(&self, at: &CredentialRef) {
         // If the writer is gone, the next start settles the intent.
         let _ = self.sender.send(Message::Finished(at.clone()));
-    }
-
-    /// Sets the row to exactly this, as [`restore`](Self::restore) does, and removes the intent if
-    /// the outcome is final.
-    pub(crate) fn settle(
-        &self,
-        at: &CredentialRef,
-        record: Option<CredentialRecord>,
-        is_final: bool,
-    ) -> Result<(), MetadataError> {
-        self.change(at, record, Kind::Undo { is_final }).map(drop)
     }
 
     /// The open intent of the credential.
@@ -257,23 +235,6 @@ impl MetadataStore {
         })
     }
 
-    /// The record of one credential, in the file at `path`, which is only read. `None` also if
-    /// there is no such file.
-    ///
-    /// # Errors
-    ///
-    /// [`MetadataError::Failed`].
-    pub fn look_up(
-        path: &Path,
-        at: &CredentialRef,
-    ) -> Result<Option<CredentialRecord>, MetadataError> {
-        if !path.exists() {
-            return Ok(None);
-        }
-        let path = path.canonicalize().map_err(|error| MetadataError::Failed(error.to_string()))?;
-        row::find(&schema::connect(&path, false)?, at)?
-    }
-
     /// The record of one credential.
     ///
     /// # Errors
@@ -320,7 +281,13 @@ impl MetadataStore {
         thread.join().unwrap_or_else(|_| Err(writer_stopped()))
     }
 
-    fn change(&self, at: &CredentialRef, row: Option<CredentialRecord>, kind: Kind) -> Outcome {
+    /// Commits a change, and returns the row as it was before.
+    pub(crate) fn change(
+        &self,
+        at: &CredentialRef,
+        row: Option<CredentialRecord>,
+        kind: Kind,
+    ) -> Outcome {
         let (reply, outcome) = mpsc::sync_channel(1);
         let change = Box::new(Change { at: at.clone(), row, kind, reply });
         let sent = self.sender.send(Message::Change(change));

@@ -83,9 +83,8 @@ pub(super) fn execute(
 /// Reads a row of [`COLUMNS`]. An error names the row and the column, but not the content.
 pub(super) fn read(row: &Row<'_>) -> Result<CredentialRecord> {
     let text = |text: &str| Some(text.to_owned());
-    let namespace = required(row, 0, |text| Namespace::new(text).ok())?;
     Ok(CredentialRecord {
-        at: required(row, 1, |key| CredentialRef::stored(namespace, key.to_owned()).ok())?,
+        at: name(row)?,
         delivery_mode: required(row, 2, DeliveryMode::from_name)?,
         allowed_consumers: required(row, 3, |json| serde_json::from_str(json).ok())?,
         env_name: optional(row, 4, text)?,
@@ -96,6 +95,20 @@ pub(super) fn read(row: &Row<'_>) -> Result<CredentialRecord> {
         last_validated_at: optional(row, 9, Timestamp::parse)?,
         last_used_at: optional(row, 10, Timestamp::parse)?,
     })
+}
+
+fn name(row: &Row<'_>) -> Result<CredentialRef> {
+    let namespace = required(row, 0, |text| Namespace::new(text).ok())?;
+    required(row, 1, |key| CredentialRef::stored(namespace, key.to_owned()).ok())
+}
+
+/// The credentials that a statement names: namespace and key in each row.
+pub(super) fn names(
+    connection: &Connection,
+    sql: &str,
+    values: impl Params,
+) -> Result<Vec<CredentialRef>> {
+    connection.prepare(sql)?.query_map(values, |row| Ok(name(row)))?.map(|row| row?).collect()
 }
 
 fn required<T>(row: &Row<'_>, column: usize, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {

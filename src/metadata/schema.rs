@@ -61,10 +61,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Opens the database for the writer: checks it, then creates the tables that are missing. A
 /// rejected file keeps its content, and so does its log.
 pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
-    // If a killed process left a log, that must not change until the file is accepted. A log
-    // that connecting creates is removed when the connection closes.
-    let connection = connect(path, file::beside(path, file::WAL).exists())?;
-    let version = check(&connection)?;
+    let (connection, version) = open_existing(path)?;
     connection.execute_batch("PRAGMA query_only = OFF")?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     #[cfg(unix)]
@@ -88,6 +85,16 @@ pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
     Ok(connection)
 }
 
+/// Opens a file that exists for reading, and checks it. Returns the version of its schema, too.
+pub(super) fn open_existing(path: &Path) -> Result<(Connection, i64), Reason> {
+    let path = path.canonicalize()?;
+    // If a killed process left a log, that must not change until the file is accepted. A log
+    // that connecting creates is removed when the connection closes.
+    let connection = connect(&path, file::beside(&path, file::WAL).exists())?;
+    let version = check(&connection)?;
+    Ok((connection, version))
+}
+
 /// Opens the database of a store that only reads; an empty one in memory if there is no file.
 pub(super) fn open_read_only(path: &Path) -> Result<Connection, Reason> {
     if !path.try_exists()? {
@@ -95,12 +102,10 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection, Reason> {
         connection.execute_batch(CREATE_TABLES)?;
         return Ok(connection);
     }
-    let path = path.canonicalize()?;
-    let connection = connect(&path, file::beside(&path, file::WAL).exists())?;
-    if check(&connection)? < SCHEMA_VERSION {
-        return Err("it was written by an older version; start the service with it once".into());
+    match open_existing(path)? {
+        (connection, SCHEMA_VERSION) => Ok(connection),
+        _ => Err("it was written by an older version; start the service with it once".into()),
     }
-    Ok(connection)
 }
 
 /// The error of a file that cannot be used.

@@ -2,7 +2,6 @@
 //! or writes one here brings or gets a sealed message; this module knows no key.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior};
@@ -10,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior};
 use crate::model::{CredentialRecord, CredentialRef, Namespace};
 
 use super::writer::Kind;
-use super::{MetadataError, MetadataStore, file, lock, row, schema};
+use super::{MetadataError, MetadataStore, lock, row, schema};
 
 type Result<T> = std::result::Result<T, MetadataError>;
 
@@ -30,18 +29,6 @@ pub(super) struct Cache {
     /// How many changes have ended. A reader that began before the last one may have an older
     /// value, and must not leave it here.
     changes: u64,
-}
-
-impl Cache {
-    fn insert(&mut self, at: &CredentialRef, blob: &Arc<[u8]>, changes: u64) {
-        if self.changes != changes || blob.len() > MAX_CACHED_BYTES {
-            return;
-        }
-        if self.blobs.len() >= MAX_CACHED {
-            self.blobs.retain(|_, blob| blob.is_none());
-        }
-        self.blobs.entry(at.clone()).or_insert_with(|| Some(Arc::clone(blob)));
-    }
 }
 
 impl MetadataStore {
@@ -79,12 +66,18 @@ impl MetadataStore {
             cache.changes
         };
         let blob = self.readers.read(|connection| Ok(blob(connection, at)?))?;
-        let blob = blob.map(Arc::from);
+        let blob: Option<Arc<[u8]>> = blob.map(Arc::from);
         // Without a writer of its own, the store does not learn of changes.
         if let Some(blob) = &blob
             && self.is_writable()
         {
-            lock(&self.cache).insert(at, blob, changes);
+            let mut cache = lock(&self.cache);
+            if cache.changes == changes && blob.len() <= MAX_CACHED_BYTES {
+                if cache.blobs.len() >= MAX_CACHED {
+                    cache.blobs.retain(|_, blob| blob.is_none());
+                }
+                cache.blobs.entry(at.clone()).or_insert_with(|| Some(Arc::clone(blob)));
+            }
         }
         Ok(blob)
     }
@@ -103,27 +96,6 @@ impl MetadataStore {
         })
     }
 
-    /// The key header in the file at `path`, and the number of encrypted values. The file is only
-    /// read, whether or not a vault has it open.
-    ///
-    /// # Errors
-    ///
-    /// [`MetadataError::Failed`].
-    pub fn seal(path: &Path) -> Result<(Option<String>, u64)> {
-        if !path.exists() {
-            return Ok((None, 0));
-        }
-        let path = path.canonicalize().map_err(|error| MetadataError::Failed(error.to_string()))?;
-        let connection = schema::connect(&path, file::beside(&path, file::WAL).exists())?;
-        // An older version, or another program, may have made the file.
-        if !connection.table_exists(None::<&str>, "vault_seal")? {
-            return Ok((None, 0));
-        }
-        let sql = "SELECT (SELECT header FROM vault_seal), COUNT(*) FROM vault_sealed";
-        Ok(connection
-            .query_row(sql, [], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())))?)
-    }
-
     /// Replaces the key header, and each encrypted value by what `reseal` makes of it, in one
     /// transaction. Without `reseal`, the values stay. Nothing else may use the store meanwhile.
     ///
@@ -136,17 +108,7 @@ impl MetadataStore {
             schema::open(path).map_err(|reason| schema::unusable(path, &reason))?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if let Some(reseal) = reseal {
-            let sql = "SELECT namespace, key FROM vault_sealed";
-            let names: Vec<(String, String)> = transaction
-                .prepare(sql)?
-                .query_map([], |row| row.try_into())?
-                .collect::<rusqlite::Result<_>>()?;
-            for (namespace, key) in names {
-                let at = CredentialRef::parse(&namespace, &key).map_err(|error| {
-                    MetadataError::Failed(format!(
-                        "an encrypted value has an invalid name: {error}"
-                    ))
-                })?;
+            for at in row::names(&transaction, "SELECT namespace, key FROM vault_sealed", [])? {
                 let Some(old) = blob(&transaction, &at)? else { continue };
                 set(&transaction, &at, Some(&reseal(&at, &old)?))?;
             }

@@ -6,11 +6,10 @@ use std::time::Duration;
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, OpenFlags};
 
-use crate::model::CredentialRecord;
+use crate::model::{CredentialRecord, CredentialRef};
 
 use super::row::{self, COLUMNS};
-use super::schema::{self, Reason};
-use super::{MetadataError, file};
+use super::{MetadataError, schema};
 
 /// A database file that is only read. Takes no lock that a service would wait for.
 #[derive(Debug)]
@@ -32,13 +31,30 @@ impl Snapshot {
     ///
     /// [`MetadataError::Unusable`] if it does not exist, is damaged, or is not a vault's.
     pub fn open(path: &Path) -> Result<Self, MetadataError> {
-        let connect = || -> Result<Connection, Reason> {
-            let path = path.canonicalize()?;
-            let connection = schema::connect(&path, file::beside(&path, file::WAL).exists())?;
-            schema::check(&connection)?;
-            Ok(connection)
+        let opened = schema::open_existing(path);
+        opened.map(|it| Self(it.0)).map_err(|reason| schema::unusable(path, &reason))
+    }
+
+    /// The record of one credential.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`records`](Self::records).
+    pub fn find(&self, at: &CredentialRef) -> Result<Option<CredentialRecord>, MetadataError> {
+        row::find(&self.0, at)?
+    }
+
+    /// The key header of encrypted values, if there is one, and their number.
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Failed`].
+    pub fn seal(&self) -> Result<(Option<String>, u64), MetadataError> {
+        let header = match self.count("vault_seal")? {
+            0 => None,
+            _ => Some(self.0.query_row("SELECT header FROM vault_seal", [], |row| row.get(0))?),
         };
-        connect().map(Self).map_err(|reason| schema::unusable(path, &reason))
+        Ok((header, self.count("vault_sealed")?))
     }
 
     /// What `SQLite` finds wrong with the file, at most ten sentences (`PRAGMA integrity_check`).

@@ -1,6 +1,5 @@
 //! The writer thread. Changes that wait at the same time share a commit.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -40,21 +39,19 @@ pub(super) struct Change {
 }
 
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// A new row. With a mark, an intent is opened in the same transaction.
     New(Option<Mark>),
     /// A new row with the encrypted value, or without both.
     Sealed(Option<Vec<u8>>),
-    /// Sets the row exactly as it was, and removes the intent if that is final. A failed undo is
-    /// retried until it succeeds, since the caller has promised that nothing changed.
+    /// Sets the row exactly as it was, and removes the intent if that is final.
     Undo { is_final: bool },
 }
 
 /// The row as it was before the change.
-pub(super) type Outcome = Result<Option<CredentialRecord>, MetadataError>;
+pub(crate) type Outcome = Result<Option<CredentialRecord>, MetadataError>;
 
-/// Writes until told to close, and then releases the lock. An error means that touches or undo
-/// changes are lost.
+/// Writes until told to close, and then releases the lock. An error means that touches are lost.
 pub(super) fn run(
     connection: Connection,
     file: Arc<Opened>,
@@ -63,9 +60,8 @@ pub(super) fn run(
     _lock: Option<File>,
 ) -> Result<(), MetadataError> {
     let backoff = Backoff::new(TOUCH_DELAY, Duration::from_secs(60));
-    let owed = HashMap::new();
-    let mut writer =
-        Writer { connection, file, touches, inbox, owed, finished: Vec::new(), due: None, backoff };
+    let finished = Vec::new();
+    let mut writer = Writer { connection, file, touches, inbox, finished, due: None, backoff };
     loop {
         let (batch, is_closing) = writer.next_batch();
         let is_due = writer.due.is_some_and(|due| due <= Instant::now());
@@ -82,10 +78,9 @@ pub(super) fn run(
         if is_due && let Err(error) = committed {
             let pause = writer.backoff.next_pause();
             writer.due = Some(Instant::now() + pause);
-            let (uses, undos) = (lock(&writer.touches).len(), writer.owed.len());
+            let uses = lock(&writer.touches).len();
             log::warn!(
-                "{uses} times of last use and {undos} undo changes wait to be written; next \
-                 attempt in {pause:?}: {error}"
+                "{uses} times of last use wait to be written; next attempt in {pause:?}: {error}"
             );
         }
     }
@@ -96,8 +91,6 @@ struct Writer {
     file: Arc<Opened>,
     touches: Arc<Touches>,
     inbox: Receiver<Message>,
-    /// Undo changes that failed. Every transaction starts with them.
-    owed: HashMap<CredentialRef, (Option<CredentialRecord>, Kind)>,
     /// Whose intents the next commit removes. They are older than the changes in it.
     finished: Vec<CredentialRef>,
     /// When to write what waits; `None` if nothing does.
@@ -129,7 +122,7 @@ impl Writer {
         }
     }
 
-    /// Writes what is owed and the changes in one transaction, and the touches if `all` is set.
+    /// Writes the changes in one transaction, and the touches if `all` is set.
     /// Then replies to the changes.
     fn commit(&mut self, mut batch: Vec<Change>, all: bool) -> Result<(), MetadataError> {
         let pending = if all { Arc::clone(&lock(&self.touches)) } else { Arc::default() };
@@ -150,8 +143,7 @@ impl Writer {
         batch: &mut [Change],
         pending: &TouchMap,
     ) -> Result<Vec<Outcome>, MetadataError> {
-        let waiting = self.owed.len() + self.finished.len() + pending.len();
-        if batch.is_empty() && waiting == 0 {
+        if batch.is_empty() && self.finished.is_empty() && pending.is_empty() {
             return Ok(Vec::new());
         }
         // The next start would apply the log to the file that is there now.
@@ -162,9 +154,6 @@ impl Writer {
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         for at in &self.finished {
             intent::remove(&transaction, at)?;
-        }
-        for (at, (row, kind)) in &self.owed {
-            self.set(at, None, row.as_ref(), kind)?;
         }
         for (at, &when) in pending {
             row::set_last_used(&transaction, at, when)?;
@@ -216,14 +205,8 @@ impl Writer {
     fn forget(&mut self, pending: &Arc<TouchMap>, all: bool) {
         self.backoff.reset();
         self.finished.clear();
-        let mut touches = lock(&self.touches);
-        for (at, (row, _)) in self.owed.drain() {
-            if row.is_none() {
-                Arc::make_mut(&mut touches).remove(&at);
-            }
-            log::info!("the metadata of {at} is restored now");
-        }
         if all {
+            let mut touches = lock(&self.touches);
             let is_newer = |(at, when): &(&_, &_)| pending.get(at) != Some(when);
             let newer = touches.iter().filter(is_newer).map(|(at, when)| (at.clone(), *when));
             *touches = Arc::new(newer.collect());
@@ -231,19 +214,14 @@ impl Writer {
         }
     }
 
-    fn reply(&mut self, change: Change, outcome: Outcome) {
+    fn reply(&self, change: Change, outcome: Outcome) {
         let Change { at, row, kind, reply } = change;
         let is_undo = matches!(kind, Kind::Undo { .. });
-        match &outcome {
-            // A credential that is new or deleted has not been used.
-            Ok(previous) if row.is_none() || (previous.is_none() && !is_undo) => {
-                Arc::make_mut(&mut lock(&self.touches)).remove(&at);
-            }
-            Err(_) if is_undo => {
-                self.wake_soon();
-                self.owed.insert(at, (row, kind));
-            }
-            _ => {}
+        // A credential that is new or deleted has not been used.
+        if let Ok(previous) = &outcome
+            && (row.is_none() || (previous.is_none() && !is_undo))
+        {
+            Arc::make_mut(&mut lock(&self.touches)).remove(&at);
         }
         // The caller waits for the reply.
         let _ = reply.send(outcome);

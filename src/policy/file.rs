@@ -13,28 +13,11 @@ use super::{Consumer, Operation, Pattern, Policy, Rule};
 use crate::model::Namespace;
 use crate::ownership;
 
-/// Why a policy file is not used.
+/// Why a policy file is not used: the file, the line if its content is not a policy, the problem,
+/// and what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum PolicyError {
-    /// It cannot be read, or others may write to it.
-    #[error("the policy {} cannot be used: {reason}", path.display())]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// The problem, and what to do.
-        reason: String,
-    },
-    /// Its content is not a policy.
-    #[error("{}:{line}: {reason}", path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// The problem.
-        reason: String,
-    },
-}
+#[error("{0}")]
+pub struct PolicyError(String);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,12 +73,11 @@ impl Policy {
     ///
     /// [`PolicyError`].
     pub fn load(path: &Path, owner_uid: u32) -> Result<Self, PolicyError> {
-        let text =
-            read(path).map_err(|reason| PolicyError::Unusable { path: path.to_owned(), reason })?;
-        parse(&text, owner_uid).map_err(|(offset, reason)| PolicyError::Invalid {
-            path: path.to_owned(),
-            line: line(&text, offset),
-            reason,
+        let name = path.display();
+        let text = read(path)
+            .map_err(|reason| PolicyError(format!("the policy {name} cannot be used: {reason}")))?;
+        parse(&text, owner_uid).map_err(|(offset, reason)| {
+            PolicyError(format!("{name}:{}: {reason}", line(&text, offset)))
         })
     }
 }
@@ -134,6 +116,13 @@ pub(super) fn parse(text: &str, owner_uid: u32) -> Result<Policy, Problem> {
 fn consumer(name: String, form: Spanned<ConsumerForm>) -> Result<Consumer, Problem> {
     let start = form.span().start;
     let form = form.into_inner();
+    if matches!(
+        form,
+        ConsumerForm { uid: None, gid: None, exe: None, unit: None, supervisor: false }
+    ) {
+        let reason = "a consumer has at least one of uid, gid, exe, unit and supervisor = true";
+        return Err((start, reason.to_owned()));
+    }
     let uid = form.uid.map(|id| {
         number(id, "user", |name| Ok(User::from_name(name)?.map(|user| user.uid.as_raw())))
     });
@@ -143,24 +132,14 @@ fn consumer(name: String, form: Spanned<ConsumerForm>) -> Result<Consumer, Probl
     if let Some(exe) = form.exe.as_ref().filter(|exe| !exe.get_ref().is_absolute()) {
         return Err((exe.span().start, "exe is the full path of a program".to_owned()));
     }
-    let consumer = Consumer {
+    Ok(Consumer {
         uid: uid.transpose()?,
         gid: gid.transpose()?,
         exe: form.exe.map(Spanned::into_inner),
         unit: form.unit,
         is_supervisor: form.supervisor,
         name,
-    };
-    let has_condition = consumer.uid.is_some()
-        || consumer.gid.is_some()
-        || consumer.exe.is_some()
-        || consumer.unit.is_some()
-        || consumer.is_supervisor;
-    if !has_condition {
-        let reason = "a consumer has at least one of uid, gid, exe, unit and supervisor = true";
-        return Err((start, reason.to_owned()));
-    }
-    Ok(consumer)
+    })
 }
 
 fn number(

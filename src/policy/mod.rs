@@ -105,8 +105,9 @@ impl Policy {
         self.is_owner(caller) || self.consumers.iter().any(|consumer| consumer.matches(caller))
     }
 
-    /// Decides on an operation in a namespace. With `allowed_consumers`, the names that a
-    /// credential has, only as one of these; an empty list means everyone.
+    /// Decides on an operation in a namespace; without one, on whether the caller may use it in
+    /// some namespace. With `allowed_consumers`, the names that a credential has, only as one of
+    /// these; an empty list means everyone.
     ///
     /// # Errors
     ///
@@ -115,26 +116,25 @@ impl Policy {
         &self,
         caller: &Caller,
         operation: Operation,
-        namespace: &str,
+        namespace: Option<&str>,
         allowed_consumers: &[String],
     ) -> Result<Grant<'_>, Refusal> {
-        let covers = |rule: &&Rule| rule.covers(operation, namespace);
-        if self.is_owner(caller) && !self.rules.iter().filter(covers).any(|it| it.binds_owner) {
+        let rules = || (1..).zip(&self.rules).filter(|(_, rule)| rule.covers(operation, namespace));
+        let is_bound = || namespace.is_some() && rules().any(|(_, rule)| rule.binds_owner);
+        if self.is_owner(caller) && !is_bound() {
             return Ok(Grant { consumer: None, rule: None });
         }
         let consumers: Vec<&str> = self.consumers_of(caller).collect();
         if consumers.is_empty() {
             return Err(Refusal::NoConsumer);
         }
-        let mut grants = self.rules.iter().enumerate().filter(|(_, rule)| covers(rule)).flat_map(
-            |(index, rule)| {
-                let named = rule.consumers.iter().filter(|it| consumers.contains(&it.as_str()));
-                named.map(move |it| Grant { consumer: Some(it), rule: Some(index + 1) })
-            },
-        );
+        let mut grants = rules().flat_map(|(number, rule)| {
+            let named = rule.consumers.iter().filter(|it| consumers.contains(&it.as_str()));
+            named.map(move |it| Grant { consumer: Some(it), rule: Some(number) })
+        });
         let Some(first) = grants.next() else {
-            let (consumers, namespace) = (consumers.join(", "), namespace.to_string());
-            return Err(Refusal::NoRule { consumers, operation, namespace });
+            let namespace = namespace.unwrap_or("any namespace").to_owned();
+            return Err(Refusal::NoRule { consumers: consumers.join(", "), operation, namespace });
         };
         let is_allowed = |grant: &Grant<'_>| {
             allowed_consumers.is_empty()
@@ -144,28 +144,6 @@ impl Policy {
             .chain(grants)
             .find(is_allowed)
             .ok_or_else(|| Refusal::NotForThis { consumers: consumers.join(", ") })
-    }
-
-    /// Decides whether the caller may use an operation in some namespace, for a request that
-    /// names none.
-    ///
-    /// # Errors
-    ///
-    /// The [`Refusal`].
-    pub fn decide_somewhere(&self, caller: &Caller, operation: Operation) -> Result<(), Refusal> {
-        let consumers: Vec<&str> = self.consumers_of(caller).collect();
-        let has_rule = self.rules.iter().any(|rule| {
-            rule.allow.contains(&operation)
-                && rule.consumers.iter().any(|it| consumers.contains(&it.as_str()))
-        });
-        if self.is_owner(caller) || has_rule {
-            Ok(())
-        } else if consumers.is_empty() {
-            Err(Refusal::NoConsumer)
-        } else {
-            let (consumers, namespace) = (consumers.join(", "), "any namespace".to_owned());
-            Err(Refusal::NoRule { consumers, operation, namespace })
-        }
     }
 
     /// The names of the consumers that a caller is.
@@ -199,12 +177,14 @@ impl Consumer {
 }
 
 impl Rule {
-    fn covers(&self, operation: Operation, namespace: &str) -> bool {
-        self.allow.contains(&operation)
-            && self.namespaces.iter().any(|pattern| match pattern {
+    fn covers(&self, operation: Operation, namespace: Option<&str>) -> bool {
+        let is_in = |namespace: &str| {
+            self.namespaces.iter().any(|pattern| match pattern {
                 Pattern::Exact(name) => name.as_str() == namespace,
                 Pattern::Prefix(prefix) => namespace.starts_with(prefix),
             })
+        };
+        self.allow.contains(&operation) && namespace.is_none_or(is_in)
     }
 }
 
@@ -305,19 +285,19 @@ owner = false
                 for (name, is_named) in
                     [("openai", true), ("github.a", true), ("github", false), ("openai2", false)]
                 {
-                    let decision = policy.decide(&caller, operation, name, &[]);
+                    let decision = policy.decide(&caller, operation, Some(name), &[]);
                     let everywhere = allowed.contains(&Write);
                     let expected = allowed.contains(&operation) && (is_named || everywhere);
                     assert_eq!(decision.is_ok(), expected, "{operation} {name} {decision:?}");
                 }
             }
         }
-        let grant = policy.decide(&jarvis(), Read, "openai", &[]).expect("allowed");
+        let grant = policy.decide(&jarvis(), Read, Some("openai"), &[]).expect("allowed");
         assert_eq!(grant, Grant { consumer: Some("jarvis"), rule: Some(1) });
-        let refusal = policy.decide(&jarvis(), Write, "openai", &[]).expect_err("no");
+        let refusal = policy.decide(&jarvis(), Write, Some("openai"), &[]).expect_err("no");
         assert_eq!(refusal.to_string(), "no rule of the policy allows jarvis to write in openai");
-        assert!(policy.decide_somewhere(&jarvis(), List).is_ok());
-        assert!(policy.decide_somewhere(&jarvis(), Delete).is_err());
+        assert!(policy.decide(&jarvis(), List, None, &[]).is_ok());
+        assert!(policy.decide(&jarvis(), Delete, None, &[]).is_err());
     }
 
     #[test]
@@ -326,7 +306,7 @@ owner = false
         let both = Caller { unit: Some("edi.service".into()), ..jarvis() };
         let read = |caller: &Caller, names: &[&str]| {
             let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
-            let grant = policy.decide(caller, Operation::Read, "openai", &names);
+            let grant = policy.decide(caller, Operation::Read, Some("openai"), &names);
             grant.map(|grant| grant.consumer.unwrap_or("owner").to_owned())
         };
         assert_eq!(read(&jarvis(), &["jarvis", "uwe"]), Ok("jarvis".to_owned()));
@@ -339,11 +319,11 @@ owner = false
     #[test]
     fn a_rule_can_bind_the_owner() {
         let policy = policy();
-        let read = |caller: &Caller| policy.decide(caller, Operation::Read, "sealed", &[]);
+        let read = |caller: &Caller| policy.decide(caller, Operation::Read, Some("sealed"), &[]);
         assert_eq!(read(&of_uid(OWNER)), Err(Refusal::NoConsumer));
         assert_eq!(read(&of_uid(0)), Err(Refusal::NoConsumer));
         read(&Caller { is_supervisor: true, ..of_uid(OWNER) }).expect("it is the consumer");
-        let list = policy.decide(&of_uid(OWNER), Operation::List, "sealed", &[]);
+        let list = policy.decide(&of_uid(OWNER), Operation::List, Some("sealed"), &[]);
         list.expect("the rule is about reading");
     }
 

@@ -11,7 +11,7 @@ use crate::audit::{AuditLog, Entry};
 use crate::caller::{Caller, Peer, Supervisor};
 use crate::model::Namespace;
 use crate::peer::{Process, is_unmapped};
-use crate::policy::{Operation, Policy, PolicyError, Refusal};
+use crate::policy::{Grant, Operation, Policy, PolicyError, Refusal};
 use crate::secret::Secret;
 use crate::time::Timestamp;
 
@@ -26,16 +26,11 @@ use super::{About, Answer, RequestHead};
 #[derive(Debug)]
 pub struct Access {
     owner_uid: u32,
-    policy: Option<PolicyFile>,
+    /// The file of the policy, and the policy in force.
+    policy: Option<(PathBuf, RwLock<Arc<Policy>>)>,
     audit: Option<AuditLog>,
     supervisor: Option<Supervisor>,
     bearer: Option<Secret>,
-}
-
-#[derive(Debug)]
-struct PolicyFile {
-    path: PathBuf,
-    current: RwLock<Arc<Policy>>,
 }
 
 const ROOT: u32 = 0;
@@ -54,7 +49,7 @@ impl Access {
     /// [`PolicyError`].
     pub fn with_policy(self, path: &Path) -> Result<Self, PolicyError> {
         let current = RwLock::new(Arc::new(Policy::load(path, self.owner_uid)?));
-        let policy = Some(PolicyFile { path: path.to_owned(), current });
+        let policy = Some((path.to_owned(), current));
         Ok(Self { policy, supervisor: Supervisor::of_this_process(), ..self })
     }
 
@@ -76,7 +71,7 @@ impl Access {
     /// Reads the policy again, and opens the audit log again if it was rotated. If the policy
     /// has an error, the old one stays; the log of the service has the error.
     pub fn reload(&self) {
-        if let Some(PolicyFile { path, current }) = &self.policy {
+        if let Some((path, current)) = &self.policy {
             match Policy::load(path, self.owner_uid) {
                 Ok(policy) => {
                     let (consumers, rules) = policy.size();
@@ -94,16 +89,17 @@ impl Access {
     }
 
     /// The facts about the process at the other end that the policy and the audit log need.
-    pub(super) fn identify(&self, stream: &impl AsFd) -> io::Result<Caller> {
-        if self.policy.is_some() || self.audit.is_some() {
+    pub(crate) fn identify(&self, stream: &impl AsFd) -> io::Result<Peer> {
+        let caller = if self.policy.is_some() || self.audit.is_some() {
             Caller::across(stream, self.supervisor.as_ref())
         } else {
             Process::across(stream).map(Caller::from)
-        }
+        };
+        caller.map(Peer::Process)
     }
 
     /// Whether the peer of a new connection may ask for anything.
-    pub(super) fn admit(&self, peer: &Peer) -> Result<(), Answer> {
+    pub(crate) fn admit(&self, peer: &Peer) -> Result<(), Answer> {
         let Peer::Process(caller) = peer else { return Ok(()) };
         let uid = caller.process.uid;
         let refusal = if is_unmapped(uid) {
@@ -123,7 +119,7 @@ impl Access {
     }
 
     /// Whether the peer is the service's own user or root.
-    pub(super) fn is_owner(&self, peer: &Peer) -> bool {
+    pub(crate) fn is_owner(&self, peer: &Peer) -> bool {
         let Peer::Process(Caller { process, .. }) = peer else { return false };
         [self.owner_uid, ROOT].contains(&process.uid) && !is_unmapped(process.uid)
     }
@@ -165,10 +161,9 @@ impl Access {
             Peer::Process(caller) => Some(caller),
             Peer::Tcp(_) => None,
         };
-        let policy = self
-            .policy
-            .as_ref()
-            .map(|file| Arc::clone(&file.current.read().unwrap_or_else(PoisonError::into_inner)));
+        let policy = self.policy.as_ref().map(|(_, current)| {
+            Arc::clone(&current.read().unwrap_or_else(PoisonError::into_inner))
+        });
         Rights { access: self, caller, policy }
     }
 }
@@ -180,14 +175,6 @@ pub(super) struct Rights<'a> {
     policy: Option<Arc<Policy>>,
 }
 
-/// The reason why an operation was allowed, for the audit log.
-#[derive(Debug, Default)]
-pub(super) struct Reason {
-    /// `None` if the caller needs no rule.
-    pub(super) consumer: Option<String>,
-    rule: Option<usize>,
-}
-
 impl Rights<'_> {
     /// Whether the operation is allowed in the namespace, or, without one, in any; with the
     /// `allowed_consumers` of a credential, on that credential.
@@ -196,19 +183,21 @@ impl Rights<'_> {
         operation: Operation,
         namespace: Option<&str>,
         allowed_consumers: &[String],
-    ) -> Result<Reason, Refusal> {
-        let (Some(policy), Some(caller)) = (&self.policy, self.caller) else {
-            return Ok(Reason::default());
-        };
-        let Some(namespace) = namespace else {
-            return policy.decide_somewhere(caller, operation).map(|()| Reason::default());
-        };
-        let grant = policy.decide(caller, operation, namespace, allowed_consumers)?;
-        Ok(Reason { consumer: grant.consumer.map(str::to_owned), rule: grant.rule })
+    ) -> Result<Grant<'_>, Refusal> {
+        match (&self.policy, self.caller) {
+            (Some(policy), Some(caller)) => {
+                policy.decide(caller, operation, namespace, allowed_consumers)
+            }
+            _ => Ok(Grant { consumer: None, rule: None }),
+        }
     }
 
     /// The same for a request; a refusal is put on record, and answered.
-    pub(super) fn permit(&self, operation: Operation, about: About<'_>) -> Result<Reason, Answer> {
+    pub(super) fn permit(
+        &self,
+        operation: Operation,
+        about: About<'_>,
+    ) -> Result<Grant<'_>, Answer> {
         self.decide(operation, about.namespace.map(Namespace::as_str), &[])
             .map_err(|refusal| self.refuse(operation, about, &refusal))
     }
@@ -243,8 +232,9 @@ impl Rights<'_> {
         about: About<'_>,
         refusal: &Refusal,
     ) -> Answer {
-        let reason = Reason { consumer: self.consumers(), rule: None };
-        match self.record(operation, "refused", about, &reason) {
+        let consumers = self.consumers();
+        let reason = Grant { consumer: consumers.as_deref(), rule: None };
+        match self.record(operation, "refused", about, reason) {
             Ok(()) => Answer::error(403, &refusal.to_string()),
             Err(answer) => answer,
         }
@@ -257,7 +247,7 @@ impl Rights<'_> {
         operation: Operation,
         outcome: &'static str,
         About { namespace, key }: About<'_>,
-        reason: &Reason,
+        reason: Grant<'_>,
     ) -> Result<(), Answer> {
         let Some(audit) = &self.access.audit else { return Ok(()) };
         let process = self.caller.map(|caller| caller.process);
@@ -265,16 +255,13 @@ impl Rights<'_> {
         let entry = Entry {
             ts: Timestamp::now(),
             op: match operation {
-                Operation::Read => "read",
-                Operation::List => "list",
-                Operation::Write => "store",
-                Operation::Delete => "delete",
-            }
-            .into(),
+                Operation::Write => "store".into(),
+                other => other.to_string().into(),
+            },
             outcome: outcome.into(),
             namespace: namespace.map(|namespace| namespace.as_str().into()),
             key: key.map(Into::into),
-            consumer: reason.consumer.as_deref().map(Into::into),
+            consumer: reason.consumer.map(Into::into),
             uid: self.caller.and_then(Caller::uid),
             pid: process.and_then(|process| process.pid),
             exe: exe.map(|exe| exe.to_string_lossy()),

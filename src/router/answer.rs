@@ -34,11 +34,6 @@ impl Answer {
         Self { status, headers: Vec::new(), body: Zeroizing::default(), rest: None }
     }
 
-    /// The same answer to a HEAD request.
-    pub(super) fn without_body(self) -> Self {
-        Self { body: Zeroizing::default(), ..self }
-    }
-
     fn json(status: u16, body: Zeroizing<Vec<u8>>) -> Self {
         let headers = vec![("Content-Type", "application/json".into())];
         Self { headers, body, ..Self::empty(status) }
@@ -82,10 +77,6 @@ impl Answer {
         Self::error(405, "Method Not Allowed").with_header("Allow", allow)
     }
 
-    pub(super) fn unprocessable(problems: &[Problem]) -> Self {
-        Self::error(422, problems)
-    }
-
     pub(super) fn redirect(location: &str) -> Self {
         // A header is ASCII and has no control characters, so the rest is percent-encoded.
         let mut ascii = String::with_capacity(location.len());
@@ -114,16 +105,10 @@ impl fmt::Debug for Answer {
     }
 }
 
+/// Every error of the service as callers see it. No error carries a value.
 impl From<VaultError> for Answer {
     fn from(error: VaultError) -> Self {
-        Self::from(&error)
-    }
-}
-
-/// Every error of the service as callers see it. No error carries a value.
-impl From<&VaultError> for Answer {
-    fn from(error: &VaultError) -> Self {
-        match error {
+        match &error {
             VaultError::NotFound(_) => Self::credential_not_found(),
             VaultError::ValidationFailed { field, reason } => {
                 let part = match field {
@@ -131,7 +116,7 @@ impl From<&VaultError> for Answer {
                     Field::Value | Field::AllowedConsumers | Field::Backend => "body",
                 };
                 let loc = json!([part, field.to_string()]);
-                Self::unprocessable(&[Problem::new("value_error", loc, reason.clone())])
+                Self::error(422, &[Problem::new("value_error", loc, reason.clone())])
             }
             VaultError::BackendUnavailable { retry_after, .. } => {
                 let seconds = retry_after.as_secs().max(1).to_string();

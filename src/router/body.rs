@@ -4,11 +4,11 @@
 //! report repeats the input.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::collections::HashMap;
 
 use serde::Serialize;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use crate::env_name;
 use crate::model::{DeliveryMode, MAX_CONSUMER_BYTES, MAX_CONSUMERS, StoreRequest};
@@ -49,24 +49,22 @@ pub(super) fn check_content_type(content_type: Option<&str>) -> Result<(), Answe
         return Ok(());
     }
     let msg = "the body must be JSON, sent with the header Content-Type: application/json";
-    Err(Answer::unprocessable(&[Problem::new("content_type", json!(["body"]), msg)]))
+    Err(Answer::error(422, &[Problem::new("content_type", json!(["body"]), msg)]))
 }
 
 /// Parses and checks a body. Unknown fields are ignored. If a field occurs twice, the last
 /// one counts.
 pub(super) fn parse(body: &[u8]) -> Result<StoreRequest, Vec<Problem>> {
+    let problem = |kind, msg: &'static str| Err(vec![Problem::new(kind, json!(["body"]), msg)]);
     if body.is_empty() {
-        return Err(vec![Problem::new("missing", json!(["body"]), "Field required")]);
+        return problem("missing", "Field required");
     }
-    let mut parser = serde_json::Deserializer::from_slice(body);
-    match Wanted::Object.deserialize(&mut parser).and_then(|json| parser.end().map(|()| json)) {
-        Ok(Json::Object(fields)) => check(*fields),
-        Ok(_) => {
-            let msg = "the body must be a JSON object";
-            Err(vec![Problem::new("model_attributes_type", json!(["body"]), msg)])
-        }
-        Err(error) => Err(vec![invalid_json(body, &error)]),
+    let invalid = |error| vec![invalid_json(body, &error)];
+    let json: &RawValue = serde_json::from_slice(body).map_err(invalid)?;
+    if !json.get().starts_with('{') {
+        return problem("model_attributes_type", "the body must be a JSON object");
     }
+    check(&serde_json::from_slice(body).map_err(invalid)?)
 }
 
 /// The parser's own message is not passed on, because it may quote the input.
@@ -78,8 +76,11 @@ fn invalid_json(body: &[u8], error: &serde_json::Error) -> Problem {
     Problem::new("json_invalid", json!(["body", position]), msg)
 }
 
-fn check(fields: Fields) -> Result<StoreRequest, Vec<Problem>> {
-    let [value, delivery_mode, allowed_consumers, env_name, validator_id] = fields;
+/// The fields of a body, not parsed yet: what is not wanted is never kept, however deep it is.
+type Fields<'a> = HashMap<Cow<'a, str>, &'a RawValue>;
+
+fn check(fields: &Fields<'_>) -> Result<StoreRequest, Vec<Problem>> {
+    let field = |name: &str| fields.get(name).copied();
     let mut problems = Vec::new();
     let mut take = |loc, checked: Checked<Option<Secret>>| {
         checked.unwrap_or_else(|(r#type, msg)| {
@@ -89,48 +90,45 @@ fn check(fields: Fields) -> Result<StoreRequest, Vec<Problem>> {
     };
     let owned = |text: Secret| text.expose().to_owned();
 
-    let value = take(json!(["body", "value"]), text(value, MAX_VALUE_BYTES).map(Some));
-    let loc = json!(["body", "delivery_mode"]);
-    let delivery_mode = match delivery_mode {
-        None => Some(DeliveryMode::default()),
-        Some(Json::Text(name)) => DeliveryMode::from_name(name.expose()),
-        Some(_) => None,
-    };
+    let value = take(json!(["body", "value"]), text(field("value"), MAX_VALUE_BYTES).map(Some));
+    let named = |json| DeliveryMode::from_name(text(Some(json), usize::MAX).ok()?.expose());
+    let delivery_mode = field("delivery_mode").map_or(Some(DeliveryMode::default()), named);
     if delivery_mode.is_none() {
-        take(loc, Err(("enum", "Input should be 'executor_only' or 'runtime_env'".into())));
+        let msg = "Input should be 'executor_only' or 'runtime_env'";
+        take(json!(["body", "delivery_mode"]), Err(("enum", msg.into())));
     }
     let loc = json!(["body", "allowed_consumers"]);
-    let mut consumers = Vec::new();
-    match allowed_consumers {
-        None => {}
-        Some(Json::List(names)) if names.len() <= MAX_CONSUMERS => {
+    let names = field("allowed_consumers").map_or("[]", RawValue::get);
+    let mut allowed_consumers = Vec::new();
+    match serde_json::from_str::<Vec<&RawValue>>(names) {
+        Ok(names) if names.len() <= MAX_CONSUMERS => {
             for (index, name) in names.into_iter().enumerate() {
                 let loc = json!(["body", "allowed_consumers", index]);
                 let name = text(Some(name), MAX_CONSUMER_BYTES).map(Some);
-                consumers.extend(take(loc, name).map(owned));
+                allowed_consumers.extend(take(loc, name).map(owned));
             }
         }
-        Some(Json::List(_)) => {
+        Ok(_) => {
             let msg = format!("the list has more than {MAX_CONSUMERS} names");
             take(loc, Err(("too_long", msg.into())));
         }
-        Some(_) => drop(take(loc, Err(("list_type", "Input should be a valid list".into())))),
+        Err(_) => drop(take(loc, Err(("list_type", "Input should be a valid list".into())))),
     }
-    let env_name = take(json!(["body", "env_name"]), optional(env_name)).map(owned);
+    let mut optional = |name| {
+        let json = field(name).filter(|json| json.get() != "null");
+        let text = json.map(|json| text(Some(json), usize::MAX)).transpose();
+        take(json!(["body", name]), text).map(owned)
+    };
     // A form sends a field that is not filled in as "".
-    let env_name = env_name.filter(|name| !name.is_empty());
-    let validator_id = take(json!(["body", "validator_id"]), optional(validator_id)).map(owned);
+    let env_name = optional("env_name").filter(|name| !name.is_empty());
+    let validator_id = optional("validator_id");
     if let Some(Err(problem)) = env_name.as_deref().map(env_name::check) {
         take(json!(["body", "env_name"]), Err(("env_name", problem.to_string().into())));
     }
     match (value, delivery_mode) {
-        (Some(value), Some(delivery_mode)) if problems.is_empty() => Ok(StoreRequest {
-            value,
-            delivery_mode,
-            allowed_consumers: consumers,
-            env_name,
-            validator_id,
-        }),
+        (Some(value), Some(delivery_mode)) if problems.is_empty() => {
+            Ok(StoreRequest { value, delivery_mode, allowed_consumers, env_name, validator_id })
+        }
         _ => Err(problems),
     }
 }
@@ -138,115 +136,17 @@ fn check(fields: Fields) -> Result<StoreRequest, Vec<Problem>> {
 /// A field, or the type and the message of its problem.
 type Checked<T> = Result<T, (&'static str, Cow<'static, str>)>;
 
-fn text(json: Option<Json>, limit: usize) -> Checked<Secret> {
-    match json {
-        Some(Json::Text(text)) if text.len() <= limit => Ok(text),
-        Some(Json::Text(_)) => {
+fn text(json: Option<&RawValue>, limit: usize) -> Checked<Secret> {
+    let json = json.ok_or(("missing", "Field required".into()))?.get();
+    if !json.starts_with('"') {
+        return Err(("string_type", "Input should be a valid string".into()));
+    }
+    let text = serde_json::from_str(json).map(Secret::new);
+    match text.map_err(|_| ("json_invalid", "the text is not valid Unicode".into()))? {
+        text if text.len() > limit => {
             Err(("string_too_long", format!("the value is longer than {limit} bytes").into()))
         }
-        Some(_) => Err(("string_type", "Input should be a valid string".into())),
-        None => Err(("missing", "Field required".into())),
-    }
-}
-
-fn optional(json: Option<Json>) -> Checked<Option<Secret>> {
-    match json {
-        None | Some(Json::Null) => Ok(None),
-        json => text(json, usize::MAX).map(Some),
-    }
-}
-
-/// The known fields. Each is `None` until it is met.
-type Fields = [Option<Json>; 5];
-
-const FIELD_NAMES: [&str; 5] =
-    ["value", "delivery_mode", "allowed_consumers", "env_name", "validator_id"];
-
-/// Any JSON, of which only what some field needs is kept. Texts are secrets, because one of
-/// them is the value.
-enum Json {
-    Text(Secret),
-    Null,
-    /// At most one element more than [`MAX_CONSUMERS`].
-    List(Vec<Json>),
-    Object(Box<Fields>),
-    Other,
-}
-
-/// A value in the body. Arrays and objects anywhere else are read to their end
-/// and forgotten, however deep they are; only their type is reported.
-#[derive(Clone, Copy)]
-enum Wanted {
-    Object,
-    List,
-    Text,
-}
-
-impl<'de> DeserializeSeed<'de> for Wanted {
-    type Value = Json;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Wanted {
-    type Value = Json;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Json, E> {
-        Ok(Json::Text(Secret::new(text.to_owned())))
-    }
-
-    fn visit_unit<E>(self) -> Result<Json, E> {
-        Ok(Json::Null)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Json, E> {
-        Ok(Json::Other)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Json, E> {
-        Ok(Json::Other)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Json, E> {
-        Ok(Json::Other)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Json, E> {
-        Ok(Json::Other)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
-        let mut list = Vec::new();
-        while matches!(self, Self::List) && list.len() <= MAX_CONSUMERS {
-            let Some(element) = seq.next_element_seed(Self::Text)? else { break };
-            list.push(element);
-        }
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Json::List(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-        if !matches!(self, Self::Object) {
-            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-            return Ok(Json::Other);
-        }
-        let mut fields = Box::<Fields>::default();
-        while let Some(name) = map.next_key::<Cow<'_, str>>()? {
-            let Some(field) = FIELD_NAMES.iter().position(|field| *field == name) else {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            };
-            let is_list = FIELD_NAMES[field] == "allowed_consumers";
-            let wanted = if is_list { Self::List } else { Self::Text };
-            fields[field] = Some(map.next_value_seed(wanted)?);
-        }
-        Ok(Json::Object(fields))
+        text => Ok(text),
     }
 }
 

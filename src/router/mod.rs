@@ -6,14 +6,13 @@ mod answer;
 mod body;
 mod path;
 
-use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::json;
 use tiny_http::Method;
+use zeroize::Zeroizing;
 
 use crate::backend::{BackendStatus, RenewalStatus};
 use crate::caller::{Caller, Peer};
@@ -56,10 +55,8 @@ pub enum Call {
     Health,
     /// A listing, from this credential on.
     List(Filter, Option<CredentialRef>),
-    /// The value of a credential.
-    Get(CredentialRef),
-    /// The value of a credential, for the unit that this peer stands for.
-    GetFor(CredentialRef, Box<Peer>),
+    /// The value of a credential; with a peer, for the unit that this one stands for.
+    Get(CredentialRef, Option<Box<Peer>>),
     /// Whether there is a credential.
     Head(CredentialRef),
     /// Stores what the body says.
@@ -92,7 +89,7 @@ impl Call {
                 (Operation::List, About { namespace: Some(namespace), key: None })
             }
             Self::List(Filter::RuntimeEnv, _) => (Operation::Read, nothing),
-            Self::Get(at) | Self::GetFor(at, _) => (Operation::Read, at.into()),
+            Self::Get(at, _) => (Operation::Read, at.into()),
             Self::Head(at) => (Operation::List, at.into()),
             Self::Put(at) => (Operation::Write, at.into()),
             Self::Delete(at) => (Operation::Delete, at.into()),
@@ -102,7 +99,7 @@ impl Call {
     /// The one whose rights count, if `peer` has sent the request.
     fn on_behalf_of<'a>(&'a self, peer: &'a Peer) -> &'a Peer {
         match self {
-            Self::GetFor(_, unit) => unit,
+            Self::Get(_, Some(unit)) => unit,
             _ => peer,
         }
     }
@@ -122,34 +119,10 @@ impl Router {
         Self { service, access }
     }
 
-    /// Checks whether the peer of a new connection may ask for anything.
-    ///
-    /// # Errors
-    ///
-    /// The answer for that peer.
-    pub fn admit(&self, peer: &Peer) -> Result<(), Answer> {
-        self.access.admit(peer)
-    }
-
-    /// Whether the peer is the service's own user or root.
+    /// The rules for those who connect.
     #[must_use]
-    pub fn is_owner(&self, peer: &Peer) -> bool {
-        self.access.is_owner(peer)
-    }
-
-    /// The facts about the process at the other end of `stream` that answers depend on.
-    ///
-    /// # Errors
-    ///
-    /// The error of getsockopt(2).
-    pub fn identify(&self, stream: &impl AsFd) -> io::Result<Peer> {
-        self.access.identify(stream).map(Peer::Process)
-    }
-
-    /// Reads the policy again, and opens the audit log again if it was rotated. What cannot be
-    /// used is reported in the log of the service, and the old one stays.
-    pub fn reload(&self) {
-        self.access.reload();
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     /// Turns the head of a request into the call that it asks for.
@@ -161,7 +134,7 @@ impl Router {
     pub fn resolve(&self, head: &RequestHead<'_>) -> Result<Call, Answer> {
         self.access.check(head)?;
         let call = Self::call(head)?;
-        if let Call::GetFor(..) = call {
+        if let Call::Get(_, Some(_)) = call {
             self.access.check_delegate(head.peer)?;
         }
         if let Some((operation, about)) = call.needs() {
@@ -172,14 +145,12 @@ impl Router {
 
     fn call(head: &RequestHead<'_>) -> Result<Call, Answer> {
         match (Resource::parse(head.target)?, &head.method) {
-            (Resource::Credential { namespace, key }, method) => {
+            (Resource::Credential { unit, namespace, key }, method)
+                if unit.is_none() || *method == Method::Get =>
+            {
                 let at = Namespace::new(namespace).and_then(|name| CredentialRef::new(name, key));
-                credential_call(method, at, head.content_type)
-            }
-            (Resource::OfUnit { unit, namespace, key }, Method::Get) => {
-                let at = CredentialRef::parse(&namespace, &key);
-                let at = at.map_err(|_| Answer::credential_not_found())?;
-                Ok(Call::GetFor(at, Box::new(Peer::Process(Caller::of_unit(unit)))))
+                let unit = unit.map(|unit| Box::new(Peer::Process(Caller::of_unit(unit))));
+                credential_call(method, at, unit, head.content_type)
             }
             (Resource::Health, Method::Get) => Ok(Call::Health),
             (Resource::Credentials, Method::Get) => Ok(Call::List(Filter::All, None)),
@@ -197,7 +168,7 @@ impl Router {
     pub fn may_block(&self, call: &Call) -> bool {
         match call {
             Call::Put(_) | Call::Delete(_) => true,
-            Call::Get(_) | Call::GetFor(..) | Call::Head(_) => self.service.reads_may_block(),
+            Call::Get(..) | Call::Head(_) => self.service.reads_may_block(),
             Call::Health | Call::List(..) => self.service.listings_may_block(),
         }
     }
@@ -207,7 +178,7 @@ impl Router {
     pub fn answer(&self, call: &Call, body: &[u8], peer: &Peer) -> Answer {
         let answer = self.carry_out(call, body, &self.access.rights(call.on_behalf_of(peer)));
         answer.unwrap_or_else(|error| match call {
-            Call::Head(_) => error.without_body(),
+            Call::Head(_) => Answer { body: Zeroizing::default(), ..error },
             _ => error,
         })
     }
@@ -216,14 +187,14 @@ impl Router {
         Ok(match call {
             Call::Health => self.health(rights)?,
             Call::List(filter, from) => self.list(filter, from.as_ref(), rights)?,
-            Call::Get(at) | Call::GetFor(at, _) => self.get(at, rights)?,
+            Call::Get(at, _) => self.get(at, rights)?,
             Call::Head(at) => Answer::empty(if self.service.has(at)? { 200 } else { 404 }),
             Call::Put(at) => match body::parse(body) {
                 Ok(request) => {
                     change(call, rights, || self.service.store(at, &request))?;
                     done("stored")
                 }
-                Err(problems) => Answer::unprocessable(&problems),
+                Err(problems) => Answer::error(422, &problems),
             },
             Call::Delete(at) => {
                 change(call, rights, || self.service.delete(at).map(drop))?;
@@ -254,7 +225,7 @@ impl Router {
             Err(VaultError::NotFound(_)) => "missing",
             Err(_) => "failed",
         };
-        rights.record(Operation::Read, outcome, about, &reason)?;
+        rights.record(Operation::Read, outcome, about, reason)?;
         match value {
             Err(VaultError::NotFound(_)) if !rights.may_list(namespace) => {
                 Err(Answer::error(403, &rights.not_for_this().to_string()))
@@ -274,7 +245,7 @@ impl Router {
     ) -> Result<Answer, VaultError> {
         let mut page = JsonPage::new(from.is_none());
         let mut rest = None;
-        match (&self.service.metadata, filter) {
+        match (self.service.metadata(), filter) {
             (Some(metadata), _) => metadata.page(filter, from, &mut |record| {
                 if page.is_full() {
                     rest = Some(Box::new(Call::List(filter.clone(), Some(record.at))));
@@ -304,8 +275,7 @@ impl Router {
 
     /// The number of the credentials that the caller may list.
     fn count(&self, rights: &Rights<'_>) -> Result<Option<u64>, VaultError> {
-        let Some(metadata) = self.service.metadata.as_ref().filter(|_| rights.are_restricted())
-        else {
+        let Some(metadata) = self.service.metadata().filter(|_| rights.are_restricted()) else {
             return self.service.count();
         };
         let mut count = 0;
@@ -347,10 +317,10 @@ fn change(
 ) -> Result<(), Answer> {
     let (operation, about) = call.needs().expect("a change needs a right");
     let reason = rights.permit(operation, about)?;
-    rights.record(operation, "allowed", about, &reason)?;
+    rights.record(operation, "allowed", about, reason)?;
     Ok(carry_out().inspect_err(|_| {
         // The caller is told of the failure, whether or not that can be recorded.
-        let _ = rights.record(operation, "failed", about, &reason);
+        let _ = rights.record(operation, "failed", about, reason);
     })?)
 }
 
@@ -358,15 +328,16 @@ fn change(
 fn credential_call(
     method: &Method,
     at: Result<CredentialRef, VaultError>,
+    unit: Option<Box<Peer>>,
     content_type: Option<&str>,
 ) -> Result<Call, Answer> {
     match (method, at) {
-        (Method::Get, Ok(at)) => Ok(Call::Get(at)),
+        (Method::Get, Ok(at)) => Ok(Call::Get(at, unit)),
         (Method::Get, Err(_)) => Err(Answer::credential_not_found()),
         (Method::Head, Ok(at)) => Ok(Call::Head(at)),
         (Method::Head, Err(_)) => Err(Answer::empty(404)),
         (Method::Put, Ok(at)) => body::check_content_type(content_type).map(|()| Call::Put(at)),
-        (Method::Put, Err(error)) => Err(Answer::from(&error)),
+        (Method::Put, Err(error)) => Err(error.into()),
         (Method::Delete, Ok(at)) => Ok(Call::Delete(at)),
         // A credential of an invalid name cannot exist: there is nothing to delete.
         (Method::Delete, Err(_)) => Err(done("deleted")),

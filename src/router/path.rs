@@ -10,17 +10,13 @@ pub(super) enum Resource {
     Health,
     Credentials,
     Namespace(String),
+    /// With a systemd unit, if it is asked for on behalf of that.
     Credential {
+        unit: Option<String>,
         namespace: String,
         key: String,
     },
     RuntimeEnv,
-    /// A credential, asked for on behalf of a systemd unit.
-    OfUnit {
-        unit: String,
-        namespace: String,
-        key: String,
-    },
 }
 
 impl Resource {
@@ -42,29 +38,22 @@ impl Resource {
     }
 
     fn of_path(path: &str) -> Result<Self, Answer> {
-        let mut raw = path.strip_prefix('/').ok_or_else(Answer::not_found)?.split('/');
+        let raw = path.strip_prefix('/').ok_or_else(Answer::not_found)?.split('/');
         // One more than the longest path has, so that a longer path is noticed.
-        let mut segments: [Option<Cow<'_, str>>; 6] = [const { None }; 6];
-        for (segment, text) in segments.iter_mut().zip(raw.by_ref()) {
-            *segment = Some(decode(text)?);
-        }
-        let [first, second, third, fourth, fifth, rest] = segments;
-        match (first.as_deref(), second.as_deref(), third, fourth, fifth) {
-            (Some("health"), None, ..) => Ok(Self::Health),
-            (Some("v1"), Some("runtime-env"), None, ..) => Ok(Self::RuntimeEnv),
-            (Some("v1"), Some("credentials"), None, ..) => Ok(Self::Credentials),
-            (Some("v1"), Some("credentials"), Some(namespace), None, None) => {
-                Ok(Self::Namespace(namespace.into_owned()))
-            }
-            (Some("v1"), Some("credentials"), Some(namespace), Some(key), None) => {
-                Ok(Self::Credential { namespace: namespace.into_owned(), key: key.into_owned() })
-            }
-            (Some("v1"), Some("units"), Some(unit), Some(namespace), Some(key))
-                if rest.is_none() =>
-            {
-                let [unit, namespace, key] = [unit, namespace, key].map(Cow::into_owned);
-                Ok(Self::OfUnit { unit, namespace, key })
-            }
+        let segments: Vec<Cow<'_, str>> = raw.take(6).map(decode).collect::<Result<_, _>>()?;
+        let segments: Vec<&str> = segments.iter().map(|segment| &**segment).collect();
+        let credential = |unit: Option<&str>, namespace: &str, key: &str| Self::Credential {
+            unit: unit.map(str::to_owned),
+            namespace: namespace.to_owned(),
+            key: key.to_owned(),
+        };
+        match *segments {
+            ["health"] => Ok(Self::Health),
+            ["v1", "runtime-env"] => Ok(Self::RuntimeEnv),
+            ["v1", "credentials"] => Ok(Self::Credentials),
+            ["v1", "credentials", namespace] => Ok(Self::Namespace(namespace.to_owned())),
+            ["v1", "credentials", namespace, key] => Ok(credential(None, namespace, key)),
+            ["v1", "units", unit, namespace, key] => Ok(credential(Some(unit), namespace, key)),
             _ => Err(Answer::not_found()),
         }
     }
@@ -158,7 +147,7 @@ mod tests {
         }
         assert_eq!(
             Resource::parse("/v1/credentials/a/%252F").expect("decoded once"),
-            Resource::Credential { namespace: "a".into(), key: "%2F".into() }
+            Resource::Credential { unit: None, namespace: "a".into(), key: "%2F".into() }
         );
     }
 }

@@ -78,8 +78,7 @@ impl KeyHeader {
     /// the wrong kind, and a header of a newer version.
     pub fn data_key(&self, source: &KeySource) -> Result<Key, SealError> {
         if self.version != VERSION {
-            let newer = "the key header was written by a newer version; use that one";
-            return Err(SealError::Unusable(newer.to_owned()));
+            return Err(unusable("the key header was written by a newer version; use that one"));
         }
         let wrapping = self.wrapping_key(source)?;
         let wrong = |_| SealError::WrongKey(source.to_string());
@@ -113,23 +112,20 @@ impl KeyHeader {
     fn wrapping_key(&self, source: &KeySource) -> Result<Key, SealError> {
         let salt = unhex(&self.salt).ok_or_else(damaged)?;
         match (&self.protection, source) {
-            (Protection::KeyFile, KeySource::File(_) | KeySource::Credential(_)) => {
+            (Protection::KeyFile, KeySource::Passphrase(_)) => {
+                Err(unusable("a key file opens it, and not a passphrase; give --key-file FILE"))
+            }
+            (Protection::KeyFile, source) => {
                 Ok(Key::derive(&source.read()?, &salt, b"intentframe key file"))
             }
             (
                 &Protection::Passphrase { memory_kib, passes, lanes },
                 KeySource::Passphrase(secret),
             ) => of_passphrase(secret, &salt, memory_kib, passes, lanes),
-            (Protection::KeyFile, KeySource::Passphrase(_)) => Err(SealError::Unusable(
-                "a key file opens it, and not a passphrase; give --key-file FILE".to_owned(),
+            _ => Err(unusable(
+                "a passphrase opens it, and not a key file; give --passphrase-fd N, or start it \
+                 on a terminal",
             )),
-            (Protection::Passphrase { .. }, KeySource::File(_) | KeySource::Credential(_)) => {
-                Err(SealError::Unusable(
-                    "a passphrase opens it, and not a key file; give --passphrase-fd N, or start \
-                     it on a terminal"
-                        .to_owned(),
-                ))
-            }
         }
     }
 }
@@ -159,15 +155,18 @@ fn of_passphrase(
 
 #[cfg(not(feature = "passphrase"))]
 fn of_passphrase(_: &Secret, _: &[u8], _: u32, _: u32, _: u32) -> Result<Key, SealError> {
-    Err(SealError::Unusable(
+    Err(unusable(
         "this program was built without passphrases (the feature `passphrase`); use one that has \
-         them, or a key file"
-            .to_owned(),
+         them, or a key file",
     ))
 }
 
 fn damaged() -> SealError {
-    SealError::Unusable("the key header is damaged; restore it from a backup".to_owned())
+    unusable("the key header is damaged; restore it from a backup")
+}
+
+fn unusable(reason: &str) -> SealError {
+    SealError::Unusable(reason.to_owned())
 }
 
 /// Bytes as lower-case hexadecimal digits.
@@ -178,14 +177,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// The bytes of lower-case hexadecimal digits. There is only one text for the same bytes.
 pub(crate) fn unhex(digits: &str) -> Option<Vec<u8>> {
-    let value = |digit: &u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    };
-    let pairs = digits.as_bytes().chunks(2).map(|pair| match pair {
-        [high, low] => Some(value(high)? << 4 | value(low)?),
-        _ => None,
-    });
-    pairs.collect()
+    let pair = |at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    let bytes = (0..digits.len()).step_by(2).map(pair).collect::<Option<Vec<u8>>>()?;
+    (hex(&bytes) == digits).then_some(bytes)
 }

@@ -9,7 +9,6 @@ use crate::backoff::Backoff;
 use crate::caller::Peer;
 use crate::router::Answer;
 
-use super::buffer::Lent;
 use super::connection::{Connection, Next};
 use super::listener::Listener;
 use super::poll::Interest;
@@ -19,20 +18,16 @@ impl Shared {
     /// Takes clients in until the server stops, and then closes the listener. An error such as a
     /// lack of descriptors makes the loop pause, and never ends it.
     pub(super) fn accept_clients(&self, listener: &Listener) {
-        let mut lent = Lent::default();
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
         while !self.is_stopping.load(Ordering::Acquire) {
             match listener.accept() {
                 Ok((stream, address)) => {
                     backoff.reset();
-                    let identified = match address {
-                        Some(address) => Ok(Peer::Tcp(address)),
-                        None => self.router.identify(&stream),
-                    };
-                    match identified {
+                    let access = self.router.access();
+                    match address.map_or_else(|| access.identify(&stream), |it| Ok(Peer::Tcp(it))) {
                         Ok(peer) => {
                             let deadline = Instant::now() + self.limits.idle;
-                            self.admit(Connection::new(stream, peer, deadline), &mut lent);
+                            self.admit(Connection::new(stream, peer, deadline));
                         }
                         Err(error) => log::warn!("refused a client whose user is unknown: {error}"),
                     }
@@ -42,7 +37,7 @@ impl Shared {
                     // The client is gone already.
                     ErrorKind::ConnectionAborted | ErrorKind::Interrupted => continue,
                     ErrorKind::WouldBlock => {
-                        let armed = self.clients.rearm(listener, 0, Interest::Read);
+                        let armed = self.clients.arm(listener, 0, Interest::Read);
                         if armed.and_then(|()| self.clients.wait(&mut Vec::new())).is_ok() {
                             continue;
                         }
@@ -60,15 +55,15 @@ impl Shared {
 
     /// Takes a new connection in. One that is refused, for its peer or for want of a place, gets
     /// its answer before a byte of it is read.
-    fn admit(&self, connection: Box<Connection>, lent: &mut Lent) {
-        let refusal = self.router.admit(&connection.peer).err();
-        let is_trusted = self.router.is_owner(&connection.peer);
+    fn admit(&self, connection: Box<Connection>) {
+        let refusal = self.router.access().admit(&connection.peer).err();
+        let is_trusted = self.router.access().is_owner(&connection.peer);
         match (self.parked.admit(connection, is_trusted), refusal) {
-            (Ok(connection), None) => self.parked.park_new(connection),
+            (Ok(connection), None) => self.parked.park(connection, Interest::Read),
             (Ok(mut connection), Some(answer)) => {
-                connection.refuse(answer, lent);
-                match connection.turn(self, lent) {
-                    Next::Park(_) => self.parked.park_new(connection),
+                connection.refuse(answer);
+                match connection.turn(self) {
+                    Next::Park(interest) => self.parked.park(connection, interest),
                     Next::Close | Next::Block(_) => self.parked.close(connection),
                 }
             }
@@ -77,8 +72,8 @@ impl Shared {
                 let full =
                     Answer::error(503, "too many connections; close some, or try again later")
                         .with_header("Retry-After", "1");
-                connection.refuse(full, lent);
-                connection.turn(self, lent);
+                connection.refuse(full);
+                connection.turn(self);
             }
         }
     }

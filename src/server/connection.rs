@@ -10,7 +10,7 @@ use rustix::net::{Shutdown, shutdown};
 use crate::caller::Peer;
 use crate::router::{Answer, Call};
 
-use super::buffer::{Input, Lent, Output};
+use super::buffer::Buffer;
 use super::head::{self, Framing};
 use super::poll::Interest;
 use super::response;
@@ -26,7 +26,7 @@ pub(super) struct Connection {
     pub(super) token: u64,
     pub(super) peer: Peer,
     phase: Phase,
-    input: Input,
+    input: Buffer,
     /// Of the request at the start of the input, once its head is known. Before that, its length
     /// is 0, and the rest is that of the request before.
     framing: Framing,
@@ -34,7 +34,7 @@ pub(super) struct Connection {
     began: Option<Instant>,
     /// `100 Continue` has been sent for it.
     continued: bool,
-    output: Output,
+    output: Buffer,
     /// The call for the next page of the answer that is being sent.
     rest: Option<Box<Call>>,
     /// When the parked connection is overdue.
@@ -65,6 +65,8 @@ pub(super) enum Next {
 
 /// Pipelined requests answered in one turn, so that other connections get theirs.
 const REQUESTS_PER_TURN: usize = 64;
+/// So many bytes are sent before more answers are made.
+const LONG_OUTPUT: usize = 16 * 1024;
 /// RFC 9110, 15.2.1.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// How much a refused client may go on sending before it is cut off.
@@ -77,11 +79,11 @@ impl Connection {
             token: 0,
             peer,
             phase: Phase::Open,
-            input: Input::default(),
+            input: Buffer::default(),
             framing: Framing::default(),
             began: None,
             continued: false,
-            output: Output::default(),
+            output: Buffer::default(),
             rest: None,
             deadline,
         })
@@ -98,13 +100,13 @@ impl Connection {
     }
 
     /// Reads, serves and writes as far as that goes without waiting.
-    pub(super) fn turn(&mut self, server: &Shared, lent: &mut Lent) -> Next {
-        self.input.borrow(lent);
-        let next = self.go_on(server, lent).unwrap_or_else(|error| {
+    pub(super) fn turn(&mut self, server: &Shared) -> Next {
+        let next = self.go_on(server).unwrap_or_else(|error| {
             log::debug!("a connection of {} broke: {error}", self.peer);
             Next::Close
         });
-        self.input.give_back(lent, self.framing.len);
+        self.input.release();
+        self.output.release();
         let (limits, now) = (&server.limits, Instant::now());
         self.deadline = match self.phase {
             Phase::Lingering => self.deadline,
@@ -116,51 +118,51 @@ impl Connection {
     }
 
     /// Adds the answer to a request that blocked, and goes on.
-    pub(super) fn answered(&mut self, answer: Answer, server: &Shared, lent: &mut Lent) -> Next {
-        self.respond(answer, server, lent);
-        self.turn(server, lent)
+    pub(super) fn answered(&mut self, answer: Answer, server: &Shared) -> Next {
+        self.respond(answer, server);
+        self.turn(server)
     }
 
     /// Ends a connection whose deadline has passed, with 408 if a request has begun.
-    pub(super) fn expire(&mut self, server: &Shared, lent: &mut Lent) -> Next {
+    pub(super) fn expire(&mut self, server: &Shared) -> Next {
         if self.phase != Phase::Open || self.input.is_empty() || self.is_answering() {
             return Next::Close;
         }
-        self.refuse(Answer::error(408, "the request did not arrive in time"), lent);
-        self.turn(server, lent)
+        self.refuse(Answer::error(408, "the request did not arrive in time"));
+        self.turn(server)
     }
 
     /// Answers, and reads no further request.
-    pub(super) fn refuse(&mut self, mut answer: Answer, lent: &mut Lent) {
-        let input = self.input.unserved();
+    pub(super) fn refuse(&mut self, answer: Answer) {
+        let input = self.input.rest();
         // A head that cannot be parsed may be that of a HEAD, whose answer never has a body.
         let is_head = input.trim_ascii_start().starts_with(b"HEAD ");
         self.input.consume(input.len());
         let framing = Framing { is_head, ..Framing::default() };
-        response::write(&mut self.output, &mut answer, framing, true, lent);
+        response::write(&mut self.output, &answer, framing, true);
         self.phase = Phase::Refusing;
     }
 
     /// The body of the request at the start of the input.
     pub(super) fn body(&self) -> &[u8] {
-        &self.input.unserved()[self.framing.head_len..self.framing.len]
+        &self.input.rest()[self.framing.head_len..self.framing.len]
     }
 
-    fn go_on(&mut self, server: &Shared, lent: &mut Lent) -> io::Result<Next> {
-        if !self.output.send(&self.stream, lent)? {
+    fn go_on(&mut self, server: &Shared) -> io::Result<Next> {
+        if !self.output.send(&self.stream)? {
             return Ok(Next::Park(Interest::Write));
         }
         if let Some(call) = self.rest.take() {
-            self.add_page(&call, server, lent)?;
+            self.add_page(&call, server)?;
             // A page is enough for one turn.
-            if !self.output.send(&self.stream, lent)? || self.rest.is_some() {
+            if !self.output.send(&self.stream)? || self.rest.is_some() {
                 return Ok(Next::Park(Interest::Write));
             }
         }
         let mut has_received = false;
         loop {
-            let next = self.serve(server, lent);
-            let is_sent = self.output.send(&self.stream, lent)?;
+            let next = self.serve(server);
+            let is_sent = self.output.send(&self.stream)?;
             match next {
                 None if !is_sent => return Ok(Next::Park(Interest::Write)),
                 Some(next) => return Ok(next),
@@ -182,16 +184,16 @@ impl Connection {
 
     /// Answers the whole requests at the start of the input. `None` when more input is needed, or
     /// none is read any more.
-    fn serve(&mut self, server: &Shared, lent: &mut Lent) -> Option<Next> {
+    fn serve(&mut self, server: &Shared) -> Option<Next> {
         for _ in 0..REQUESTS_PER_TURN {
-            let input = self.input.unserved();
+            let input = self.input.rest();
             if self.phase != Phase::Open || input.is_empty() || input.len() < self.framing.len {
                 return None;
             }
             let head = match head::parse(input, &self.peer, &server.limits) {
                 Ok(head) => head?,
                 Err((status, detail)) => {
-                    self.refuse(Answer::error(status, detail), lent);
+                    self.refuse(Answer::error(status, detail));
                     return None;
                 }
             };
@@ -200,11 +202,11 @@ impl Connection {
             if input.len() < self.framing.len {
                 match call {
                     // The body of someone who is not allowed is not read.
-                    Err(answer) if matches!(answer.status, 401 | 403) => self.refuse(answer, lent),
+                    Err(answer) if matches!(answer.status, 401 | 403) => self.refuse(answer),
                     _ if self.continued || !self.framing.expects_continue => {}
-                    Err(answer) => self.refuse(answer, lent),
+                    Err(answer) => self.refuse(answer),
                     Ok(_) => {
-                        self.output.room_for(CONTINUE.len(), lent).extend_from_slice(CONTINUE);
+                        self.output.room_for(CONTINUE.len()).extend_from_slice(CONTINUE);
                         self.continued = true;
                     }
                 }
@@ -215,8 +217,10 @@ impl Connection {
                 Ok(call) => server.answer(&call, self.body(), &self.peer),
                 Err(answer) => answer,
             };
-            self.respond(answer, server, lent);
-            if self.rest.is_some() || self.phase == Phase::Open && self.output.is_long() {
+            self.respond(answer, server);
+            if self.rest.is_some()
+                || self.phase == Phase::Open && self.output.rest().len() > LONG_OUTPUT
+            {
                 break;
             }
         }
@@ -224,11 +228,11 @@ impl Connection {
     }
 
     /// Adds the answer to the request at the start of the input, which is then done with.
-    fn respond(&mut self, mut answer: Answer, server: &Shared, lent: &mut Lent) {
+    fn respond(&mut self, answer: Answer, server: &Shared) {
         let framing = self.framing;
         let ends_with_connection = framing.is_http_1_0 && answer.rest.is_some();
         let is_last = !framing.keep_alive || ends_with_connection || server.parked.is_draining();
-        response::write(&mut self.output, &mut answer, framing, is_last, lent);
+        response::write(&mut self.output, &answer, framing, is_last);
         self.rest = answer.rest;
         self.input.consume(framing.len);
         self.framing.len = 0;
@@ -240,13 +244,13 @@ impl Connection {
     }
 
     /// Adds the next page of the answer to the last request.
-    fn add_page(&mut self, call: &Call, server: &Shared, lent: &mut Lent) -> io::Result<()> {
+    fn add_page(&mut self, call: &Call, server: &Shared) -> io::Result<()> {
         let Answer { status: 200, body, rest, .. } = server.answer(call, b"", &self.peer) else {
             // Without the last chunk, the client can tell.
             log::error!("a listing for {} failed in the middle", self.peer);
             return Err(io::Error::other("the rest of an answer is missing"));
         };
-        response::write_page(&mut self.output, body, rest.is_none(), self.framing, lent);
+        response::write_page(&mut self.output, &body, rest.is_none(), self.framing);
         self.rest = rest;
         Ok(())
     }

@@ -40,7 +40,7 @@ use crate::router::Router;
 use crossbeam_channel::{Sender, bounded};
 pub use listener::Listener;
 use parked::Parked;
-use poll::{Interest, Poller};
+use poll::Poller;
 use worker::{MAX_QUEUED, Shared};
 
 /// The limits for clients.
@@ -176,7 +176,6 @@ impl Server {
             let (jobs, queue) = bounded(MAX_QUEUED);
             let (running, ended) = bounded(0);
             let (clients, is_stopping) = (Poller::new()?, AtomicBool::new(false));
-            clients.add(&listener, 0, Interest::Read)?;
             let shared = Arc::new(Shared { router, limits, parked, clients, is_stopping, jobs });
             let (acceptor, threads) = (Mutex::new(None), Vec::new());
             let mut server = Self { shared, address, acceptor, threads, _running: running };
@@ -305,10 +304,7 @@ fn raise_descriptor_limit(connections: usize) {
     const FOR_EVERYTHING_ELSE: u64 = 128;
     let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(FOR_EVERYTHING_ELSE);
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let Some(soft) = current else { return };
-    if soft >= wanted {
-        return;
-    }
+    let Some(soft) = current.filter(|soft| *soft < wanted) else { return };
     let raised = maximum.map_or(wanted, |hard| hard.min(wanted));
     if raised < wanted {
         log::warn!(

@@ -106,29 +106,12 @@ impl Parked {
         Ok(connection)
     }
 
-    /// Parks a connection that was just admitted.
-    pub(super) fn park_new(&self, connection: Box<Connection>) {
-        self.put(connection, |poller, connection| {
-            poller.add(&connection.stream, connection.token, Interest::Read)
-        });
-    }
-
-    /// Puts a connection back and arms it again.
+    /// Puts a connection back, or a new one in its place, and arms it.
     pub(super) fn park(&self, connection: Box<Connection>, interest: Interest) {
-        self.put(connection, |poller, connection| {
-            poller.rearm(&connection.stream, connection.token, interest)
-        });
-    }
-
-    fn put(
-        &self,
-        connection: Box<Connection>,
-        arm: impl FnOnce(&Poller, &Connection) -> io::Result<()>,
-    ) {
         // Under the lock, so that whoever gets the event finds the connection.
         let mut lot = self.lot();
         if !(self.is_draining() && connection.is_idle()) {
-            match arm(&self.poller, &connection) {
+            match self.poller.arm(&connection.stream, connection.token, interest) {
                 Ok(()) => {
                     let (_, index) = split(connection.token);
                     lot.slots[index as usize].connection = Some(connection);

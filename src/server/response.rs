@@ -1,35 +1,25 @@
 //! Responses: an answer of the router's as the bytes of HTTP/1.1 (RFC 9112).
 
 use std::io::Write as _;
-use std::mem;
 use std::time::SystemTime;
 
 use httpdate::HttpDate;
 use tiny_http::StatusCode;
-use zeroize::Zeroizing;
 
 use crate::router::Answer;
 
-use super::buffer::{Lent, Output};
+use super::buffer::Buffer;
 use super::head::Framing;
 
 /// Room for the head of any response: our headers are few and short.
 const HEAD_BYTES: usize = 512;
-/// A body up to this size is sent together with the head.
-const SHORT_BYTES: usize = 4096;
 
 /// Adds a response to what is to be sent. A body of which this is the first page goes in chunks
 /// (RFC 9112, 7.1); HTTP/1.0 has none, so there the end of the connection ends it.
-pub(super) fn write(
-    output: &mut Output,
-    answer: &mut Answer,
-    framing: Framing,
-    is_last: bool,
-    lent: &mut Lent,
-) {
+pub(super) fn write(output: &mut Buffer, answer: &Answer, framing: Framing, is_last: bool) {
     let headers_len: usize =
         answer.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
-    let head = output.room_for(HEAD_BYTES + headers_len, lent);
+    let head = output.room_for(HEAD_BYTES + headers_len);
     let mut write = |line: std::fmt::Arguments<'_>| {
         head.write_fmt(line).expect("a Vec takes every write");
     };
@@ -51,36 +41,22 @@ pub(super) fn write(
     // The date: RFC 9110, 6.6.1.
     let date = HttpDate::from(SystemTime::now());
     write(format_args!("Server: credential-vault\r\nDate: {date}\r\n\r\n"));
-    let body = mem::take(&mut answer.body);
     if answer.rest.is_some() {
-        write_page(output, body, false, framing, lent);
+        write_page(output, &answer.body, false, framing);
     } else if !framing.is_head {
-        write_body(output, body, lent);
+        output.room_for(answer.body.len()).extend_from_slice(&answer.body);
     }
 }
 
 /// Adds a page of a body that has several.
-pub(super) fn write_page(
-    output: &mut Output,
-    page: Zeroizing<Vec<u8>>,
-    is_last: bool,
-    framing: Framing,
-    lent: &mut Lent,
-) {
-    if framing.is_http_1_0 {
-        return write_body(output, page, lent);
-    }
-    let size = format!("{:x}\r\n", page.len());
-    output.room_for(size.len(), lent).extend_from_slice(size.as_bytes());
-    write_body(output, page, lent);
-    let end: &[u8] = if is_last { b"\r\n0\r\n\r\n" } else { b"\r\n" };
-    output.room_for(end.len(), lent).extend_from_slice(end);
-}
-
-fn write_body(output: &mut Output, body: Zeroizing<Vec<u8>>, lent: &mut Lent) {
-    if body.len() <= SHORT_BYTES {
-        output.room_for(body.len(), lent).extend_from_slice(&body);
-    } else {
-        output.push(body);
+pub(super) fn write_page(output: &mut Buffer, page: &[u8], is_last: bool, framing: Framing) {
+    let (size, end) = match (framing.is_http_1_0, is_last) {
+        (true, _) => (String::new(), ""),
+        (false, true) => (format!("{:x}\r\n", page.len()), "\r\n0\r\n\r\n"),
+        (false, false) => (format!("{:x}\r\n", page.len()), "\r\n"),
+    };
+    let bytes = output.room_for(size.len() + page.len() + end.len());
+    for part in [size.as_bytes(), page, end.as_bytes()] {
+        bytes.extend_from_slice(part);
     }
 }

@@ -12,7 +12,6 @@ use crate::caller::Peer;
 use crate::router::{Answer, Call, Router};
 
 use super::Limits;
-use super::buffer::Lent;
 use super::connection::{Connection, Next};
 use super::parked::Parked;
 use super::poll::{END, Poller};
@@ -45,7 +44,6 @@ pub(super) type Ended = Receiver<Infallible>;
 impl Shared {
     /// The life of an I/O worker: it serves what the poller finds ready.
     pub(super) fn serve_ready(&self) {
-        let mut lent = Lent::default();
         let mut tokens = Vec::new();
         loop {
             if let Err(error) = self.parked.poller.wait(&mut tokens) {
@@ -57,8 +55,8 @@ impl Shared {
                     return;
                 }
                 if let Some(mut connection) = self.parked.take(token) {
-                    let next = connection.turn(self, &mut lent);
-                    self.settle(connection, next, &mut lent);
+                    let next = connection.turn(self);
+                    self.settle(connection, next);
                 }
             }
         }
@@ -66,13 +64,12 @@ impl Shared {
 
     /// The life of a blocking worker: it carries out what may wait for a backend.
     pub(super) fn serve_blocking(&self, jobs: &Receiver<Job>, ended: &Ended) {
-        let mut lent = Lent::default();
         loop {
             let job = select! { recv(jobs) -> job => job, recv(ended) -> _ => Err(RecvError) };
             let Ok(Job { mut connection, call }) = job else { return };
             let answer = self.answer(&call, connection.body(), &connection.peer);
-            let next = connection.answered(answer, self, &mut lent);
-            self.settle(connection, next, &mut lent);
+            let next = connection.answered(answer, self);
+            self.settle(connection, next);
         }
     }
 
@@ -81,17 +78,16 @@ impl Shared {
     pub(super) fn sweep(&self, ended: &Ended) {
         let Limits { request, idle, write, .. } = self.limits;
         let pause = request.min(idle).min(write).min(Duration::from_secs(1));
-        let mut lent = Lent::default();
         while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(pause) {
             for mut connection in self.parked.take_overdue(Instant::now()) {
-                let next = connection.expire(self, &mut lent);
-                self.settle(connection, next, &mut lent);
+                let next = connection.expire(self);
+                self.settle(connection, next);
             }
         }
     }
 
     /// Sends a connection where its turn has left it.
-    fn settle(&self, mut connection: Box<Connection>, mut next: Next, lent: &mut Lent) {
+    fn settle(&self, mut connection: Box<Connection>, mut next: Next) {
         loop {
             let call = match next {
                 Next::Park(interest) => return self.parked.park(connection, interest),
@@ -103,7 +99,7 @@ impl Shared {
                 Answer::error(503, "too many requests wait for the backend; try again later")
                     .with_header("Retry-After", "1");
             connection = full.into_inner().connection;
-            next = connection.answered(busy, self, lent);
+            next = connection.answered(busy, self);
         }
     }
 

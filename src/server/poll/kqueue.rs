@@ -22,14 +22,10 @@ impl Poller {
         Ok(poller)
     }
 
-    /// Adds a socket, armed.
-    pub fn add(&self, socket: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
-        self.rearm(socket, token, interest)
-    }
-
-    /// Arms a socket again. If it is ready already, its event follows at once. A filter that
-    /// has delivered its event is disabled, so that the other one is all that is armed.
-    pub fn rearm(&self, socket: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
+    /// Arms a socket, for the first time or again. If it is ready already, its event follows at
+    /// once. A filter that has delivered its event is disabled, so that the other one is all that
+    /// is armed.
+    pub fn arm(&self, socket: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         let filter = match interest {
             Interest::Read => EventFilter::EVFILT_READ,
             Interest::Write => EventFilter::EVFILT_WRITE,

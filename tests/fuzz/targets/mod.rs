@@ -18,7 +18,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use intentframe_credentials::caller::{Caller, Peer};
 use intentframe_credentials::metadata::DATABASE;
 use intentframe_credentials::peer::Process;
-use intentframe_credentials::policy::{Operation, Policy, PolicyError};
+use intentframe_credentials::policy::{Operation, Policy};
 use intentframe_credentials::router::{Call, RequestHead};
 use intentframe_credentials::seal::{Key, KeyHeader, KeySource};
 use intentframe_credentials::text::is_invisible;
@@ -123,7 +123,7 @@ pub fn name() -> Run {
             assert_eq!(at.to_string(), format!("{namespace}/{key}"));
             let encoded: Vec<String> = key.bytes().map(|byte| format!("%{byte:02x}")).collect();
             path = format!("/v1/credentials/{namespace}/{}?{text}", encoded.concat());
-            assert!(matches!(resolve(&service, &path), Ok(Call::Get(found)) if found == at));
+            assert!(matches!(resolve(&service, &path), Ok(Call::Get(found, None)) if found == at));
         } else if let Err((307, location)) = resolve(&service, &path) {
             let redirected = resolve(&service, &location.expect("a redirect says where to"));
             assert!(!matches!(redirected, Err((307, _))), "{path} leads in circles");
@@ -159,12 +159,13 @@ pub fn policy() -> Run {
         fs::write(&path, data).expect("writable");
         let policy = match Policy::load(&path, OWNER) {
             Ok(policy) => policy,
-            Err(PolicyError::Unusable { reason, .. }) => {
-                assert!(str::from_utf8(data).is_err(), "{reason}");
-                return;
-            }
-            Err(PolicyError::Invalid { line, .. }) => {
-                assert!((1..=lines(data)).contains(&line));
+            Err(error) => {
+                let text = error.to_string();
+                let rest = text.strip_prefix(&format!("{}:", path.display()));
+                match rest.and_then(|it| it.split(':').next()?.parse().ok()) {
+                    Some(line) => assert!((1..=lines(data)).contains(&line), "{text}"),
+                    None => assert!(str::from_utf8(data).is_err(), "{text}"),
+                }
                 return;
             }
         };
@@ -179,10 +180,12 @@ fn decide(policy: &Policy, caller: &Caller) {
     let is_known = policy.is_owner(caller) || !consumers.is_empty();
     assert_eq!(policy.admits(caller), is_known);
     for operation in [Operation::Read, Operation::List, Operation::Write, Operation::Delete] {
-        let somewhere = policy.decide_somewhere(caller, operation);
+        let somewhere = policy.decide(caller, operation, None, &[]);
         assert!(is_known || somewhere.is_err());
         for names in [&[][..], &["nobody".to_owned()]] {
-            let Ok(grant) = policy.decide(caller, operation, "openai", names) else { continue };
+            let Ok(grant) = policy.decide(caller, operation, Some("openai"), names) else {
+                continue;
+            };
             assert!(somewhere.is_ok() && is_known);
             match (grant.consumer, grant.rule) {
                 (None, None) => assert!(policy.is_owner(caller)),

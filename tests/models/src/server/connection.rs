@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::buffer::Lent;
 use super::poll::{Interest, Stream};
 use super::worker::Shared;
 use crate::caller::Peer;
@@ -46,7 +45,7 @@ impl Connection {
     }
 
     /// Reads one request. Its answer is sent in the next turn, when there is room for it.
-    pub fn turn(&mut self, server: &Shared, _: &mut Lent) -> Next {
+    pub fn turn(&mut self, server: &Shared) -> Next {
         assert!(!self.blocks, "taken from a blocking worker");
         let number = self.stream.number;
         let is_answering = std::mem::take(&mut self.is_answering);
@@ -70,7 +69,7 @@ impl Connection {
         }
     }
 
-    pub fn answered(&mut self, _: Answer, server: &Shared, _: &mut Lent) -> Next {
+    pub fn answered(&mut self, _: Answer, server: &Shared) -> Next {
         assert!(std::mem::take(&mut self.blocks), "it was asked");
         self.answer(server)
     }
@@ -80,7 +79,7 @@ impl Connection {
         Next::Park(Interest::Write)
     }
 
-    pub fn expire(&mut self, _: &Shared, _: &mut Lent) -> Next {
+    pub fn expire(&mut self, _: &Shared) -> Next {
         Next::Close
     }
 }

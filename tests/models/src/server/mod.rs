@@ -19,9 +19,3 @@ pub struct Limits {
     pub idle: Duration,
     pub write: Duration,
 }
-
-/// Stands in for the buffers.
-mod buffer {
-    #[derive(Default)]
-    pub struct Lent;
-}

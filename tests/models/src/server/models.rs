@@ -55,7 +55,7 @@ impl Server {
         let kernel = Arc::clone(&self.shared.parked.poller.0);
         let connection = Connection::new(Stream { number, kernel }, is_overdue);
         if let Ok(connection) = self.shared.parked.admit(connection, true) {
-            self.shared.parked.park_new(connection);
+            self.shared.parked.park(connection, Interest::Read);
         }
     }
 

@@ -85,12 +85,7 @@ impl Poller {
         Ok(Self(Arc::default()))
     }
 
-    pub fn add(&self, stream: &Stream, token: u64, interest: Interest) -> io::Result<()> {
-        self.rearm(stream, token, interest)
-    }
-
-    #[allow(clippy::unnecessary_wraps, reason = "the kernel's can fail")]
-    pub fn rearm(&self, stream: &Stream, token: u64, interest: Interest) -> io::Result<()> {
+    pub fn arm(&self, stream: &Stream, token: u64, interest: Interest) -> io::Result<()> {
         self.0.with(stream.number, |socket| {
             assert!(!socket.is_closed, "a closed socket is armed");
             assert!(socket.armed.replace((token, interest)).is_none(), "armed by two owners");

@@ -289,7 +289,7 @@ impl VaultService {
     ///
     /// The error of the database.
     pub fn count(&self) -> Result<Option<u64>, VaultError> {
-        Ok(self.metadata().map(|it| it.count()).transpose()?)
+        Ok(self.metadata().map(MetadataStore::count).transpose()?)
     }
 
     /// Whether listings and the status may wait for something outside this process.
@@ -329,7 +329,7 @@ impl VaultService {
     #[must_use]
     pub fn backend_status(&self) -> BackendStatus {
         let mut status = self.vault.status();
-        status.works &= self.metadata().is_none_or(|it| it.is_writable());
+        status.works &= self.metadata().is_none_or(MetadataStore::is_writable);
         status
     }
 

@@ -91,16 +91,16 @@ fn check(fields: &Fields<'_>) -> Result<StoreRequest, Vec<Problem>> {
     let owned = |text: Secret| text.expose().to_owned();
 
     let value = take(json!(["body", "value"]), text(field("value"), MAX_VALUE_BYTES).map(Some));
-    let named = |json| DeliveryMode::from_name(text(Some(json), usize::MAX).ok()?.expose());
-    let delivery_mode = field("delivery_mode").map_or(Some(DeliveryMode::default()), named);
+    let mode = |json| DeliveryMode::from_name(text(Some(json), usize::MAX).ok()?.expose());
+    let delivery_mode = field("delivery_mode").map_or(Some(DeliveryMode::default()), mode);
     if delivery_mode.is_none() {
         let msg = "Input should be 'executor_only' or 'runtime_env'";
         take(json!(["body", "delivery_mode"]), Err(("enum", msg.into())));
     }
     let loc = json!(["body", "allowed_consumers"]);
-    let names = field("allowed_consumers").map_or("[]", RawValue::get);
+    let list = field("allowed_consumers").map_or("[]", RawValue::get);
     let mut allowed_consumers = Vec::new();
-    match serde_json::from_str::<Vec<&RawValue>>(names) {
+    match serde_json::from_str::<Vec<&RawValue>>(list) {
         Ok(names) if names.len() <= MAX_CONSUMERS => {
             for (index, name) in names.into_iter().enumerate() {
                 let loc = json!(["body", "allowed_consumers", index]);

@@ -61,7 +61,7 @@ impl Shared {
         match (self.parked.admit(connection, is_trusted), refusal) {
             (Ok(connection), None) => self.parked.park(connection, Interest::Read),
             (Ok(mut connection), Some(answer)) => {
-                connection.refuse(answer);
+                connection.refuse(&answer);
                 match connection.turn(self) {
                     Next::Park(interest) => self.parked.park(connection, interest),
                     Next::Close | Next::Block(_) => self.parked.close(connection),
@@ -72,7 +72,7 @@ impl Shared {
                 let full =
                     Answer::error(503, "too many connections; close some, or try again later")
                         .with_header("Retry-After", "1");
-                connection.refuse(full);
+                connection.refuse(&full);
                 connection.turn(self);
             }
         }

@@ -128,18 +128,18 @@ impl Connection {
         if self.phase != Phase::Open || self.input.is_empty() || self.is_answering() {
             return Next::Close;
         }
-        self.refuse(Answer::error(408, "the request did not arrive in time"));
+        self.refuse(&Answer::error(408, "the request did not arrive in time"));
         self.turn(server)
     }
 
     /// Answers, and reads no further request.
-    pub(super) fn refuse(&mut self, answer: Answer) {
+    pub(super) fn refuse(&mut self, answer: &Answer) {
         let input = self.input.rest();
         // A head that cannot be parsed may be that of a HEAD, whose answer never has a body.
         let is_head = input.trim_ascii_start().starts_with(b"HEAD ");
         self.input.consume(input.len());
         let framing = Framing { is_head, ..Framing::default() };
-        response::write(&mut self.output, &answer, framing, true);
+        response::write(&mut self.output, answer, framing, true);
         self.phase = Phase::Refusing;
     }
 
@@ -193,7 +193,7 @@ impl Connection {
             let head = match head::parse(input, &self.peer, &server.limits) {
                 Ok(head) => head?,
                 Err((status, detail)) => {
-                    self.refuse(Answer::error(status, detail));
+                    self.refuse(&Answer::error(status, detail));
                     return None;
                 }
             };
@@ -202,9 +202,9 @@ impl Connection {
             if input.len() < self.framing.len {
                 match call {
                     // The body of someone who is not allowed is not read.
-                    Err(answer) if matches!(answer.status, 401 | 403) => self.refuse(answer),
+                    Err(answer) if matches!(answer.status, 401 | 403) => self.refuse(&answer),
                     _ if self.continued || !self.framing.expects_continue => {}
-                    Err(answer) => self.refuse(answer),
+                    Err(answer) => self.refuse(&answer),
                     Ok(_) => {
                         self.output.room_for(CONTINUE.len()).extend_from_slice(CONTINUE);
                         self.continued = true;

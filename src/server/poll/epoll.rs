@@ -27,10 +27,11 @@ impl Poller {
     /// Arms a socket, for the first time or again. If it is ready already, its event follows at once.
     pub fn arm(&self, socket: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         let (data, flags) = (EventData::new_u64(token), flags(interest));
-        Ok(match epoll::modify(&self.epoll, &socket, data, flags) {
+        match epoll::modify(&self.epoll, &socket, data, flags) {
             Err(Errno::NOENT) => epoll::add(&self.epoll, &socket, data, flags)?,
             armed => armed?,
-        })
+        }
+        Ok(())
     }
 
     /// Removes an armed socket that is about to be closed. close(2) alone would not do: while

@@ -37,7 +37,8 @@ use super::{
     error_code(127, "exec: the command does not exist; else exec exits as the command does")
 )]
 pub struct Arguments {
-    /// the socket of the service; may also follow the command
+    /// the socket of the service, or the one that `serve` and `dev` listen on; may also follow
+    /// the command
     #[argh(option, arg_name = "path")]
     pub socket: Option<PathBuf>,
 
@@ -114,6 +115,16 @@ pub fn split_assignments(arguments: Vec<OsString>) -> Result<Vec<String>, Failur
         }
     }
     Ok(split)
+}
+
+/// Takes the last `--socket PATH`: argh knows it only before the command.
+pub fn take_socket(arguments: &mut Vec<String>) -> Result<Option<PathBuf>, Failure> {
+    let end = arguments.iter().position(|it| it == "--").unwrap_or(arguments.len());
+    let Some(at) = arguments[..end].iter().rposition(|it| it == "--socket") else {
+        return Ok(None);
+    };
+    let path = arguments.drain(at..end.min(at + 2)).nth(1);
+    path.map(PathBuf::from).map(Some).ok_or_else(|| Failure::usage("--socket needs a path"))
 }
 
 /// The error for what argh rejected. argh repeats an argument that it does not know, which

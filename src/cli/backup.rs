@@ -30,7 +30,7 @@ pub struct Backup {
 }
 
 pub fn run(args: &Backup, context: &Context) -> Result<(), Failure> {
-    let database = Local::new(context, None, args.data_dir.as_deref(), None)?.database;
+    let database = Local::new(context, args.data_dir.as_deref(), None, None)?.database;
     let copied = copy(&database, &args.file)?;
     let values = match copied.sealed_values {
         0 => "No values are in it: they stay in the backend, which needs a backup of its own.",

@@ -1,6 +1,6 @@
 //! The commands that ask one question: health, list, get, has, delete, runtime-env, check.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use argh::FromArgs;
@@ -19,17 +19,13 @@ use super::{audit, output};
 #[derive(FromArgs)]
 #[argh(subcommand, name = "health", help_triggers("-h", "--help"))]
 pub struct Health {
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// print JSON
     #[argh(switch)]
     json: bool,
 }
 
-pub fn health(args: Health, context: &Context) -> Result<(), Failure> {
-    let client = context.client(args.socket)?;
+pub fn health(args: &Health, context: &Context) -> Result<(), Failure> {
+    let client = context.client()?;
     let health = client.health()?;
     if args.json {
         return output::json(&health);
@@ -52,10 +48,6 @@ pub fn health(args: Health, context: &Context) -> Result<(), Failure> {
             tabs: namespace, key, delivery mode, masked preview, time stored, time last used;\n\
             with --long also who used it last.")]
 pub struct List {
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// print JSON
     #[argh(switch)]
     json: bool,
@@ -74,13 +66,20 @@ pub struct List {
 }
 
 pub fn list(args: List, context: &Context) -> Result<(), Failure> {
-    let client = context.client(args.socket)?;
+    let client = context.client()?;
     let summaries = match args.namespace {
         None => client.list_all()?,
         Some(name) => client.list_namespace(&Namespace::new(name).map_err(Failure::usage)?)?,
     };
     if args.json {
         return output::json(&summaries);
+    }
+    let mut users = HashMap::new();
+    if args.long {
+        let log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
+        users = audit::last_users(&log.ok_or_else(|| {
+            Failure::usage("--long reads the audit log; give --audit-log FILE (IF_VAULT_AUDIT_LOG)")
+        })?)?;
     }
     // People read minutes; programs get the microseconds of the wire.
     let is_terminal = output::is_terminal();
@@ -92,6 +91,7 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
         }
     };
     let rows = summaries.into_iter().map(|summary| {
+        let user = users.get(&format!("{}/{}", summary.namespace, summary.key));
         [
             summary.namespace,
             summary.key,
@@ -99,25 +99,15 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
             summary.masked_preview,
             time(summary.updated_at),
             summary.last_used_at.map(time).unwrap_or_default(),
+            user.cloned().unwrap_or_default(),
         ]
     });
-    let head = ["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED"];
-    if !args.long {
+    let head = ["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED", "BY"];
+    if args.long {
         return output::rows(head, &rows.collect::<Vec<_>>());
     }
-    let log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
-    let log = log.ok_or_else(|| {
-        Failure::usage("--long reads the audit log; give --audit-log FILE (IF_VAULT_AUDIT_LOG)")
-    })?;
-    let users = audit::last_users(&log)?;
-    let rows: Vec<_> = rows
-        .map(|[namespace, key, delivery, value, stored, used]| {
-            let user = users.get(&format!("{namespace}/{key}")).cloned().unwrap_or_default();
-            [namespace, key, delivery, value, stored, used, user]
-        })
-        .collect();
-    let [namespace, key, delivery, value, stored, used] = head;
-    output::rows([namespace, key, delivery, value, stored, used, "BY"], &rows)
+    let [head @ .., _] = head;
+    output::rows(head, &rows.map(|[row @ .., _]| row).collect::<Vec<_>>())
 }
 
 /// Print the value of a credential.
@@ -126,10 +116,6 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
 #[argh(note = "If standard output is a terminal, a newline follows the value, and control\n\
             characters other than newlines and tabs are escaped.")]
 pub struct Get {
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// print JSON
     #[argh(switch)]
     json: bool,
@@ -139,8 +125,8 @@ pub struct Get {
     credential: String,
 }
 
-pub fn get(args: Get, context: &Context) -> Result<(), Failure> {
-    let client = context.client(args.socket)?;
+pub fn get(args: &Get, context: &Context) -> Result<(), Failure> {
+    let client = context.client()?;
     let at = credential(&args.credential)?;
     let value = client.get(&at)?.ok_or_else(|| not_found(&at))?;
     if args.json {
@@ -156,10 +142,6 @@ pub fn get(args: Get, context: &Context) -> Result<(), Failure> {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "has", help_triggers("-h", "--help"))]
 pub struct Has {
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// print JSON
     #[argh(switch)]
     json: bool,
@@ -169,8 +151,8 @@ pub struct Has {
     credential: String,
 }
 
-pub fn has(args: Has, context: &Context) -> Result<(), Failure> {
-    let client = context.client(args.socket)?;
+pub fn has(args: &Has, context: &Context) -> Result<(), Failure> {
+    let client = context.client()?;
     let at = credential(&args.credential)?;
     let exists = client.has(&at)?;
     if args.json {
@@ -187,17 +169,13 @@ pub fn has(args: Has, context: &Context) -> Result<(), Failure> {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "delete", help_triggers("-h", "--help"))]
 pub struct Delete {
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// the credential, as NAMESPACE/KEY
     #[argh(positional)]
     credential: String,
 }
 
-pub fn delete(args: Delete, context: &Context) -> Result<(), Failure> {
-    let client = context.client(args.socket)?;
+pub fn delete(args: &Delete, context: &Context) -> Result<(), Failure> {
+    let client = context.client()?;
     Ok(client.delete(&credential(&args.credential)?)?)
 }
 
@@ -208,17 +186,13 @@ pub fn delete(args: Delete, context: &Context) -> Result<(), Failure> {
             tabs: namespace, key, variable, consumers (separated by commas; empty if every\n\
             consumer is allowed).")]
 pub struct RuntimeEnv {
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// print JSON
     #[argh(switch)]
     json: bool,
 }
 
-pub fn runtime_env(args: RuntimeEnv, context: &Context) -> Result<(), Failure> {
-    let client = context.client(args.socket)?;
+pub fn runtime_env(args: &RuntimeEnv, context: &Context) -> Result<(), Failure> {
+    let client = context.client()?;
     let entries = client.list_runtime_env()?;
     if args.json {
         return output::json(&entries);
@@ -243,10 +217,6 @@ pub fn runtime_env(args: RuntimeEnv, context: &Context) -> Result<(), Failure> {
 #[argh(note = "The exit code is 0 if all of them exist. Otherwise it is 1, even if no service\n\
             answers, and the missing ones are printed, one per line.")]
 pub struct Check {
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// print JSON
     #[argh(switch)]
     json: bool,
@@ -267,7 +237,7 @@ pub fn check(args: Check, context: &Context) -> Result<(), Failure> {
         error: Option<String>,
     }
 
-    let client = context.client(args.socket)?;
+    let client = context.client()?;
     let names = args.credentials;
     if names.is_empty() {
         return Err(Failure::usage("name at least one credential to check, as NAMESPACE/KEY"));

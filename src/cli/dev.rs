@@ -41,10 +41,6 @@ pub struct Dev {
     #[argh(option, arg_name = "number")]
     port: Option<u16>,
 
-    /// listen on this socket (INTENTFRAME_VAULT_SOCKET)
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// keep the metadata database in this directory (~/.intentframe/dev-data by default)
     #[argh(option, arg_name = "path")]
     data_dir: Option<PathBuf>,
@@ -59,10 +55,7 @@ pub fn run(args: Dev, context: &Context) -> Result<(), Failure> {
     let endpoint = match args.port {
         port if args.tcp => Endpoint::LoopbackTcp(port.unwrap_or(DEFAULT_PORT)),
         Some(_) => return Err(Failure::usage("--port requires --tcp")),
-        None => {
-            let socket = context.socket(args.socket);
-            Endpoint::Unix(settings::socket(socket.as_deref(), environment)?)
-        }
+        None => Endpoint::Unix(context.socket()?),
     };
     // INTENTFRAME_DATA_DIR is ignored: it names the directory of the real service, whose
     // database must not contain seeds.

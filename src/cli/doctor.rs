@@ -11,7 +11,7 @@ use std::time::Duration;
 use argh::FromArgs;
 use intentframe_credentials::backend::{Finding, KEY_FILE, create_vault};
 use intentframe_credentials::caller::Caller;
-use intentframe_credentials::client::Health;
+use intentframe_credentials::client::{ClientError, Health, VaultClient};
 use intentframe_credentials::metadata::{MetadataStore, Snapshot};
 use intentframe_credentials::policy::Policy;
 use intentframe_credentials::server::{Endpoint, Listener, SocketAccess};
@@ -20,11 +20,10 @@ use intentframe_credentials::{
     CredentialRecord, CredentialRef, CredentialVault, VaultError, mask_value, ownership,
 };
 
-use super::Context;
 use super::backup::copy;
 use super::failure::{Failure, NOT_FOUND};
 use super::local::Local;
-use super::{output, seal};
+use super::{Context, output};
 
 /// Examine what the service depends on: files, socket, database, backend, credentials. The exit
 /// code is 1 if there is a problem.
@@ -38,10 +37,6 @@ use super::{output, seal};
             the database stays beside it."
 )]
 pub struct Doctor {
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// the data directory of the service (INTENTFRAME_DATA_DIR)
     #[argh(option, arg_name = "path")]
     data_dir: Option<PathBuf>,
@@ -81,18 +76,18 @@ const LEAST_SPACE: u64 = 32 * 1024 * 1024;
 const MOMENT: Duration = Duration::from_secs(1);
 
 pub fn run(args: Doctor, context: &Context) -> Result<(), Failure> {
-    let mut local = Local::new(context, args.socket, args.data_dir.as_deref(), args.backend)?;
+    let mut local = Local::new(context, args.data_dir.as_deref(), args.backend, args.key_file)?;
     let policy = context.setting_path(args.policy, "IF_VAULT_POLICY")?;
     let audit_log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
-    local.backend_options.key_file = context.setting_path(args.key_file, "IF_VAULT_KEY_FILE")?;
+    let client = context.client()?;
     let mut report = Report { fix: args.fix, findings: Vec::new() };
-    let service = report.socket(&local, context);
-    if local.backend == "sealed" && service.is_none() {
-        let options = &mut local.backend_options;
-        options.passphrase = seal::passphrase(options, args.passphrase_fd, context)?;
+    let service = report.socket(&client);
+    if service.is_none() {
+        local.unlock(args.passphrase_fd, context)?;
     }
+    local.backend_options.own_socket = Some(client.socket().to_owned());
     let vault = create_vault(&local.backend, &local.backend_options)?;
-    report.files(&local, policy.as_deref(), audit_log.as_deref());
+    report.files(&local, client.socket(), policy.as_deref(), audit_log.as_deref());
     let is_sound = report.database(&local.database);
     if report.backend(&local, &*vault, service.as_deref()) && is_sound {
         report.values(&local, &*vault, service.is_some());
@@ -125,26 +120,27 @@ impl Report {
 
     /// Examines the socket. If something serves it, returns the name of the service's backend,
     /// which is empty if it is not known.
-    fn socket(&mut self, local: &Local, context: &Context) -> Option<String> {
-        let about = local.socket.display();
-        match local.health(context) {
-            Ok(Some(Health { status, backend, .. })) => {
+    fn socket(&mut self, client: &VaultClient) -> Option<String> {
+        let (socket, about) = (client.socket(), client.socket().display());
+        match client.health() {
+            Ok(Health { status, backend, .. }) => {
                 let kind = if status == "ok" { "service" } else { "service-degraded" };
-                let who =
-                    Caller::serving(&local.socket).map_or_else(String::new, |it| it.to_string());
+                let who = Caller::serving(socket).map_or_else(String::new, |it| it.to_string());
                 self.add(kind, about, format!("it is served by {who}: {status}, {backend}"));
                 return Some(backend);
             }
-            Ok(None) if local.socket.symlink_metadata().is_ok() => {
+            Err(ClientError::Unreachable { .. }) if socket.symlink_metadata().is_ok() => {
                 let finding = Finding::new("socket-stale", about, "no service answers on it");
                 // A listener takes the lock of the path before it removes what is stale.
-                let endpoint = Endpoint::Unix(local.socket.clone());
-                self.mend(finding, || match Listener::bind(&endpoint, SocketAccess::default()) {
-                    Ok(_) => Ok("removed".to_owned()),
-                    Err(error) => Err(error.to_string()),
+                let endpoint = Endpoint::Unix(socket.to_owned());
+                self.mend(finding, || {
+                    let bound = Listener::bind(&endpoint, SocketAccess::default());
+                    bound.map(|_| "removed".to_owned()).map_err(|error| error.to_string())
                 });
             }
-            Ok(None) => self.add("service-absent", about, "no service runs"),
+            Err(ClientError::Unreachable { .. }) => {
+                self.add("service-absent", about, "no service runs");
+            }
             Err(error) => {
                 self.add("service-failed", about, error);
                 return Some(String::new());
@@ -154,20 +150,20 @@ impl Report {
     }
 
     /// Examines modes and owners of the files, the policy, and the space on the disk.
-    fn files(&mut self, local: &Local, policy: Option<&Path>, audit_log: Option<&Path>) {
-        let Local { socket, data_dir, database, .. } = local;
+    fn files(&mut self, local: &Local, socket: &Path, policy: Option<&Path>, log: Option<&Path>) {
+        let Local { data_dir, database, .. } = local;
         let of_socket = if policy.is_some() { 0 } else { 0o077 };
         let key = local.backend_options.key_file.clone();
         let key = key.unwrap_or_else(|| ownership::parent(data_dir).join(KEY_FILE));
         let mut files = vec![
             (data_dir.clone(), 0o022),
             (ownership::parent(socket).to_owned(), 0o022),
-            (socket.clone(), of_socket),
+            (socket.to_owned(), of_socket),
             (key, 0o077),
         ];
         let of_database = ["", "-wal", "-shm", "-journal"];
         files.extend(of_database.map(|it| (format!("{}{it}", database.display()).into(), 0o077)));
-        files.extend(policy.into_iter().chain(audit_log).map(|path| (path.to_owned(), 0o022)));
+        files.extend(policy.into_iter().chain(log).map(|path| (path.to_owned(), 0o022)));
         for (path, forbidden) in files {
             let Ok(found) = path.symlink_metadata() else { continue };
             let (about, mode) = (path.display(), found.mode() & 0o7777);
@@ -181,7 +177,7 @@ impl Report {
                 });
             }
             let safe = match () {
-                () if path == *socket => Ok(()),
+                () if path == socket => Ok(()),
                 () if path.is_dir() => ownership::check_directory(&path),
                 () => ownership::check_file(&path, &found),
             };
@@ -263,11 +259,11 @@ impl Report {
         let found = match found {
             Err(error @ VaultError::Metadata(_)) => return self.add("row-invalid", "a row", error),
             Err(error) => return self.add("backend-failed", backend, error),
+            Ok(none) if none.is_empty() => {
+                return self.add("values", backend, "it agrees with the database");
+            }
             Ok(found) => found,
         };
-        if found.is_empty() {
-            self.add("values", backend, "it agrees with the database");
-        }
         let backup = path.with_extension(format!("db.before-{}", Timestamp::now()));
         for (finding, correction) in found {
             match correction {

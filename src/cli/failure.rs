@@ -25,10 +25,11 @@ pub const NOT_FOUND: u8 = 1;
 pub const USAGE: u8 = 2;
 const UNREACHABLE: u8 = 3;
 pub const REFUSED: u8 = 4;
-const OTHER: u8 = 5;
+pub const OTHER: u8 = 5;
 
 const OTHER_SOCKET: &str = "--socket PATH or INTENTFRAME_VAULT_SOCKET selects another socket";
-const OTHER_DATA_DIR: &str = "--data-dir PATH or INTENTFRAME_DATA_DIR selects another directory";
+pub const OTHER_DATA_DIR: &str =
+    "--data-dir PATH or INTENTFRAME_DATA_DIR selects another directory";
 const OTHER_BACKEND: &str = "--backend NAME or IF_VAULT_BACKEND selects the backend";
 const WAIT: &str = "--wait-for-backend retries until it is available";
 const HEALTH: &str = "`credential-vault health` shows whether the service answers at all";

@@ -1,19 +1,19 @@
 //! `import`: stores the credentials of an export.
 
 use std::fs::File;
-use std::io::{BufReader, Seek as _};
+use std::io::BufReader;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use argh::FromArgs;
 use indicatif::{ProgressBar, ProgressFinish};
-use intentframe_credentials::VaultError;
-use intentframe_credentials::export_file::{Entry, ExportError, Header, Reader};
+use intentframe_credentials::export_file::{Entry, ExportError, Header};
 use intentframe_credentials::service::VaultService;
+use intentframe_credentials::{CredentialRecord, Secret, VaultError};
 
 use super::Context;
-use super::export::{check, is_same, open};
-use super::failure::{Failure, NOT_FOUND, cannot};
+use super::export::{check, open, read};
+use super::failure::{Failure, NOT_FOUND, OTHER, USAGE, cannot};
 use super::local::Local;
 use super::{output, seal, signals};
 
@@ -37,10 +37,6 @@ pub struct Import {
     #[argh(option, arg_name = "name")]
     backend: Option<String>,
 
-    /// read the passphrase of the backend sealed from this file descriptor
-    #[argh(option, arg_name = "number")]
-    vault_passphrase_fd: Option<i32>,
-
     /// the key file of the export
     #[argh(option, arg_name = "path")]
     key_file: Option<PathBuf>,
@@ -62,124 +58,92 @@ pub struct Import {
     file: PathBuf,
 }
 
-pub fn run(args: &Import, context: &Context) -> Result<(), Failure> {
-    let shown = args.file.display();
+pub fn run(args: Import, context: &Context) -> Result<(), Failure> {
+    let file = args.file.as_path();
     let unusable = |error: ExportError| {
-        let code = if matches!(error, ExportError::Io(_)) { 5 } else { 2 };
-        Failure::new(code, format!("{shown}: {error}")).hint("nothing was changed")
+        let code = if matches!(error, ExportError::Io(_)) { OTHER } else { USAGE };
+        Failure::new(code, format!("{}: {error}", file.display())).hint("nothing was changed")
     };
-    let failed = || cannot(format!("read {shown}"));
-    let mut file = File::open(&args.file).map_err(failed())?;
-    let rewound = |file: &mut File| {
-        file.rewind().and_then(|()| file.try_clone()).map(BufReader::new).map_err(failed())
-    };
-    let header = Header::read(&mut rewound(&mut file)?).map_err(unusable)?;
-    let needs_passphrase = Some(header.needs_passphrase());
-    let key = seal::key_of_export(
-        args.key_file.as_deref(),
-        args.passphrase_fd,
-        needs_passphrase,
-        context,
-    )?;
-    let credentials = check(rewound(&mut file)?, &key).map_err(unusable)?;
+    let input = File::open(file).map_err(cannot(format!("read {}", file.display())))?;
+    let header = Header::read(&mut BufReader::new(input)).map_err(unusable)?;
+    let is_passphrase = Some(header.needs_passphrase());
+    let key = seal::key(args.key_file, args.passphrase_fd, is_passphrase, context)?;
+    let credentials = check(file, &key).map_err(unusable)?;
 
-    let local = Local::new(context, None, args.data_dir.as_deref(), args.backend.clone())?;
-    let service = open(local, args.vault_passphrase_fd, args.dry_run, context)?;
-    let mut input = rewound(&mut file)?;
-    let header = Header::read(&mut input).map_err(unusable)?;
-    let entries = Reader::new(input, header, &key).map_err(unusable)?;
-    let entries =
-        entries.map(|entry| entry.map_err(|error| Failure::other(format!("{shown}: {error}"))));
+    let local = Local::new(context, args.data_dir.as_deref(), args.backend, None)?;
+    let service = open(local, args.dry_run, context)?;
+    let stop = signals::stop_flag().map_err(cannot("handle signals"))?;
     let bar = ProgressBar::new(credentials).with_finish(ProgressFinish::AndClear);
-    Sink::new(service, args.replace, args.dry_run).take_all(bar.wrap_iter(entries))
-}
-
-/// Stores credentials from any source, unless they are there already.
-pub struct Sink {
-    service: VaultService,
-    replaces: bool,
-    is_dry_run: bool,
-    stored: u64,
-    same: u64,
-    /// Credentials that are different, or could not be stored, and why.
-    conflicts: Vec<String>,
-}
-
-impl Sink {
-    pub fn new(service: VaultService, replaces: bool, is_dry_run: bool) -> Self {
-        Self { service, replaces, is_dry_run, stored: 0, same: 0, conflicts: Vec::new() }
-    }
-
-    /// Takes one after the other, until SIGINT or SIGTERM arrives. Prints a report at the end.
-    pub fn take_all(
-        mut self,
-        mut entries: impl Iterator<Item = Result<Entry, Failure>>,
-    ) -> Result<(), Failure> {
-        let stop = signals::stop_flag().map_err(cannot("handle signals"))?;
-        let taken = entries.try_for_each(|entry| {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Failure::new(130, "interrupted; the same command continues"));
-            }
-            self.take(&entry?)
-        });
-        let would = if self.is_dry_run { "would be " } else { "" };
-        output::text(&format!(
-            "{} {would}stored, {} are there already, {} conflicts\n",
-            self.stored,
-            self.same,
-            self.conflicts.len()
-        ))?;
-        taken?;
-        self.service.close().map_err(Failure::other)?;
-        match self.conflicts.as_slice() {
-            [] => Ok(()),
-            names => {
-                Err(Failure::new(NOT_FOUND, names.join("\n"))
-                    .hint("--replace replaces what is there"))
-            }
+    let (mut stored, mut same, mut conflicts) = (0, 0, Vec::new());
+    let taken = bar.wrap_iter(read(file, &key).map_err(unusable)?).try_for_each(|entry| {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Failure::new(130, "interrupted; the same command continues"));
         }
-    }
-
-    fn take(&mut self, entry: &Entry) -> Result<(), Failure> {
-        let at = &entry.record.at;
-        let is_free = match self.service.look(at) {
-            Ok((_, None)) => true,
-            Ok((record, Some(value))) if value.expose() == entry.value.expose() => match record {
-                Some(record) if is_same(&record, &entry.record) => {
-                    self.same += 1;
-                    return Ok(());
-                }
-                // A value that nothing lists gets its metadata.
-                record => record.is_none(),
-            },
-            Ok(_) | Err(VaultError::ReadFailed { .. }) => false,
-            Err(error) => return Err(error.into()),
-        };
-        if !is_free && !self.replaces {
-            self.conflicts.push(format!("{at}: another value or other metadata is there"));
-            return Ok(());
-        }
-        match if self.is_dry_run { Ok(()) } else { self.store(entry) } {
-            Ok(()) => self.stored += 1,
-            Err(error @ VaultError::StoreFailed { .. }) => self.conflicts.push(error.to_string()),
+        let entry =
+            entry.map_err(|error| Failure::other(format!("{}: {error}", file.display())))?;
+        match take(&service, &entry, args.replace, args.dry_run) {
+            Ok(true) => stored += 1,
+            Ok(false) => same += 1,
+            Err(error @ VaultError::StoreFailed { .. }) => conflicts.push(error.to_string()),
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    });
+    let (would, count) = (if args.dry_run { "would be " } else { "" }, conflicts.len());
+    output::text(&format!(
+        "{stored} {would}stored, {same} are there already, {count} conflicts\n"
+    ))?;
+    taken?;
+    service.close().map_err(Failure::other)?;
+    if conflicts.is_empty() {
+        return Ok(());
     }
+    Err(Failure::new(NOT_FOUND, conflicts.join("\n")).hint("--replace replaces what is there"))
+}
 
-    /// Stores it, and reads it again.
-    fn store(&self, entry: &Entry) -> Result<(), VaultError> {
-        self.service.import(entry.record.clone(), &entry.value)?;
-        match self.service.look(&entry.record.at)? {
-            (Some(record), Some(value))
-                if is_same(&record, &entry.record) && value.expose() == entry.value.expose() =>
-            {
-                Ok(())
-            }
-            _ => Err(VaultError::StoreFailed {
-                at: entry.record.at.clone(),
-                reason: "the backend returns something else than was stored".to_owned(),
-            }),
-        }
+/// Stores a credential, unless it is there already, and reads it again. Returns whether it was not
+/// there. A conflict is [`VaultError::StoreFailed`].
+fn take(
+    service: &VaultService,
+    entry: &Entry,
+    replace: bool,
+    dry_run: bool,
+) -> Result<bool, VaultError> {
+    let at = &entry.record.at;
+    let failed =
+        |reason: &str| VaultError::StoreFailed { at: at.clone(), reason: reason.to_owned() };
+    let has_value = |value: &Option<Secret>| {
+        value.as_ref().is_some_and(|it| it.expose() == entry.value.expose())
+    };
+    let is_whole = |record: &Option<CredentialRecord>, value: &Option<Secret>| {
+        has_value(value) && record.as_ref().is_some_and(|it| is_same(it, &entry.record))
+    };
+    let is_free = match service.look(at) {
+        Ok((record, value)) if is_whole(&record, &value) => return Ok(false),
+        // A value that nothing lists gets its metadata.
+        Ok((record, value)) => value.is_none() || (record.is_none() && has_value(&value)),
+        Err(VaultError::ReadFailed { .. }) => false,
+        Err(error) => return Err(error),
+    };
+    if !is_free && !replace {
+        return Err(failed("another value or other metadata is there"));
     }
+    if dry_run {
+        return Ok(true);
+    }
+    service.import(entry.record.clone(), &entry.value)?;
+    match service.look(at)? {
+        (record, value) if is_whole(&record, &value) => Ok(true),
+        _ => Err(failed("the backend returns something else than was stored")),
+    }
+}
+
+/// Whether two records are of the same store. A read changes one, and a setting the preview.
+fn is_same(one: &CredentialRecord, other: &CredentialRecord) -> bool {
+    let other = CredentialRecord {
+        last_used_at: one.last_used_at,
+        masked_preview: one.masked_preview.clone(),
+        ..other.clone()
+    };
+    *one == other
 }

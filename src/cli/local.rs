@@ -5,18 +5,16 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use intentframe_credentials::client::{ClientError, Health};
 use intentframe_credentials::daemon::DATABASE;
 use intentframe_credentials::{BackendOptions, SecretWatch, ownership, settings};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::Context;
 use super::failure::{Failure, cannot};
+use super::{Context, seal};
 
 /// Where the service that is started with the same options and environment keeps everything.
 pub struct Local {
-    pub socket: PathBuf,
     pub data_dir: PathBuf,
     /// The database in `data_dir`.
     pub database: PathBuf,
@@ -27,15 +25,14 @@ pub struct Local {
 }
 
 impl Local {
-    /// From the options `--socket`, `--data-dir` and `--backend`, else from the environment.
+    /// From the options `--data-dir`, `--backend` and `--key-file`, else from the environment.
     pub fn new(
         context: &Context,
-        socket: Option<PathBuf>,
         data_dir: Option<&Path>,
         backend: Option<String>,
+        key_file: Option<PathBuf>,
     ) -> Result<Self, Failure> {
         let environment = &context.environment;
-        let socket = settings::socket(context.socket(socket).as_deref(), environment)?;
         let backend =
             backend.or_else(|| environment.setting("IF_VAULT_BACKEND").map(str::to_owned));
         let data_dir = match settings::data_dir(data_dir, environment) {
@@ -44,14 +41,12 @@ impl Local {
             data_dir => data_dir?,
         };
         let mut backend_options = BackendOptions::new(environment.clone());
-        backend_options.own_socket = Some(socket.clone());
         backend_options.data_dir = Some(data_dir.clone());
-        backend_options.key_file = context.setting_path(None, "IF_VAULT_KEY_FILE")?;
+        backend_options.key_file = context.setting_path(key_file, "IF_VAULT_KEY_FILE")?;
         let secrets = context.secrets.clone();
         backend_options.secret_watch =
             Some(SecretWatch::new(move |secret| secrets.register(secret)));
         Ok(Self {
-            socket,
             database: data_dir.join(DATABASE),
             data_dir,
             backend: backend.unwrap_or_else(|| "keyring".to_owned()),
@@ -59,12 +54,13 @@ impl Local {
         })
     }
 
-    /// Asks the service at the socket for its health. Returns `None` if there is no service.
-    pub fn health(&self, context: &Context) -> Result<Option<Health>, ClientError> {
-        match context.client_at(&self.socket).health() {
-            Err(ClientError::Unreachable { .. }) => Ok(None),
-            answer => answer.map(Some),
+    /// Reads the passphrase of the backend `sealed`, if that is the backend and needs one.
+    pub fn unlock(&mut self, descriptor: Option<i32>, context: &Context) -> Result<(), Failure> {
+        if self.backend == "sealed" {
+            let options = &mut self.backend_options;
+            options.passphrase = seal::passphrase(options, descriptor, context)?;
         }
+        Ok(())
     }
 }
 
@@ -83,7 +79,14 @@ pub fn create_whole<T>(
     let opened = create.map_err(failed())?;
     let written = write(temporary).and_then(|result| {
         opened.sync_all().map_err(failed())?;
-        rename_new(temporary, file)?;
+        let renamed = match renameat_with(CWD, temporary, CWD, file, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => return Err(exists(file)),
+            // Some file systems, such as NFS, cannot promise that. The file did not exist before.
+            Err(Errno::INVAL) => fs::rename(temporary, file),
+            renamed => renamed.map_err(io::Error::from),
+        };
+        let synced = renamed.and_then(|()| fs::File::open(ownership::parent(file))?.sync_all());
+        synced.map_err(failed())?;
         Ok(result)
     });
     if written.is_err() {
@@ -98,18 +101,6 @@ pub fn check_new(file: &Path) -> Result<(), Failure> {
         return Err(exists(file));
     }
     ownership::check_directory(ownership::parent(file)).map_err(Failure::usage)
-}
-
-/// Gives a synced file its name for good. An existing file is not replaced.
-pub fn rename_new(from: &Path, to: &Path) -> Result<(), Failure> {
-    let renamed = match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(Errno::EXIST) => return Err(exists(to)),
-        // Some file systems, such as NFS, cannot promise that. The file did not exist before.
-        Err(Errno::INVAL) => fs::rename(from, to),
-        renamed => renamed.map_err(io::Error::from),
-    };
-    let synced = renamed.and_then(|()| fs::File::open(ownership::parent(to))?.sync_all());
-    synced.map_err(cannot(format!("write {}", to.display())))
 }
 
 fn exists(file: &Path) -> Failure {

@@ -28,7 +28,7 @@ mod systemd_credentials;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -52,7 +52,7 @@ const VERSION: &str = concat!("credential-vault ", env!("CARGO_PKG_VERSION"), "\
 /// The context of every command.
 struct Context {
     environment: Environment,
-    /// The options before the command.
+    /// The options that every command has.
     socket: Option<PathBuf>,
     server_uid: Option<u32>,
     /// Values that are replaced in what this process logs.
@@ -64,9 +64,9 @@ struct Context {
 }
 
 impl Context {
-    /// The given socket: `--socket` after the command, else the one before it.
-    fn socket(&self, after: Option<PathBuf>) -> Option<PathBuf> {
-        after.or_else(|| self.socket.clone())
+    /// The socket of the service.
+    fn socket(&self) -> Result<PathBuf, Failure> {
+        Ok(settings::socket(self.socket.as_deref(), &self.environment)?)
     }
 
     /// The path in an option, else in a variable.
@@ -80,15 +80,9 @@ impl Context {
     }
 
     /// A client of the service at the socket.
-    fn client(&self, socket: Option<PathBuf>) -> Result<VaultClient, Failure> {
-        let socket = settings::socket(self.socket(socket).as_deref(), &self.environment)?;
-        Ok(self.client_at(&socket))
-    }
-
-    /// A client of the service at `socket`, which is the path as it is.
-    fn client_at(&self, socket: &Path) -> VaultClient {
+    fn client(&self) -> Result<VaultClient, Failure> {
         let options = ClientOptions { timeout: TIMEOUT, server_uid: self.server_uid };
-        VaultClient::with_options(socket, &options)
+        Ok(VaultClient::with_options(self.socket()?, &options))
     }
 }
 
@@ -127,7 +121,8 @@ fn run(
 ) -> Result<(), Failure> {
     let program =
         if name == Some("exec") { args::take_program(&mut arguments) } else { Vec::new() };
-    let arguments = args::split_assignments(arguments)?;
+    let mut arguments = args::split_assignments(arguments)?;
+    let after = args::take_socket(&mut arguments)?;
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     let parsed = match Arguments::from_args(&["credential-vault"], &arguments) {
         Ok(parsed) if parsed.version => return output::text(VERSION),
@@ -153,18 +148,18 @@ fn run(
     if let Err(error) = hidden {
         log::warn!("the system may write a core of this process: {error}");
     }
-    let secrets = secrets.clone();
+    let (socket, secrets) = (after.or(socket), secrets.clone());
     let context = Context { environment, socket, server_uid, secrets, core_limit, program };
     match command {
         Command::Serve(args) => serve::run(args, &context),
         Command::Dev(args) => dev::run(args, &context),
-        Command::Health(args) => commands::health(args, &context),
+        Command::Health(args) => commands::health(&args, &context),
         Command::List(args) => commands::list(args, &context),
-        Command::Get(args) => commands::get(args, &context),
-        Command::Has(args) => commands::has(args, &context),
+        Command::Get(args) => commands::get(&args, &context),
+        Command::Has(args) => commands::has(&args, &context),
         Command::Store(args) => store::run(args, &context),
-        Command::Delete(args) => commands::delete(args, &context),
-        Command::RuntimeEnv(args) => commands::runtime_env(args, &context),
+        Command::Delete(args) => commands::delete(&args, &context),
+        Command::RuntimeEnv(args) => commands::runtime_env(&args, &context),
         Command::Check(args) => commands::check(args, &context),
         Command::Exec(args) => exec::run(args, &context),
         Command::Policy(args) => policy::run(args, &context),
@@ -173,7 +168,7 @@ fn run(
         Command::SystemdCredentials(args) => systemd_credentials::run(args, &context),
         Command::Doctor(args) => doctor::run(args, &context),
         Command::Backup(args) => backup::run(&args, &context),
-        Command::Export(args) => export::run(&args, &context),
-        Command::Import(args) => import::run(&args, &context),
+        Command::Export(args) => export::run(args, &context),
+        Command::Import(args) => import::run(args, &context),
     }
 }

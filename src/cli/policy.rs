@@ -54,10 +54,6 @@ struct Explain {
     #[argh(option, arg_name = "path")]
     data_dir: Option<PathBuf>,
 
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// the process that asks
     #[argh(option, arg_name = "number")]
     pid: i32,
@@ -89,7 +85,7 @@ fn explain(args: Explain, context: &Context) -> Result<(), Failure> {
     let file = context
         .setting_path(args.policy, "IF_VAULT_POLICY")?
         .ok_or_else(|| Failure::usage("no policy: give --policy FILE, or set IF_VAULT_POLICY"))?;
-    let socket = settings::socket(context.socket(args.socket).as_deref(), environment)?;
+    let socket = context.socket()?;
     let service = Caller::serving(&socket);
     let owner_uid =
         service.as_ref().map_or_else(|| rustix::process::geteuid().as_raw(), |it| it.process.uid);

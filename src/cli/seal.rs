@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use argh::FromArgs;
@@ -64,8 +64,8 @@ pub fn run(args: Seal, context: &Context) -> Result<(), Failure> {
     if (args.passphrase && action != "init") || (is_new && action != "rewrap") {
         return Err(Failure::usage(format!("seal {action} does not have this option")));
     }
-    let mut options = Local::new(context, None, args.data_dir.as_deref(), None)?.backend_options;
-    options.key_file = context.setting_path(args.key_file, "IF_VAULT_KEY_FILE")?;
+    let local = Local::new(context, args.data_dir.as_deref(), None, args.key_file)?;
+    let mut options = local.backend_options;
     match action {
         "init" => {
             if SealedVault::from_options(&options)?.status_of_seal()?.is_some() {
@@ -95,16 +95,7 @@ pub fn run(args: Seal, context: &Context) -> Result<(), Failure> {
             let done = if action == "rekey" {
                 format!("{} values are encrypted with a new key", vault.rekey()?)
             } else {
-                let source = match (args.new_key_file, args.new_passphrase_fd) {
-                    (Some(path), None) => {
-                        key_file(settings::expand_tilde(&path, &context.environment)?)?
-                    }
-                    (None, Some(number)) => {
-                        KeySource::Passphrase(from_descriptor(number, context)?)
-                    }
-                    (None, None) => KeySource::Passphrase(new_passphrase(context)?),
-                    _ => return Err(Failure::usage("choose a new key file or a new passphrase")),
-                };
+                let source = key(args.new_key_file, args.new_passphrase_fd, None, context)?;
                 vault.rewrap(&source)?;
                 format!(
                     "{source} opens the values from now on. What opened them before still opens \
@@ -155,28 +146,27 @@ pub fn passphrase(
     Ok(Some(Arc::new(ask("Passphrase of the vault (not shown): ", context)?)))
 }
 
-/// The key of an export: a new one, or one of which it is known whether it is a passphrase.
-pub fn key_of_export(
-    key_file: Option<&Path>,
+/// The key in a file or from a passphrase. If `is_passphrase` is `None` it is a new one: a missing
+/// file is made, and a passphrase is asked for twice.
+pub fn key(
+    file: Option<PathBuf>,
     passphrase_fd: Option<i32>,
-    needs_passphrase: Option<bool>,
+    is_passphrase: Option<bool>,
     context: &Context,
 ) -> Result<KeySource, Failure> {
-    let environment = &context.environment;
-    let unit = environment.setting("CREDENTIALS_DIRECTORY").map(Path::new);
-    let unit = unit.and_then(KeySource::of_unit).filter(|_| needs_passphrase != Some(true));
-    match (key_file, passphrase_fd, unit) {
-        (Some(path), None, _) => Ok(KeySource::File(settings::expand_tilde(path, environment)?)),
-        (None, Some(number), _) => from_descriptor(number, context).map(KeySource::Passphrase),
-        (None, None, Some(source)) => Ok(source),
-        (None, None, None) => match needs_passphrase {
-            Some(false) => Err(Failure::usage("a key file opens it; give --key-file FILE")),
-            Some(true) => ask("Passphrase of the export (not shown): ", context),
-            None => new_passphrase(context),
+    let file = file.map(|path| settings::expand_tilde(&path, &context.environment)).transpose()?;
+    let passphrase = match (file, passphrase_fd, is_passphrase) {
+        (Some(path), None, None) => return key_file(path),
+        (Some(path), None, Some(_)) => return Ok(KeySource::File(path)),
+        (None, Some(number), _) => from_descriptor(number, context),
+        (None, None, None) => new_passphrase(context),
+        (None, None, Some(true)) => ask("Passphrase of the export (not shown): ", context),
+        (None, None, Some(false)) => {
+            Err(Failure::usage("a key file opens it; give --key-file FILE"))
         }
-        .map(KeySource::Passphrase),
-        _ => Err(Failure::usage("give --key-file or --passphrase-fd, not both")),
-    }
+        (Some(_), Some(_), _) => Err(Failure::usage("give a key file or a passphrase, not both")),
+    };
+    passphrase.map(KeySource::Passphrase)
 }
 
 fn new_passphrase(context: &Context) -> Result<Secret, Failure> {

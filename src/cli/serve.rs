@@ -19,7 +19,6 @@ use signal_hook::low_level::signal_name;
 
 use super::failure::{Failure, cannot};
 use super::local::Local;
-use super::seal;
 use super::signals;
 use super::supervised::{self, ReadyFd};
 use super::{Context, start_thread};
@@ -31,10 +30,6 @@ use super::{Context, start_thread};
             reports to NOTIFY_SOCKET when it is ready and when it stops, and, if\n\
             WATCHDOG_USEC is set, that it still answers.")]
 pub struct Serve {
-    /// listen on this socket (INTENTFRAME_VAULT_SOCKET)
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// keep the metadata database in this directory (INTENTFRAME_DATA_DIR, else
     /// ~/.intentframe/data)
     #[argh(option, arg_name = "path")]
@@ -88,19 +83,18 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     let ready_fd = args.ready_fd.map(ReadyFd::open).transpose()?;
     let is_configured = args.backend.is_some() || environment.setting("IF_VAULT_BACKEND").is_some();
     let inherited = supervised::inherited_socket(environment)?;
-    // Then the default is not needed: a service manager need not set HOME.
-    let socket = inherited.as_ref().map_or(args.socket, |it| Some(it.socket().unwrap_or_default()));
-    let local = Local::new(context, socket, args.data_dir.as_deref(), args.backend)?;
-    let endpoint = inherited.unwrap_or(Endpoint::Unix(local.socket));
-    let mut options = local.backend_options;
-    options.own_socket = endpoint.socket();
-    if local.backend == "sealed" {
-        options.key_file = context.setting_path(args.key_file, "IF_VAULT_KEY_FILE")?;
-        options.passphrase = seal::passphrase(&options, args.passphrase_fd, context)?;
-    } else if args.key_file.is_some() || args.passphrase_fd.is_some() {
+    // With an inherited socket, the default is not needed: a service manager need not set HOME.
+    let endpoint =
+        inherited.map_or_else(|| context.socket().map(Endpoint::Unix), Result::<_, Failure>::Ok)?;
+    let needs_sealed = args.key_file.is_some() || args.passphrase_fd.is_some();
+    let mut local = Local::new(context, args.data_dir.as_deref(), args.backend, args.key_file)?;
+    if needs_sealed && local.backend != "sealed" {
         return Err(Failure::usage("--key-file and --passphrase-fd require --backend sealed"));
     }
-    let mut settings = Settings::new(endpoint, local.data_dir, &local.backend, options);
+    local.backend_options.own_socket = endpoint.socket();
+    local.unlock(args.passphrase_fd, context)?;
+    let Local { data_dir, backend, backend_options, .. } = local;
+    let mut settings = Settings::new(endpoint, data_dir, &backend, backend_options);
     settings.workers = args.workers.map_or(DEFAULT_WORKERS, NonZero::get);
     settings.hide_previews = match environment.setting("IF_VAULT_PREVIEW") {
         None | Some("full") => false,

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
-use std::path::PathBuf;
 
 use argh::FromArgs;
 use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest};
@@ -30,10 +29,6 @@ const MAX_VALUE_BYTES: usize = 256 * 1024;
             the process list."
 )]
 pub struct Store {
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
-
     /// executor_only (a trusted service fetches the value, the default) or runtime_env (the
     /// value is delivered in an environment variable)
     #[argh(option, arg_name = "mode")]
@@ -65,7 +60,7 @@ pub struct Store {
 }
 
 pub fn run(args: Store, context: &Context) -> Result<(), Failure> {
-    let client = context.client(args.socket)?;
+    let client = context.client()?;
     let at = credential(&args.credential)?;
     let delivery_mode = match args.delivery_mode.as_deref().map(DeliveryMode::from_name) {
         None => DeliveryMode::default(),

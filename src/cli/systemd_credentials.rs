@@ -44,14 +44,10 @@ pub struct SystemdCredentials {
     /// listen on this socket
     #[argh(option, arg_name = "path")]
     listen: Option<PathBuf>,
-
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    socket: Option<PathBuf>,
 }
 
 pub fn run(args: SystemdCredentials, context: &Context) -> Result<(), Failure> {
-    let client = context.client(args.socket)?;
+    let client = context.client()?;
     let endpoint = match (supervised::inherited_socket(&context.environment)?, args.listen) {
         (Some(endpoint), _) => endpoint,
         (None, Some(path)) => Endpoint::Unix(settings::expand_tilde(&path, &context.environment)?),
@@ -86,6 +82,8 @@ fn on_signal() -> io::Result<UnixStream> {
 /// The life of a worker. It ends between two answers, so that none is cut off.
 fn serve(listener: &UnixListener, stopped: &UnixStream, client: &VaultClient) {
     const PAUSE: Duration = Duration::from_millis(100);
+    // Another worker was faster, or the client is gone.
+    let harmless = [ErrorKind::WouldBlock, ErrorKind::Interrupted, ErrorKind::ConnectionAborted];
     loop {
         let mut watched =
             [PollFd::new(listener, PollFlags::IN), PollFd::new(stopped, PollFlags::IN)];
@@ -98,12 +96,7 @@ fn serve(listener: &UnixListener, stopped: &UnixStream, client: &VaultClient) {
                 // Without its reader there is nobody to tell.
                 let _ = answer(stream, &address, client);
             }
-            // Another worker was faster, or the client is gone.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
-                ) => {}
+            Err(error) if harmless.contains(&error.kind()) => {}
             Err(error) => {
                 log::error!("connections cannot be accepted; trying again: {error}");
                 thread::sleep(PAUSE);

@@ -33,10 +33,10 @@ pub use options::Exec;
 use supervise::{Event, Supervisor};
 
 /// Does not return if the command replaces this process.
-pub fn run(mut args: Exec, context: &Context) -> Result<(), Failure> {
+pub fn run(args: Exec, context: &Context) -> Result<(), Failure> {
     const EXAMPLE: &str = "put -- before it, as in `credential-vault exec --mask -- make test`";
 
-    let client = context.client(args.socket.take())?;
+    let client = context.client()?;
     let selection = args.selection()?;
     let inherited = Inherited::new(&args, std::env::vars_os());
     let watch = args.watch()?;

@@ -31,10 +31,6 @@ use crate::cli::failure::Failure;
             running, forwards signals, and exits as the command does."
 )]
 pub struct Exec {
-    /// the socket of the service
-    #[argh(option, arg_name = "path")]
-    pub socket: Option<PathBuf>,
-
     /// only credentials that this consumer may have
     #[argh(option, arg_name = "name")]
     pub consumer: Option<String>,

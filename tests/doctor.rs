@@ -150,7 +150,6 @@ fn files_that_are_open_to_others_are_closed() {
     }
     let found = examine(setup());
     assert_eq!(found.all("mode-open").len(), files.len(), "{:#?}", found.findings);
-    found.one("policy-unusable");
     assert_eq!(mode(&place.database()), 0o644, "nothing changes without --fix");
 
     let fixed = examine(setup().argument("--fix"));
@@ -168,10 +167,6 @@ fn files_that_are_open_to_others_are_closed() {
     assert_eq!(examine(place.setup()).one("mode-open")["what"], "its mode is 0666");
     assert_eq!(examine(place.setup().argument("--fix")).code, 0);
     assert_eq!(mode(&service.socket), 0o600);
-
-    fs::write(&policy, "nonsense").expect("writes");
-    let invalid = examine(setup());
-    assert!(invalid.one("policy-unusable")["what"].to_string().contains("policy.toml:1"));
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub fn run(args: &Backup, context: &Context) -> Result<(), Failure> {
 
 /// Copies the database to a new file.
 pub fn copy(database: &Path, file: &Path) -> Result<Copied, Failure> {
-    create_whole(file, |temporary| {
+    create_whole(file, |temporary, _| {
         let copied = Snapshot::open(database).and_then(|it| it.copy_to(temporary));
         Ok(copied.map_err(VaultError::from)?)
     })

@@ -13,7 +13,6 @@ use intentframe_credentials::backend::{Finding, KEY_FILE, create_vault};
 use intentframe_credentials::caller::Caller;
 use intentframe_credentials::client::{ClientError, Health, VaultClient};
 use intentframe_credentials::metadata::{MetadataStore, Snapshot};
-use intentframe_credentials::policy::Policy;
 use intentframe_credentials::server::{Endpoint, Listener, SocketAccess};
 use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{
@@ -23,7 +22,7 @@ use intentframe_credentials::{
 use super::backup::copy;
 use super::failure::{Failure, NOT_FOUND};
 use super::local::Local;
-use super::{Context, output};
+use super::{Context, output, seal};
 
 /// Examine what the service depends on: files, socket, database, backend, credentials. The exit
 /// code is 1 if there is a problem.
@@ -83,7 +82,7 @@ pub fn run(args: Doctor, context: &Context) -> Result<(), Failure> {
     let mut report = Report { fix: args.fix, findings: Vec::new() };
     let service = report.socket(&client);
     if service.is_none() {
-        local.unlock(args.passphrase_fd, context)?;
+        seal::unlock(&mut local, args.passphrase_fd, context)?;
     }
     local.backend_options.own_socket = Some(client.socket().to_owned());
     let vault = create_vault(&local.backend, &local.backend_options)?;
@@ -149,7 +148,7 @@ impl Report {
         None
     }
 
-    /// Examines modes and owners of the files, the policy, and the space on the disk.
+    /// Examines modes and owners of the files, and the space on the disk.
     fn files(&mut self, local: &Local, socket: &Path, policy: Option<&Path>, log: Option<&Path>) {
         let Local { data_dir, database, .. } = local;
         let of_socket = if policy.is_some() { 0 } else { 0o077 };
@@ -182,10 +181,6 @@ impl Report {
                 () => ownership::check_file(&path, &found),
             };
             safe.unwrap_or_else(|reason| self.add("path-unsafe", about, reason));
-        }
-        let own = rustix::process::geteuid().as_raw();
-        if let Some(Err(error)) = policy.map(|path| Policy::load(path, own)) {
-            self.add("policy-unusable", "the policy", error);
         }
         if let Ok(disk) = rustix::fs::statvfs(data_dir) {
             let free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -268,7 +263,6 @@ impl Report {
         for (finding, correction) in found {
             match correction {
                 None => self.findings.push(finding),
-                Some(_) if is_served => self.mend(finding, || Err("stop the service".to_owned())),
                 Some(correction) => {
                     self.mend(finding, || correct(path, vault, correction, &backup));
                 }

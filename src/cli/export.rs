@@ -14,8 +14,8 @@ use intentframe_credentials::service::VaultService;
 use intentframe_credentials::{VaultError, create_vault};
 
 use super::Context;
-use super::failure::{Failure, OTHER_DATA_DIR, cannot};
-use super::local::{Local, check_new, create_whole};
+use super::failure::{Failure, OTHER_DATA_DIR};
+use super::local::{Local, create_whole};
 use super::{output, seal};
 
 /// Write all credentials, with values and metadata, to a new encrypted file.
@@ -61,7 +61,6 @@ pub fn run(args: Export, context: &Context) -> Result<(), Failure> {
             Failure::usage(format!("there is no database in {directory}")).hint(OTHER_DATA_DIR)
         );
     }
-    check_new(&args.file)?;
     let service = open(local, true, context)?;
     let records = service.records()?;
     let mut missing = Vec::new();
@@ -83,8 +82,10 @@ pub fn run(args: Export, context: &Context) -> Result<(), Failure> {
         let name = |entry: Entry| output::escaped(&entry.record.at.to_string()).into_owned() + "\n";
         entries.map(|entry| entry.map(name)).collect::<Result<String, _>>()?
     } else {
-        let key = seal::key(args.key_file, args.passphrase_fd, None, context)?;
-        let credentials = create_whole(&args.file, |temporary| write(temporary, &key, entries))?;
+        let credentials = create_whole(&args.file, |temporary, output| {
+            let key = seal::key(args.key_file, args.passphrase_fd, None, context)?;
+            write(temporary, output, &key, entries)
+        })?;
         let file = args.file.to_string_lossy();
         format!("{}: {credentials} credentials\n", output::escaped(&file))
     };
@@ -98,7 +99,7 @@ pub fn run(args: Export, context: &Context) -> Result<(), Failure> {
 /// The vault of the data directory. With `read_only`, a service may be using it.
 pub fn open(mut local: Local, read_only: bool, context: &Context) -> Result<VaultService, Failure> {
     local.backend_options.read_only = read_only;
-    local.unlock(None, context)?;
+    seal::unlock(&mut local, None, context)?;
     let vault = create_vault(&local.backend, &local.backend_options)?;
     if vault.metadata_keeper().is_some() || !vault.is_durable() {
         return Err(Failure::usage("this backend keeps values in memory or in another service")
@@ -121,12 +122,11 @@ pub fn open(mut local: Local, read_only: bool, context: &Context) -> Result<Vaul
 /// Writes a file, and reads it again. Returns the number of credentials.
 fn write(
     file: &Path,
+    output: &File,
     key: &KeySource,
     mut entries: impl Iterator<Item = Result<Entry, Failure>>,
 ) -> Result<u64, Failure> {
     let unusable = |error: ExportError| Failure::other(format!("{}: {error}", file.display()));
-    let output = File::options().write(true).open(file);
-    let output = output.map_err(cannot(format!("write {}", file.display())))?;
     let mut writer = Writer::new(output, key).map_err(unusable)?;
     entries.try_for_each(|entry| writer.put(entry?).map_err(unusable))?;
     writer.finish().map_err(unusable)?;

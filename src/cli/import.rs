@@ -58,7 +58,7 @@ pub struct Import {
     file: PathBuf,
 }
 
-pub fn run(args: Import, context: &Context) -> Result<(), Failure> {
+pub fn run(args: &Import, context: &Context) -> Result<(), Failure> {
     let file = args.file.as_path();
     let unusable = |error: ExportError| {
         let code = if matches!(error, ExportError::Io(_)) { OTHER } else { USAGE };
@@ -67,10 +67,10 @@ pub fn run(args: Import, context: &Context) -> Result<(), Failure> {
     let input = File::open(file).map_err(cannot(format!("read {}", file.display())))?;
     let header = Header::read(&mut BufReader::new(input)).map_err(unusable)?;
     let is_passphrase = Some(header.needs_passphrase());
-    let key = seal::key(args.key_file, args.passphrase_fd, is_passphrase, context)?;
+    let key = seal::key(args.key_file.clone(), args.passphrase_fd, is_passphrase, context)?;
     let credentials = check(file, &key).map_err(unusable)?;
 
-    let local = Local::new(context, args.data_dir.as_deref(), args.backend, None)?;
+    let local = Local::new(context, args.data_dir.as_deref(), args.backend.clone(), None)?;
     let service = open(local, args.dry_run, context)?;
     let stop = signals::stop_flag().map_err(cannot("handle signals"))?;
     let bar = ProgressBar::new(credentials).with_finish(ProgressFinish::AndClear);
@@ -81,7 +81,7 @@ pub fn run(args: Import, context: &Context) -> Result<(), Failure> {
         }
         let entry =
             entry.map_err(|error| Failure::other(format!("{}: {error}", file.display())))?;
-        match take(&service, &entry, args.replace, args.dry_run) {
+        match take(&service, &entry, args) {
             Ok(true) => stored += 1,
             Ok(false) => same += 1,
             Err(error @ VaultError::StoreFailed { .. }) => conflicts.push(error.to_string()),
@@ -103,12 +103,7 @@ pub fn run(args: Import, context: &Context) -> Result<(), Failure> {
 
 /// Stores a credential, unless it is there already, and reads it again. Returns whether it was not
 /// there. A conflict is [`VaultError::StoreFailed`].
-fn take(
-    service: &VaultService,
-    entry: &Entry,
-    replace: bool,
-    dry_run: bool,
-) -> Result<bool, VaultError> {
+fn take(service: &VaultService, entry: &Entry, args: &Import) -> Result<bool, VaultError> {
     let at = &entry.record.at;
     let failed =
         |reason: &str| VaultError::StoreFailed { at: at.clone(), reason: reason.to_owned() };
@@ -125,10 +120,10 @@ fn take(
         Err(VaultError::ReadFailed { .. }) => false,
         Err(error) => return Err(error),
     };
-    if !is_free && !replace {
+    if !is_free && !args.replace {
         return Err(failed("another value or other metadata is there"));
     }
-    if dry_run {
+    if args.dry_run {
         return Ok(true);
     }
     service.import(entry.record.clone(), &entry.value)?;

@@ -1,6 +1,6 @@
 //! The settings that `serve` shares with the commands that work on its files and its backend.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use intentframe_credentials::{BackendOptions, SecretWatch, ownership, settings};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use super::Context;
 use super::failure::{Failure, cannot};
-use super::{Context, seal};
 
 /// Where the service that is started with the same options and environment keeps everything.
 pub struct Local {
@@ -53,39 +53,37 @@ impl Local {
             backend_options,
         })
     }
-
-    /// Reads the passphrase of the backend `sealed`, if that is the backend and needs one.
-    pub fn unlock(&mut self, descriptor: Option<i32>, context: &Context) -> Result<(), Failure> {
-        if self.backend == "sealed" {
-            let options = &mut self.backend_options;
-            options.passphrase = seal::passphrase(options, descriptor, context)?;
-        }
-        Ok(())
-    }
 }
 
-/// Creates a file (mode 0600) as a whole: `write` writes to a temporary path beside it, which is
-/// synced and then renamed. An existing file is not replaced. After an error there is no file.
+/// Creates a file (mode 0600) as a whole, in a directory where only this user and root can create
+/// it: `write` writes to a temporary file beside it, which is synced and then renamed. An existing
+/// file is not replaced. After an error there is no file.
 pub fn create_whole<T>(
     file: &Path,
-    write: impl FnOnce(&Path) -> Result<T, Failure>,
+    write: impl FnOnce(&Path, &File) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    check_new(file)?;
+    let failed = || cannot(format!("write {}", file.display()));
+    let exists =
+        || Failure::usage(format!("{} exists already; choose another file", file.display()));
+    if file.symlink_metadata().is_ok() {
+        return Err(exists());
+    }
+    let directory = ownership::parent(file);
+    ownership::check_directory(directory).map_err(Failure::usage)?;
     let mut temporary = file.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = Path::new(&temporary);
-    let failed = || cannot(format!("write {}", file.display()));
-    let create = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary);
+    let create = File::options().write(true).create_new(true).mode(0o600).open(temporary);
     let opened = create.map_err(failed())?;
-    let written = write(temporary).and_then(|result| {
+    let written = write(temporary, &opened).and_then(|result| {
         opened.sync_all().map_err(failed())?;
         let renamed = match renameat_with(CWD, temporary, CWD, file, RenameFlags::NOREPLACE) {
-            Err(Errno::EXIST) => return Err(exists(file)),
+            Err(Errno::EXIST) => return Err(exists()),
             // Some file systems, such as NFS, cannot promise that. The file did not exist before.
             Err(Errno::INVAL) => fs::rename(temporary, file),
             renamed => renamed.map_err(io::Error::from),
         };
-        let synced = renamed.and_then(|()| fs::File::open(ownership::parent(file))?.sync_all());
+        let synced = renamed.and_then(|()| File::open(directory)?.sync_all());
         synced.map_err(failed())?;
         Ok(result)
     });
@@ -93,16 +91,4 @@ pub fn create_whole<T>(
         let _ = fs::remove_file(temporary);
     }
     written
-}
-
-/// Checks that the file does not exist, and that only this user and root can create it.
-pub fn check_new(file: &Path) -> Result<(), Failure> {
-    if file.symlink_metadata().is_ok() {
-        return Err(exists(file));
-    }
-    ownership::check_directory(ownership::parent(file)).map_err(Failure::usage)
-}
-
-fn exists(file: &Path) -> Failure {
-    Failure::usage(format!("{} exists already; choose another file", file.display()))
 }

@@ -169,6 +169,6 @@ fn run(
         Command::Doctor(args) => doctor::run(args, &context),
         Command::Backup(args) => backup::run(&args, &context),
         Command::Export(args) => export::run(args, &context),
-        Command::Import(args) => import::run(args, &context),
+        Command::Import(args) => import::run(&args, &context),
     }
 }

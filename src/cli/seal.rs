@@ -9,7 +9,7 @@ use argh::FromArgs;
 use intentframe_credentials::backend::{InDatabase as _, SealedVault};
 use intentframe_credentials::daemon::DaemonError;
 use intentframe_credentials::seal::KeySource;
-use intentframe_credentials::{BackendOptions, CredentialVault as _, Secret, VaultError, settings};
+use intentframe_credentials::{CredentialVault as _, Secret, VaultError, settings};
 
 use super::Context;
 use super::failure::{Failure, cannot};
@@ -64,49 +64,42 @@ pub fn run(args: Seal, context: &Context) -> Result<(), Failure> {
     if (args.passphrase && action != "init") || (is_new && action != "rewrap") {
         return Err(Failure::usage(format!("seal {action} does not have this option")));
     }
-    let local = Local::new(context, args.data_dir.as_deref(), None, args.key_file)?;
-    let mut options = local.backend_options;
-    match action {
-        "init" => {
-            if SealedVault::from_options(&options)?.status_of_seal()?.is_some() {
-                return Err(Failure::usage("there is a sealed store already")
-                    .hint("`credential-vault seal rewrap` changes what opens it"));
-            }
-            options.passphrase = match args.passphrase_fd {
-                Some(number) => Some(from_descriptor(number, context)?),
-                None if args.passphrase => Some(new_passphrase(context)?),
-                None => None,
-            }
-            .map(Arc::new);
-            options.key_file.clone().map(key_file).transpose()?;
-            let vault = SealedVault::from_options(&options)?;
-            vault.check()?;
-            vault.database()?.close().map_err(VaultError::from)?;
-            status(&vault)
+    let backend = Some("sealed".to_owned());
+    let mut local = Local::new(context, args.data_dir.as_deref(), backend, args.key_file)?;
+    let vault = SealedVault::from_options(&local.backend_options)?;
+    match (action, vault.status_of_seal()?) {
+        ("status", _) | ("rekey" | "rewrap", None) => return status(&vault),
+        ("init", Some(_)) => {
+            return Err(Failure::usage("there is a sealed store already")
+                .hint("`credential-vault seal rewrap` changes what opens it"));
         }
-        "status" => status(&SealedVault::from_options(&options)?),
-        "rekey" | "rewrap" => {
-            options.passphrase = passphrase(&options, args.passphrase_fd, context)?;
-            let vault = SealedVault::from_options(&options)?;
-            if vault.status_of_seal()?.is_none() {
-                return status(&vault);
-            }
-            vault.check()?;
-            let done = if action == "rekey" {
-                format!("{} values are encrypted with a new key", vault.rekey()?)
-            } else {
-                let source = key(args.new_key_file, args.new_passphrase_fd, None, context)?;
-                vault.rewrap(&source)?;
-                format!(
-                    "{source} opens the values from now on. What opened them before still opens \
-                     older copies of the database; seal rekey keeps it from new values"
-                )
-            };
-            vault.database()?.close().map_err(VaultError::from)?;
-            output::text(&(done + "\n"))
-        }
-        _ => Err(Failure::usage("seal knows init, rekey, rewrap and status")),
+        ("init" | "rekey" | "rewrap", _) => unlock(&mut local, args.passphrase_fd, context)?,
+        _ => return Err(Failure::usage("seal knows init, rekey, rewrap and status")),
     }
+    let mut options = local.backend_options;
+    if args.passphrase {
+        options.passphrase = Some(Arc::new(new_passphrase(context)?));
+    }
+    if action == "init" {
+        options.key_file.clone().map(key_file).transpose()?;
+    }
+    let vault = SealedVault::from_options(&options)?;
+    vault.check()?;
+    let done = match action {
+        "rekey" => format!("{} values are encrypted with a new key\n", vault.rekey()?),
+        "rewrap" => {
+            let source = key(args.new_key_file, args.new_passphrase_fd, None, context)?;
+            vault.rewrap(&source)?;
+            format!(
+                "{source} opens the values from now on. What opened them before still opens older \
+                 copies of the database; seal rekey keeps it from new values\n"
+            )
+        }
+        _ => String::new(),
+    };
+    // This opens the store, and so makes a new one.
+    vault.database()?.close().map_err(VaultError::from)?;
+    if action == "init" { status(&vault) } else { output::text(&done) }
 }
 
 fn status(vault: &SealedVault) -> Result<(), Failure> {
@@ -129,21 +122,28 @@ fn key_file(path: PathBuf) -> Result<KeySource, Failure> {
     Ok(source)
 }
 
-/// The passphrase from the descriptor, else from the terminal if the store needs one.
-pub fn passphrase(
-    options: &BackendOptions,
+/// Reads the passphrase of the backend `sealed`, if that is the backend: from the descriptor, else
+/// from the terminal if the store needs one.
+pub fn unlock(
+    local: &mut Local,
     descriptor: Option<i32>,
     context: &Context,
-) -> Result<Option<Arc<Secret>>, Failure> {
-    if let Some(number) = descriptor {
-        return Ok(Some(Arc::new(from_descriptor(number, context)?)));
-    }
-    let sealed = SealedVault::from_options(options)?.status_of_seal()?;
-    let is_needed = sealed.is_some_and(|(header, _)| header.needs_passphrase());
-    if !is_needed || options.key_file.is_some() || !io::stdin().is_terminal() {
-        return Ok(None);
-    }
-    Ok(Some(Arc::new(ask("Passphrase of the vault (not shown): ", context)?)))
+) -> Result<(), Failure> {
+    let options = &mut local.backend_options;
+    let passphrase = match descriptor {
+        _ if local.backend != "sealed" => return Ok(()),
+        Some(number) => from_descriptor(number, context)?,
+        None => {
+            let sealed = SealedVault::from_options(options)?.status_of_seal()?;
+            let is_needed = sealed.is_some_and(|(header, _)| header.needs_passphrase());
+            if !is_needed || options.key_file.is_some() || !io::stdin().is_terminal() {
+                return Ok(());
+            }
+            ask("Passphrase of the vault (not shown): ", context)?
+        }
+    };
+    options.passphrase = Some(Arc::new(passphrase));
+    Ok(())
 }
 
 /// The key in a file or from a passphrase. If `is_passphrase` is `None` it is a new one: a missing

@@ -19,6 +19,7 @@ use signal_hook::low_level::signal_name;
 
 use super::failure::{Failure, cannot};
 use super::local::Local;
+use super::seal;
 use super::signals;
 use super::supervised::{self, ReadyFd};
 use super::{Context, start_thread};
@@ -92,7 +93,7 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
         return Err(Failure::usage("--key-file and --passphrase-fd require --backend sealed"));
     }
     local.backend_options.own_socket = endpoint.socket();
-    local.unlock(args.passphrase_fd, context)?;
+    seal::unlock(&mut local, args.passphrase_fd, context)?;
     let Local { data_dir, backend, backend_options, .. } = local;
     let mut settings = Settings::new(endpoint, data_dir, &backend, backend_options);
     settings.workers = args.workers.map_or(DEFAULT_WORKERS, NonZero::get);

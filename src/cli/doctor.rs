@@ -14,12 +14,10 @@ use intentframe_credentials::caller::Caller;
 use intentframe_credentials::client::{ClientError, Health, VaultClient};
 use intentframe_credentials::metadata::{MetadataStore, Snapshot};
 use intentframe_credentials::server::{Endpoint, Listener, SocketAccess};
-use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{
     CredentialRecord, CredentialRef, CredentialVault, VaultError, mask_value, ownership,
 };
 
-use super::backup::copy;
 use super::failure::{Failure, NOT_FOUND};
 use super::local::Local;
 use super::{Context, output, seal};
@@ -32,8 +30,7 @@ use super::{Context, output, seal};
     note = "Run it as the user of the service, with the options and the environment of `serve`.\n\
             It prints no value. With --fix it takes rights to files away from other users,\n\
             removes the socket of a service that is gone and, while no service runs, corrects\n\
-            previews and removes the metadata of credentials that have no value; a backup of\n\
-            the database stays beside it."
+            previews."
 )]
 pub struct Doctor {
     /// the data directory of the service (INTENTFRAME_DATA_DIR)
@@ -98,9 +95,6 @@ struct Report {
     fix: bool,
     findings: Vec<Finding>,
 }
-
-/// A credential, and the record that it should have.
-type Correction = (CredentialRef, Option<CredentialRecord>);
 
 impl Report {
     fn add(&mut self, kind: &'static str, about: impl ToString, what: impl ToString) {
@@ -236,7 +230,7 @@ impl Report {
         false
     }
 
-    /// Compares the backend with the database. With `--fix`, corrects the database.
+    /// Compares the backend with the database. With `--fix`, corrects previews.
     fn values(&mut self, local: &Local, vault: &dyn CredentialVault, is_served: bool) {
         let (path, backend) = (&local.database, &local.backend);
         let look = || disagreements(vault, &Snapshot::open(path)?);
@@ -259,13 +253,10 @@ impl Report {
             }
             Ok(found) => found,
         };
-        let backup = path.with_extension(format!("db.before-{}", Timestamp::now()));
         for (finding, correction) in found {
             match correction {
                 None => self.findings.push(finding),
-                Some(correction) => {
-                    self.mend(finding, || correct(path, vault, correction, &backup));
-                }
+                Some(record) => self.mend(finding, || correct(path, vault, record)),
             }
         }
     }
@@ -291,32 +282,26 @@ impl Report {
     }
 }
 
-/// Corrects a record, unless a service uses the database, which is saved as `backup` before.
-/// Otherwise `--fix` with the wrong keyring, in which all values are missing, would be final.
+/// Writes the corrected record, unless a service uses the database.
 fn correct(
     database: &Path,
     vault: &dyn CredentialVault,
-    (at, record): Correction,
-    backup: &Path,
+    record: CredentialRecord,
 ) -> Result<String, String> {
     let store = match vault.in_database() {
         Some(vault) => vault.database(),
         None => MetadataStore::open(database).map(Arc::new).map_err(VaultError::from),
     };
-    let store = store.map_err(|error| error.to_string())?;
-    if !backup.exists() {
-        copy(database, backup).map_err(|failure| failure.message)?;
-    }
-    store.restore(&at, record).map_err(|error| error.to_string())?;
-    Ok(format!("corrected; the former database is {}", backup.display()))
+    let corrected = store.and_then(|it| Ok(it.restore(&record.at.clone(), Some(record))?));
+    corrected.map(|()| "corrected".to_owned()).map_err(|error| error.to_string())
 }
 
-/// The differences between backend and database, with the corrections of the database. The service
-/// settles the changes that are not finished.
+/// The differences between backend and database, with the records that correct a preview. The
+/// service settles the changes that are not finished.
 fn disagreements(
     vault: &dyn CredentialVault,
     database: &Snapshot,
-) -> Result<Vec<(Finding, Option<Correction>)>, VaultError> {
+) -> Result<Vec<(Finding, Option<CredentialRecord>)>, VaultError> {
     let open = database.open_changes()?;
     let unfinished = |name| (Finding::new("change-open", name, "a change is not finished"), None);
     let mut found: Vec<_> = open.iter().map(unfinished).collect();
@@ -330,7 +315,7 @@ fn disagreements(
         let (kind, what, correction) = match vault.get(&at) {
             Ok(None) => {
                 let what = format!("it is listed, stored {stored}, but there is no value");
-                ("value-missing", what, Some((at.clone(), None)))
+                ("value-missing", what, None)
             }
             Ok(Some(value)) => {
                 let preview = mask_value(value.expose());
@@ -340,7 +325,7 @@ fn disagreements(
                 }
                 record.masked_preview = preview;
                 let what = format!("its preview, stored {stored}, is not of its value");
-                ("preview-wrong", what, Some((at.clone(), Some(record))))
+                ("preview-wrong", what, Some(record))
             }
             Err(error @ VaultError::ReadFailed { .. }) => {
                 ("value-unreadable", error.to_string(), None)

@@ -1,10 +1,10 @@
 //! `backup`: copies the database, while a service may be using it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use argh::FromArgs;
 use intentframe_credentials::VaultError;
-use intentframe_credentials::metadata::{Copied, Snapshot};
+use intentframe_credentials::metadata::Snapshot;
 
 use super::Context;
 use super::failure::Failure;
@@ -31,7 +31,10 @@ pub struct Backup {
 
 pub fn run(args: &Backup, context: &Context) -> Result<(), Failure> {
     let database = Local::new(context, args.data_dir.as_deref(), None, None)?.database;
-    let copied = copy(&database, &args.file)?;
+    let copied = create_whole(&args.file, |temporary, _| {
+        let copied = Snapshot::open(&database).and_then(|it| it.copy_to(temporary));
+        Ok(copied.map_err(VaultError::from)?)
+    })?;
     let values = match copied.sealed_values {
         0 => "No values are in it: they stay in the backend, which needs a backup of its own.",
         _ => "Values are in it, sealed: to read them takes the key, which is not in it.",
@@ -41,12 +44,4 @@ pub fn run(args: &Backup, context: &Context) -> Result<(), Failure> {
         output::escaped(&args.file.to_string_lossy()),
         copied.credentials
     ))
-}
-
-/// Copies the database to a new file.
-pub fn copy(database: &Path, file: &Path) -> Result<Copied, Failure> {
-    create_whole(file, |temporary, _| {
-        let copied = Snapshot::open(database).and_then(|it| it.copy_to(temporary));
-        Ok(copied.map_err(VaultError::from)?)
-    })
 }

@@ -83,10 +83,11 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     let environment = &context.environment;
     let ready_fd = args.ready_fd.map(ReadyFd::open).transpose()?;
     let is_configured = args.backend.is_some() || environment.setting("IF_VAULT_BACKEND").is_some();
-    let inherited = supervised::inherited_socket(environment)?;
-    // With an inherited socket, the default is not needed: a service manager need not set HOME.
-    let endpoint =
-        inherited.map_or_else(|| context.socket().map(Endpoint::Unix), Result::<_, Failure>::Ok)?;
+    let endpoint = match supervised::inherited_socket(environment)? {
+        Some(inherited) => inherited,
+        // The default needs HOME, which a service manager need not set.
+        None => Endpoint::Unix(context.socket()?),
+    };
     let needs_sealed = args.key_file.is_some() || args.passphrase_fd.is_some();
     let mut local = Local::new(context, args.data_dir.as_deref(), args.backend, args.key_file)?;
     if needs_sealed && local.backend != "sealed" {

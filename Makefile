@@ -11,7 +11,7 @@ BINARY := $(TARGET_DIR)/release/credential-vault
 # CI builds exactly what Cargo.lock says; a developer may change a dependency.
 LOCKED := $(if $(CI),--locked)
 
-.PHONY: help dev test test-systemd test-windows torture lint bench fuzz models soak release install clean
+.PHONY: help dev test test-systemd test-windows torture lint bench fuzz models soak release install clean test-packages static
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ torture: ## kill the service 1,000 times under load, and check that nothing is l
 test-windows: ## run the library's tests on Windows, played by Wine
 	@scripts/need cargo cc
 	scripts/test-windows
+
+test-packages: static ## run the static binary in an empty folder (Debian)
+	scripts/test-static
 
 lint: ## check format, lints (also for macOS and Windows), documentation, dependencies, scripts
 	@scripts/need cargo cc rustfmt clippy
@@ -78,6 +81,9 @@ soak: ## load the service and check what it promises (SECONDS=60 BACKEND=env, ke
 release: ## build the optimised binary
 	@scripts/need cargo cc
 	cargo build $(LOCKED) --release --bin credential-vault
+
+static: ## build a static binary for any Linux (Debian, musl)
+	scripts/static
 
 # `sudo make install` often finds no cargo. It then installs the result of `make release`.
 install: ## install the binary to $(PREFIX)/bin; DESTDIR is honoured

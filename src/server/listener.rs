@@ -213,7 +213,6 @@ fn secure_directory(
 }
 
 /// Binds with mode 0600 from the first moment, and then gives the socket's file its group and mode.
-/// Nobody but this user and root can replace it meanwhile: the directory is checked.
 /// Returns the file's device and inode, too.
 fn listen(path: &Path, access: SocketAccess) -> io::Result<(UnixListener, (u64, u64))> {
     let socket = new_socket()?;
@@ -222,15 +221,38 @@ fn listen(path: &Path, access: SocketAccess) -> io::Result<(UnixListener, (u64, 
     #[cfg(target_os = "linux")]
     rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    let metadata = fs::symlink_metadata(path)?;
+    let (_handle, file) = handle(path)?;
+    let metadata = fs::metadata(&file)?;
+    if !metadata.file_type().is_socket() || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("another process has replaced the socket's file"));
+    }
     if access.group.is_some() {
-        std::os::unix::fs::lchown(path, None, access.group)?;
+        std::os::unix::fs::chown(&file, None, access.group)?;
     }
     if metadata.mode() & 0o777 != access.mode {
-        fs::set_permissions(path, fs::Permissions::from_mode(access.mode))?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(access.mode))?;
     }
     rustix::net::listen(&socket, BACKLOG)?;
     Ok((UnixListener::from(socket), ownership::id(&metadata)))
+}
+
+/// A descriptor of the file itself, and a path that leads to it: what takes the file's own path
+/// meanwhile is not changed.
+#[cfg(target_os = "linux")]
+fn handle(path: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    use rustix::fs::{Mode, OFlags};
+    use std::os::fd::AsRawFd as _;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::open(path, flags, Mode::empty())?;
+    let file = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
+    Ok((handle, file))
+}
+
+/// There is no such descriptor: the directory, which is checked, is the protection.
+#[cfg(not(target_os = "linux"))]
+#[allow(clippy::unnecessary_wraps, reason = "as on Linux")]
+fn handle(path: &Path) -> io::Result<((), PathBuf)> {
+    Ok(((), path.to_owned()))
 }
 
 #[cfg(target_os = "linux")]

@@ -33,6 +33,7 @@ pub use options::Exec;
 use supervise::{Event, Supervisor};
 
 /// Does not return if the command replaces this process.
+#[cfg_attr(not(target_os = "linux"), expect(clippy::needless_pass_by_value, reason = "--files"))]
 pub fn run(args: Exec, context: &Context) -> Result<(), Failure> {
     const EXAMPLE: &str = "put -- before it, as in `credential-vault exec --mask -- make test`";
 

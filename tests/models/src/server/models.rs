@@ -9,7 +9,7 @@ use shuttle::thread::{self, JoinHandle};
 use super::Limits;
 use super::connection::Connection;
 use super::parked::Parked;
-use super::poll::{Kernel, Poller, Sockets, Stream};
+use super::poll::{Interest, Kernel, Poller, Sockets, Stream};
 use super::worker::Shared;
 use crate::channel::{End, bounded};
 use crate::router::Router;

@@ -143,12 +143,14 @@ fn a_redirect_to_an_unknown_host_is_refused() {
     for named in ["", "127.0.0.1:1,vault.example", "localhost"] {
         let service = setup.clone().env("VAULT_REDIRECT_HOSTS", named).start();
         for method in ["GET", "PATCH"] {
-            let moved = target.proxy.next(1, redirect(&elsewhere.address), method, "/data/");
+            // Not only the next one: the service also asks whether an earlier change was made.
+            let moved = target.proxy.all(redirect(&elsewhere.address), method, "/data/");
             let answer = match method {
                 "GET" => fetch(&service, "openai", "key"),
                 _ => store(&service, "openai", "key", "value"),
             };
-            assert_eq!(moved.hits(), 1);
+            assert!(moved.hits() > 0);
+            moved.clear();
             let text = answer.text();
             assert_eq!(answer.status, 503, "{text}");
             assert!(text.contains(&host) && text.contains("VAULT_REDIRECT_HOSTS"), "{text}");

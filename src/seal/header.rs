@@ -9,8 +9,7 @@ use crate::secret::Secret;
 /// The version of headers.
 const VERSION: u32 = 1;
 
-/// What is needed to get a data key with the right key file or passphrase. It is JSON, and holds
-/// no secret.
+/// From it, the right key file or passphrase gives the data key. It is JSON, and has no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyHeader {

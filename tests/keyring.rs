@@ -285,6 +285,33 @@ fn a_prompt_that_stays_open_delays_nobody_and_changes_nothing() {
     assert_eq!((items("key").as_str(), python_gets("key").as_str()), ("1", "after"));
 }
 
+/// As with Python, the first store makes one. That takes a person, who chooses its password, if
+/// there is no keyring of the login to take instead.
+#[test]
+fn without_a_default_collection_the_first_store_makes_one() {
+    if !session("without_a_default_collection_the_first_store_makes_one") {
+        return;
+    }
+    let (_prompter, asked) = prompter_that_never_answers();
+    let vault = vault();
+    let forget_default = "import secretstorage, secretstorage.util as u\n\
+         s = u.DBusAddressWrapper('/org/freedesktop/secrets', \
+         'org.freedesktop.Secret.Service', secretstorage.dbus_init())\n\
+         s.call('SetAlias', 'so', 'default', '/')\n\
+         print(s.call('ReadAlias', 's', 'default')[0])";
+    assert_eq!(python(forget_default), "/");
+    assert_eq!(value(&*vault, "key"), None);
+    assert!(vault.list_keys(at("key").namespace()).expect("nothing is locked").is_empty());
+    store(&*vault, "key", "stored");
+    assert_eq!(python_gets("key"), "stored");
+
+    with_collection("key", "c.delete()");
+    assert_eq!(python(forget_default), "/");
+    let error = vault.store(&at("key"), &Secret::new("never".to_owned())).expect_err("no keyring");
+    assert!(matches!(error, VaultError::BackendUnavailable { .. }), "{error}");
+    support::wait_until("somebody is asked", || asked.load(Ordering::Relaxed) > 0);
+}
+
 #[test]
 fn a_deadline_is_kept() {
     if !session("a_deadline_is_kept") {
@@ -417,6 +444,30 @@ fn the_contract_of_the_trait_on_kwallet() {
     if kwallet_session("the_contract_of_the_trait_on_kwallet") {
         contract::contract(&*vault(), "contract-");
     }
+}
+
+#[test]
+fn the_wire_contract_on_keepassxc() {
+    if session_with("keepassxc", "keepassxc", "the_wire_contract_on_keepassxc") {
+        wire_contract();
+    }
+}
+
+#[test]
+fn keepassxc_keeps_the_contract_and_python_shares_its_items() {
+    let test = "keepassxc_keeps_the_contract_and_python_shares_its_items";
+    if !session_with("keepassxc", "keepassxc", test) {
+        return;
+    }
+    let vault = vault();
+    contract::contract(&*vault, "contract-");
+    store(&*vault, "key", "ours");
+    assert_eq!((items("key").as_str(), python_gets("key").as_str()), ("1", "ours"));
+    // Python cannot replace an item of KeePassXC 2.7.4 without a person, but we can.
+    python_sets("theirs", "theirs");
+    assert_eq!(value(&*vault, "theirs").as_deref(), Some("theirs"));
+    store(&*vault, "theirs", "ours");
+    assert_eq!((items("theirs").as_str(), python_gets("theirs").as_str()), ("1", "ours"));
 }
 
 /// A collection of `KWallet` reads as locked, until somebody has gone through its prompt. That

@@ -111,7 +111,7 @@ impl Keyring {
             older.delete_credential()?;
         }
         item.set_secret(value.expose().as_bytes())?;
-        match make_findable_by_python(&item).map_err(Failure::from) {
+        match self.make_findable_by_python(&item, at) {
             // The value is stored. A later store can add the attribute.
             Err(Failure::Refused(reason)) => {
                 let (Place { service, user }, (name, _)) = (at, APPLICATION);
@@ -122,6 +122,27 @@ impl Keyring {
                 Ok(())
             }
             result => result,
+        }
+    }
+
+    /// Adds the attribute by which Python's `keyring` recognises the item as its own.
+    ///
+    /// This is done at every store, not only when an item is made, so the next store repairs what
+    /// a crash between the two calls leaves.
+    fn make_findable_by_python(&self, item: &Entry, at: &Place) -> Result<(), Failure> {
+        let (name, value) = APPLICATION;
+        if item.get_attributes()?.get(name).is_some_and(|present| present == value) {
+            return Ok(());
+        }
+        match item.update_attributes(&HashMap::from([APPLICATION])).map_err(Failure::from) {
+            // KeePassXC takes no attributes beside these, not even those that it gave us.
+            Err(Failure::Refused(_)) => {
+                let mut all = attributes(at);
+                let found = self.watch.0.search_items(all.clone())?.unlocked;
+                all.extend([APPLICATION]);
+                Ok(found.iter().try_for_each(|item| item.set_attributes(all.clone()))?)
+            }
+            updated => updated,
         }
     }
 
@@ -180,18 +201,6 @@ fn attributes(at: &Place) -> HashMap<&str, &str> {
     HashMap::from([("service", &*at.service), ("username", &*at.user)])
 }
 
-/// Adds the attribute by which Python's `keyring` recognises the item as its own.
-///
-/// This is done at every store, not only when an item is made, so the next store repairs what
-/// a crash between the two calls leaves.
-fn make_findable_by_python(entry: &Entry) -> Result<(), Error> {
-    let (name, value) = APPLICATION;
-    if entry.get_attributes()?.get(name).is_some_and(|present| present == value) {
-        return Ok(());
-    }
-    entry.update_attributes(&HashMap::from([APPLICATION]))
-}
-
 /// A connection for questions that never open a prompt.
 pub(super) struct Watch(SecretService);
 
@@ -217,8 +226,8 @@ impl Watch {
     fn age_order(&self, item: &Entry) -> Result<(u64, u64, u64), Failure> {
         let path = item.as_any().downcast_ref::<Wrapper>().map(Wrapper::get_path);
         let path = path.ok_or_else(|| Failure::Refused("an item has no path".to_owned()))?;
-        let number = path.rsplit('/').next().and_then(|tail| tail.parse().ok()).unwrap_or(0);
         let item = Item::new(&self.0, Path::new(path).map_err(Failure::Refused)?);
+        let number = item.path.rsplit('/').next().and_then(|tail| tail.parse().ok()).unwrap_or(0);
         Ok((item.get_modified()?, item.get_created()?, number))
     }
 }

@@ -6,7 +6,8 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
 use crate::peer::Process;
 
@@ -62,6 +63,13 @@ impl Caller {
     pub fn of_unit(unit: String) -> Self {
         let process = Process { uid: NOBODY, gid: NOBODY, pid: None };
         Self { unit: Some(unit), ..Self::from(process) }
+    }
+
+    /// The process that listens at `socket`, if there is one.
+    #[must_use]
+    pub fn serving(socket: &Path) -> Option<Self> {
+        let stream = UnixStream::connect(socket).ok()?;
+        Process::across(&stream).ok().map(Self::from)
     }
 
     /// Its user ID. `None` for a unit for which its manager asks.
@@ -130,12 +138,6 @@ mod other {
             Process::across(stream).map(Self::from)
         }
 
-        /// Always `None`.
-        #[must_use]
-        pub fn serving(_: &std::path::Path) -> Option<Self> {
-            None
-        }
-
         /// Not supported on this system.
         ///
         /// # Errors
@@ -152,7 +154,6 @@ mod linux {
     use std::fs;
     use std::io;
     use std::os::fd::{AsFd, OwnedFd};
-    use std::os::unix::net::UnixStream;
     use std::path::{Path, PathBuf};
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -178,13 +179,6 @@ mod linux {
                 Ok(pidfd) => caller.with_facts(&pidfd, supervisor),
                 Err(_) => caller,
             })
-        }
-
-        /// The process that listens at `socket`, if there is one.
-        #[must_use]
-        pub fn serving(socket: &Path) -> Option<Self> {
-            let stream = UnixStream::connect(socket).ok()?;
-            Process::across(&stream).ok().map(Self::from)
         }
 
         /// The process `pid`, to explain what a policy says of it.

@@ -76,6 +76,8 @@ pub mod ownership;
 pub mod peer;
 #[cfg(all(unix, feature = "server"))]
 pub mod policy;
+#[cfg(feature = "server")]
+pub mod random;
 #[cfg(feature = "redact")]
 pub mod redact;
 #[cfg(all(unix, feature = "server"))]

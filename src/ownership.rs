@@ -1,11 +1,14 @@
 //! Ownership: whether a file or a directory is safe from other users.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use crate::random;
 
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 const STICKY: u32 = 0o1000;
@@ -59,13 +62,46 @@ pub fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     options.truncate(false).mode(0o600).custom_flags(flags.bits().cast_signed());
     let file = options.open(path).map_err(|error| match error.raw_os_error() {
-        Some(code) if code == rustix::io::Errno::LOOP.raw_os_error() => {
+        Some(code) if code == Errno::LOOP.raw_os_error() => {
             io::Error::other("it is a symbolic link; remove it, or choose another path")
         }
         _ => error,
     })?;
     check_file(path, &file.metadata()?).map_err(io::Error::other)?;
     Ok(file)
+}
+
+/// Creates a file with this mode as a whole: `write` gets a temporary file beside it, and its path;
+/// the file is then synced and renamed. An existing file is not replaced. After an error, that of
+/// `write` included, there is no file.
+///
+/// # Errors
+///
+/// The system's error; [`io::ErrorKind::AlreadyExists`] for an existing file.
+pub fn create_whole<T, E>(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&Path, &File) -> Result<T, E>,
+) -> io::Result<Result<T, E>> {
+    let mut temporary = path.as_os_str().to_owned();
+    let [a, b, c, d] = random::bytes().map_err(io::Error::other)?;
+    temporary.push(format!(".{a:02x}{b:02x}{c:02x}{d:02x}.new"));
+    let temporary = Path::new(&temporary);
+    let file = File::options().write(true).create_new(true).mode(mode).open(temporary)?;
+    let written = write(temporary, &file);
+    let named = written.as_ref().map_or(Ok(()), |_| {
+        file.sync_all()?;
+        match renameat_with(CWD, temporary, CWD, path, RenameFlags::NOREPLACE) {
+            // Some file systems, such as NFS, cannot promise that.
+            Err(Errno::INVAL) if path.symlink_metadata().is_err() => fs::rename(temporary, path)?,
+            renamed => renamed?,
+        }
+        File::open(parent(path))?.sync_all()
+    });
+    if written.is_err() || named.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    named.map(|()| written)
 }
 
 /// The checks of [`open`] for a file that another library opens.

@@ -115,23 +115,14 @@ fn tail(args: &Tail) -> Result<(), Failure> {
     let mut earlier = VecDeque::new();
     let mut line = String::new();
     let failed = || cannot(format!("read {}", args.file.display()));
-    loop {
-        if next_line(&mut log, &mut line).map_err(failed())? {
-            earlier.extend(shown(args, &line));
-            if earlier.len() > args.lines {
-                earlier.pop_front();
-            }
-            continue;
+    while next_line(&mut log, &mut line).map_err(failed())? {
+        earlier.extend(shown(args, &line));
+        if earlier.len() > args.lines {
+            earlier.pop_front();
         }
-        for text in earlier.drain(..) {
-            output::text(&text)?;
-        }
-        if args.no_follow {
-            return Ok(());
-        }
-        break;
     }
-    loop {
+    earlier.iter().try_for_each(|text| output::text(text))?;
+    while !args.no_follow {
         if next_line(&mut log, &mut line).map_err(failed())? {
             if let Some(text) = shown(args, &line) {
                 output::text(&text)?;
@@ -147,6 +138,7 @@ fn tail(args: &Tail) -> Result<(), Failure> {
             _ => thread::sleep(PAUSE),
         }
     }
+    Ok(())
 }
 
 fn credential(entry: &Entry<'_>) -> String {

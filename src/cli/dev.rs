@@ -1,6 +1,5 @@
 //! `dev`: from a `.env` file to a running service for development.
 
-use std::io::Read as _;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -9,12 +8,14 @@ use std::{fs, io};
 use argh::FromArgs;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Settings};
 use intentframe_credentials::server::Endpoint;
-use intentframe_credentials::{BackendOptions, Environment, Secret, mask_value, settings};
+use intentframe_credentials::{
+    BackendOptions, Environment, Secret, mask_value, random, settings,
+};
 use zeroize::Zeroizing;
 
 use super::Context;
 use super::dotenv::{self, Dotenv};
-use super::failure::{Failure, cannot};
+use super::failure::Failure;
 use super::logging::keep_out;
 use super::output::{self, escaped, table};
 use super::seed::{self, Plan};
@@ -77,7 +78,7 @@ pub fn run(args: Dev, context: &Context) -> Result<(), Failure> {
     settings.seeds = plan.seeds;
     settings.forget_metadata_without_value = true;
     if args.tcp {
-        settings.bearer = Some(random_token().map_err(cannot("read /dev/urandom"))?);
+        settings.bearer = Some(random_token()?);
     }
     serve_until_signal(&settings, None, false, |daemon| {
         let token = settings.bearer.as_ref();
@@ -86,9 +87,8 @@ pub fn run(args: Dev, context: &Context) -> Result<(), Failure> {
 }
 
 /// 128 random bits in hexadecimal.
-fn random_token() -> io::Result<Secret> {
-    let mut bytes = [0; 16];
-    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+fn random_token() -> Result<Secret, Failure> {
+    let bytes = random::bytes().map_err(Failure::other)?;
     Ok(Secret::new(format!("{:032x}", u128::from_ne_bytes(bytes))))
 }
 

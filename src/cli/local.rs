@@ -1,14 +1,11 @@
 //! The settings that `serve` shares with the commands that work on its files and its backend.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use intentframe_credentials::daemon::DATABASE;
 use intentframe_credentials::{BackendOptions, SecretWatch, ownership, settings};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 
 use super::Context;
 use super::failure::{Failure, cannot};
@@ -56,39 +53,19 @@ impl Local {
 }
 
 /// Creates a file (mode 0600) as a whole, in a directory where only this user and root can create
-/// it: `write` writes to a temporary file beside it, which is synced and then renamed. An existing
-/// file is not replaced. After an error there is no file.
+/// it; see [`ownership::create_whole`].
 pub fn create_whole<T>(
     file: &Path,
     write: impl FnOnce(&Path, &File) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let failed = || cannot(format!("write {}", file.display()));
-    let exists =
-        || Failure::usage(format!("{} exists already; choose another file", file.display()));
+    let name = file.display();
+    let exists = || Failure::usage(format!("{name} exists already; choose another file"));
     if file.symlink_metadata().is_ok() {
         return Err(exists());
     }
-    let directory = ownership::parent(file);
-    ownership::check_directory(directory).map_err(Failure::usage)?;
-    let mut temporary = file.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = Path::new(&temporary);
-    let create = File::options().write(true).create_new(true).mode(0o600).open(temporary);
-    let opened = create.map_err(failed())?;
-    let written = write(temporary, &opened).and_then(|result| {
-        opened.sync_all().map_err(failed())?;
-        let renamed = match renameat_with(CWD, temporary, CWD, file, RenameFlags::NOREPLACE) {
-            Err(Errno::EXIST) => return Err(exists()),
-            // Some file systems, such as NFS, cannot promise that. The file did not exist before.
-            Err(Errno::INVAL) => fs::rename(temporary, file),
-            renamed => renamed.map_err(io::Error::from),
-        };
-        let synced = renamed.and_then(|()| File::open(directory)?.sync_all());
-        synced.map_err(failed())?;
-        Ok(result)
-    });
-    if written.is_err() {
-        let _ = fs::remove_file(temporary);
+    ownership::check_directory(ownership::parent(file)).map_err(Failure::usage)?;
+    match ownership::create_whole(file, 0o600, write) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists()),
+        created => created.map_err(cannot(format!("write {name}")))?,
     }
-    written
 }

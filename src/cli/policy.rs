@@ -1,6 +1,6 @@
 //! `policy`: checks a policy file, and explains what it decides.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use argh::FromArgs;
 use intentframe_credentials::caller::{Caller, Supervisor};
@@ -70,7 +70,8 @@ struct Explain {
 pub fn run(args: PolicyCommand, context: &Context) -> Result<(), Failure> {
     match args.command {
         Subcommand::Check(args) => {
-            let policy = load(&args.file, rustix::process::geteuid().as_raw())?;
+            let own_uid = rustix::process::geteuid().as_raw();
+            let policy = Policy::load(&args.file, own_uid).map_err(Failure::usage)?;
             let (consumers, rules) = policy.size();
             output::text(&format!("valid: {consumers} consumers, {rules} rules\n"))
         }
@@ -89,7 +90,7 @@ fn explain(args: Explain, context: &Context) -> Result<(), Failure> {
     let service = Caller::serving(&socket);
     let owner_uid =
         service.as_ref().map_or_else(|| rustix::process::geteuid().as_raw(), |it| it.process.uid);
-    let policy = load(&file, owner_uid)?;
+    let policy = Policy::load(&file, owner_uid).map_err(Failure::usage)?;
     let supervisor = service.and_then(|it| Supervisor::of(it.process.pid?));
     let caller = Caller::of_pid(args.pid, supervisor.as_ref())
         .map_err(cannot(format!("examine process {}", args.pid)))?;
@@ -121,8 +122,4 @@ fn explain(args: Explain, context: &Context) -> Result<(), Failure> {
     ];
     output::rows([&args.operation.to_uppercase(), &at.to_string()], &rows)?;
     decision.map(drop).map_err(|_| Failure::silent(REFUSED))
-}
-
-fn load(file: &Path, owner_uid: u32) -> Result<Policy, Failure> {
-    Policy::load(file, owner_uid).map_err(Failure::usage)
 }

@@ -5,18 +5,17 @@ use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest as _, Sha256};
 
 use crate::model::{CredentialRecord, CredentialRef};
+use crate::random;
 use crate::secret::Secret;
 
 use super::{MetadataError, row};
-
-const SALT_BYTES: usize = 16;
 
 /// Recognises the value that a change was to leave behind, without keeping it.
 #[derive(Debug)]
 pub(crate) struct Mark {
     /// The name of the backend. Another one knows nothing of the change.
     backend: String,
-    salt: [u8; SALT_BYTES],
+    salt: [u8; 16],
     /// SHA-256 of salt and value; `None` for a delete.
     fingerprint: Option<[u8; 32]>,
 }
@@ -34,9 +33,7 @@ pub(crate) struct Intent {
 impl Mark {
     /// Marks a store of `value`, or a delete if it is `None`.
     pub(crate) fn new(backend: &str, value: Option<&Secret>) -> Result<Self, MetadataError> {
-        let mut salt = [0; SALT_BYTES];
-        getrandom::getrandom(&mut salt)
-            .map_err(|error| MetadataError::Failed(format!("no random numbers: {error}")))?;
+        let salt = random::bytes().map_err(MetadataError::Failed)?;
         let fingerprint = value.map(|value| fingerprint(&salt, value));
         Ok(Self { backend: backend.to_owned(), salt, fingerprint })
     }

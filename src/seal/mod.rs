@@ -15,7 +15,6 @@ mod source;
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Prk, Salt};
-use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
 pub use header::KeyHeader;
@@ -139,9 +138,7 @@ fn associated(context: &[&str]) -> Aad<Vec<u8>> {
 }
 
 fn random<const N: usize>() -> Result<[u8; N], SealError> {
-    let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| SealError::NoRandom)?;
-    Ok(bytes)
+    crate::random::bytes().map_err(|_| SealError::NoRandom)
 }
 
 #[cfg(test)]

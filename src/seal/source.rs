@@ -1,12 +1,11 @@
 //! Where the key that wraps a data key comes from.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 use zeroize::Zeroizing;
 
 use super::header::hex;
@@ -48,19 +47,9 @@ impl KeySource {
     /// [`SealError::Unusable`] if there is a file, or it cannot be written.
     pub fn create_file(path: &Path) -> Result<Self, SealError> {
         let content = Zeroizing::new(format!("{}\n", hex(&*Zeroizing::new(random::<32>()?))));
-        // The file gets its name when it is complete: an unfinished one would be taken for a key.
-        let mut draft = path.as_os_str().to_owned();
-        draft.push(format!(".{}.new", hex(&random::<4>()?)));
-        let draft = PathBuf::from(draft);
-        let written = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&draft);
-        let written = written.and_then(|mut file| {
-            file.write_all(content.as_bytes())?;
-            file.sync_all()?;
-            renameat_with(CWD, &draft, CWD, path, RenameFlags::NOREPLACE).inspect_err(|_| {
-                let _ = fs::remove_file(&draft);
-            })?;
-            File::open(ownership::parent(path))?.sync_all()
-        });
+        // An unfinished file would be taken for a key.
+        let write = |_: &Path, mut file: &File| file.write_all(content.as_bytes());
+        let written = ownership::create_whole(path, 0o400, write).flatten();
         written.map_err(|error| {
             SealError::Unusable(format!("cannot create the key file {}: {error}", path.display()))
         })?;

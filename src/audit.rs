@@ -13,12 +13,13 @@ use std::fmt::Write as _;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::ownership;
+use crate::sync::lock;
 use crate::time::Timestamp;
 
 /// One line. It never has a value.
@@ -93,7 +94,7 @@ impl AuditLog {
     ///
     /// The line is not written. Then the caller must not get what it asked for.
     pub fn record(&self, entry: Entry<'_>) -> io::Result<()> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).append(entry)
+        lock(&self.state).append(entry)
     }
 
     /// Opens the file at the path again, after it was renamed to rotate it. The first line of the
@@ -103,7 +104,7 @@ impl AuditLog {
     ///
     /// As for [`open`](Self::open); the old file is written on.
     pub fn reopen(&self) -> io::Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         let there = self.path.symlink_metadata().ok();
         let ours = ownership::id(&state.file.metadata()?);
         if there.is_none_or(|there| ownership::id(&there) != ours) {

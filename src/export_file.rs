@@ -9,11 +9,10 @@ use std::io::{self, BufRead, Read as _, Write};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
-use zeroize::Zeroizing;
 
 use crate::model::CredentialRecord;
 use crate::seal::{Key, KeyHeader, KeySource, SealError, hex, unhex};
-use crate::secret::Secret;
+use crate::secret::{Secret, wiped_json};
 
 const FORMAT: &str = "intentframe-export";
 const VERSION: u64 = 1;
@@ -130,8 +129,8 @@ impl Lines {
 
     fn write(&self, output: &mut impl Write, message: &Message) -> Result<(), ExportError> {
         let number = (self.credentials + 1).to_string();
-        let message = Zeroizing::new(serde_json::to_vec(message).map_err(io::Error::from)?);
-        let mut line = hex(&self.key.seal(&message, &["export", &self.header, &number])?);
+        let mut line =
+            hex(&self.key.seal(&wiped_json(message), &["export", &self.header, &number])?);
         if line.len() as u64 >= MOST {
             return Err(SealError::Unusable("a value is too long for the file".to_owned()).into());
         }

@@ -92,7 +92,6 @@ pub mod service;
 pub mod settings;
 #[cfg(all(unix, feature = "client"))]
 pub mod spawn;
-#[cfg(all(unix, any(feature = "server", feature = "hashicorp")))]
 mod sync;
 pub mod text;
 pub mod time;

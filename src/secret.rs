@@ -98,6 +98,31 @@ impl fmt::Debug for SecretWatch {
 #[error("the stored value is not UTF-8 text")]
 pub struct NotUtf8;
 
+/// Serialises what contains a secret. The bytes are wiped when they are dropped.
+#[cfg(unix)]
+#[cfg(any(feature = "client", feature = "server", feature = "hashicorp"))]
+pub(crate) fn wiped_json(value: &impl serde::Serialize) -> Zeroizing<Vec<u8>> {
+    use std::io::{self, Write};
+
+    struct Length(usize);
+    impl Write for Length {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    // The buffer has room for everything: one that grows leaves copies behind.
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, value).expect("counting cannot fail");
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *bytes, value).expect("a Vec takes every write");
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use crate::error::{Field, VaultError};
 use crate::secret::{Secret, SecretWatch};
 use crate::settings::Environment;
+use crate::sync::lock;
 
 use super::{BUILT_IN, CredentialVault};
 
@@ -56,8 +57,8 @@ impl BackendOptions {
 /// Makes a backend.
 pub type BackendFactory = fn(&BackendOptions) -> Result<Arc<dyn CredentialVault>, VaultError>;
 
-static REGISTRY: LazyLock<RwLock<BTreeMap<String, BackendFactory>>> = LazyLock::new(|| {
-    RwLock::new(BUILT_IN.iter().map(|&(name, make)| (name.to_owned(), make)).collect())
+static REGISTRY: LazyLock<Mutex<BTreeMap<String, BackendFactory>>> = LazyLock::new(|| {
+    Mutex::new(BUILT_IN.iter().map(|&(name, make)| (name.to_owned(), make)).collect())
 });
 
 /// The error of a setting of a backend.
@@ -72,7 +73,7 @@ pub(super) fn invalid(reason: String) -> VaultError {
 /// [`VaultError::ValidationFailed`] if the name is taken. A backend that holds secrets is never
 /// replaced without its users' knowledge.
 pub fn register_backend(name: &str, factory: BackendFactory) -> Result<(), VaultError> {
-    let mut backends = REGISTRY.write().unwrap_or_else(PoisonError::into_inner);
+    let mut backends = lock(&REGISTRY);
     if backends.contains_key(name) {
         return Err(invalid(format!("the name {name:?} is taken; choose another")));
     }
@@ -83,7 +84,7 @@ pub fn register_backend(name: &str, factory: BackendFactory) -> Result<(), Vault
 /// The names that [`create_vault`] accepts, sorted.
 #[must_use]
 pub fn registered_backends() -> Vec<String> {
-    REGISTRY.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    lock(&REGISTRY).keys().cloned().collect()
 }
 
 /// Makes the backend that is registered as `name`.
@@ -96,7 +97,7 @@ pub fn create_vault(
     name: &str,
     options: &BackendOptions,
 ) -> Result<Arc<dyn CredentialVault>, VaultError> {
-    let factory = REGISTRY.read().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+    let factory = lock(&REGISTRY).get(name).copied();
     let Some(make) = factory else {
         let names = registered_backends().join(", ");
         return Err(invalid(format!("there is none named {name:?}; registered: {names}")));

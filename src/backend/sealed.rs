@@ -1,7 +1,7 @@
 //! The `sealed` backend: values in the metadata database, encrypted.
 
 use std::path::{self, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::error::VaultError;
 use crate::metadata::{DATABASE, MetadataError, MetadataStore, Snapshot};
@@ -9,6 +9,7 @@ use crate::model::{CredentialRecord, CredentialRef, Namespace};
 use crate::ownership;
 use crate::seal::{Key, KeyHeader, KeySource, SealError};
 use crate::secret::{Secret, WatchedSecret};
+use crate::sync::lock;
 
 use super::registry::invalid;
 use super::{BackendOptions, CredentialVault, InDatabase};
@@ -31,6 +32,9 @@ pub struct SealedVault {
     options: BackendOptions,
     database: PathBuf,
     usual_key_file: PathBuf,
+    /// What [`check`](CredentialVault::check) has found, for the first call: a passphrase takes
+    /// seconds.
+    checked: Mutex<Option<(KeyHeader, Key)>>,
     open: Mutex<Option<Arc<Open>>>,
 }
 
@@ -58,7 +62,8 @@ impl SealedVault {
         // Not in the data directory, so that a copy of that does not have it.
         let usual_key_file = ownership::parent(&data_dir).join(KEY_FILE);
         let database = data_dir.join(DATABASE);
-        Ok(Self { options, database, usual_key_file, open: Mutex::default() })
+        let (checked, open) = <_>::default();
+        Ok(Self { options, database, usual_key_file, checked, open })
     }
 
     /// The key header and the number of values, if there is a sealed store. Only reads.
@@ -67,16 +72,10 @@ impl SealedVault {
     ///
     /// [`VaultError::Metadata`]; [`VaultError::ValidationFailed`] for a damaged header.
     pub fn status_of_seal(&self) -> Result<Option<(KeyHeader, u64)>, VaultError> {
-        const DAMAGED: &str = "the key header in the database is damaged; restore a backup";
         if !self.database.exists() {
             return Ok(None);
         }
-        let (header, values) = Snapshot::open(&self.database)?.seal()?;
-        match header.map(|json| serde_json::from_str(&json)) {
-            Some(Ok(header)) => Ok(Some((header, values))),
-            None if values == 0 => Ok(None),
-            _ => Err(invalid(DAMAGED.to_owned())),
-        }
+        parsed(Snapshot::open(&self.database)?.seal()?)
     }
 
     /// Encrypts all values with a new data key, which the same key file or passphrase opens.
@@ -97,7 +96,7 @@ impl SealedVault {
             })
         };
         open.store.set_seal(&header.map_err(unusable)?.to_json(), Some(&reseal))?;
-        Ok(self.status_of_seal()?.map_or(0, |(_, values)| values))
+        Ok(open.store.seal()?.1)
     }
 
     /// Lets another key open the values, instead of the present one.
@@ -160,7 +159,7 @@ impl SealedVault {
 
     /// The open database and its key. The first call opens it, or makes the store.
     fn open(&self) -> Result<Arc<Open>, VaultError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&self.open);
         if let Some(open) = &*open {
             return Ok(Arc::clone(open));
         }
@@ -169,9 +168,11 @@ impl SealedVault {
             if read_only { MetadataStore::open_read_only } else { MetadataStore::open };
         let store = Arc::new(open_store(&self.database)?);
         // Nobody else changes the header from here on.
-        let (header, key, source) = if let Some((header, _)) = self.status_of_seal()? {
+        let (header, key, source) = if let Some((header, _)) = parsed(store.seal()?)? {
             let source = self.needed_source(&header)?;
-            let key = header.data_key(&source).map_err(unusable)?;
+            let checked = lock(&self.checked).take_if(|(checked, _)| *checked == header);
+            let key = checked.map_or_else(|| header.data_key(&source), |(_, key)| Ok(key));
+            let key = key.map_err(unusable)?;
             (header, key, source)
         } else if read_only {
             return Err(invalid("there is no sealed store yet; `seal init` makes one".to_owned()));
@@ -189,6 +190,16 @@ impl SealedVault {
 impl Open {
     fn context<'a>(&'a self, at: &'a CredentialRef) -> [&'a str; 4] {
         ["value", self.header.id(), at.namespace().as_str(), at.key()]
+    }
+}
+
+/// The key header and the number of values that the database has.
+fn parsed((header, values): (Option<String>, u64)) -> Result<Option<(KeyHeader, u64)>, VaultError> {
+    const DAMAGED: &str = "the key header in the database is damaged; restore a backup";
+    match header.map(|json| serde_json::from_str(&json)) {
+        Some(Ok(header)) => Ok(Some((header, values))),
+        None if values == 0 => Ok(None),
+        _ => Err(invalid(DAMAGED.to_owned())),
     }
 }
 
@@ -238,11 +249,13 @@ impl CredentialVault for SealedVault {
 
     /// Checks the key, before any file is touched.
     fn check(&self) -> Result<(), VaultError> {
-        let checked = match self.status_of_seal()? {
-            Some((header, _)) => header.data_key(&self.needed_source(&header)?).map(drop),
-            None => self.source().map_or(Ok(()), |source| source.read().map(drop)),
+        let Some((header, _)) = self.status_of_seal()? else {
+            let read = self.source().map(|source| source.read()).transpose();
+            return read.map(drop).map_err(unusable);
         };
-        checked.map_err(unusable)
+        let key = header.data_key(&self.needed_source(&header)?).map_err(unusable)?;
+        *lock(&self.checked) = Some((header, key));
+        Ok(())
     }
 
     fn in_database(&self) -> Option<&dyn InDatabase> {
@@ -250,7 +263,7 @@ impl CredentialVault for SealedVault {
     }
 
     fn close(&self) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = lock(&self.open);
         if let Some(Err(error)) = open.as_ref().map(|open| open.store.close()) {
             log::warn!("while closing: {error}");
         }

@@ -8,9 +8,7 @@ use std::{fs, io};
 use argh::FromArgs;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Settings};
 use intentframe_credentials::server::Endpoint;
-use intentframe_credentials::{
-    BackendOptions, Environment, Secret, mask_value, random, settings,
-};
+use intentframe_credentials::{BackendOptions, Environment, Secret, mask_value, random, settings};
 use zeroize::Zeroizing;
 
 use super::Context;

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use httparse::Status;
@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::{ClientError, ClientOptions};
 use crate::peer::{Process, is_unmapped};
+use crate::sync::lock;
 use crate::unix_socket::connect;
 
 /// About 300,000 summaries.
@@ -54,27 +55,23 @@ impl Http {
         let deadline = Instant::now() + self.options.timeout.min(LONGEST_TIMEOUT);
         let request = request(method, path, body);
         loop {
-            let kept = self.idle().pop();
+            let kept = lock(&self.idle).pop();
             let is_kept = kept.is_some();
             let mut connection = kept.map_or_else(|| self.connect(deadline), Ok)?;
             match connection.exchange(method, &request, deadline) {
                 Ok(answer) => {
                     if !answer.closes {
-                        self.idle().push(connection);
+                        lock(&self.idle).push(connection);
                     }
                     return Ok(answer);
                 }
                 Err(error) => match error.kind() {
                     // A restart that closed this connection has closed the others as well.
-                    ErrorKind::BrokenPipe if is_kept => self.idle().clear(),
+                    ErrorKind::BrokenPipe if is_kept => lock(&self.idle).clear(),
                     _ => return Err(self.failure(&error)),
                 },
             }
         }
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Connects, and asks the kernel who listens before a byte is sent.

@@ -15,7 +15,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
-use crate::secret::Secret;
+use crate::secret::{Secret, wiped_json};
 use crate::settings::{self, Environment, PathError};
 use http::{Answer, Http};
 
@@ -290,12 +290,7 @@ fn store_body(request: &StoreRequest) -> Zeroizing<Vec<u8>> {
         #[serde(flatten)]
         rest: &'a StoreRequest,
     }
-    let body = Body { value: request.value.expose(), rest: request };
-    // Growing would leave a copy of the value behind. It comes first, so only the rest can. A
-    // control character takes six bytes: `\u0000`.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(6 * request.value.len() + 4096));
-    serde_json::to_writer(&mut *bytes, &body).expect("strings serialise, and memory takes writes");
-    bytes
+    wiped_json(&Body { value: request.value.expose(), rest: request })
 }
 
 #[cfg(test)]
@@ -338,7 +333,7 @@ mod tests {
         let mut request = StoreRequest::new(Secret::new("\u{1}".repeat(10_000)));
         request.env_name = Some("NAME".into());
         let body = store_body(&request);
-        assert_eq!(body.capacity(), 6 * 10_000 + 4096);
+        assert_eq!(body.capacity(), body.len());
         assert!(body.ends_with(
             br#"","delivery_mode":"executor_only","allowed_consumers":[],"env_name":"NAME","validator_id":null}"#
         ));

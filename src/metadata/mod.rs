@@ -24,11 +24,12 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 pub(crate) use self::intent::{Intent, Mark};
 pub use crate::error::MetadataError;
+pub(crate) use crate::sync::lock;
 pub use sealed::Reseal;
 pub use snapshot::{Copied, Snapshot};
 
@@ -316,11 +317,6 @@ impl From<rusqlite::Error> for MetadataError {
 
 fn writer_stopped() -> MetadataError {
     MetadataError::Failed("its writer has stopped; restart the service".to_owned())
-}
-
-/// Locks also after a panic: no change under these locks can be left half-done.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

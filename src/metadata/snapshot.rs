@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags};
 use crate::model::{CredentialRecord, CredentialRef};
 
 use super::row::{self, COLUMNS};
-use super::{MetadataError, schema};
+use super::{MetadataError, MetadataStore, schema};
 
 /// A database file that is only read. Takes no lock that a service would wait for.
 #[derive(Debug)]
@@ -50,11 +50,7 @@ impl Snapshot {
     ///
     /// [`MetadataError::Failed`].
     pub fn seal(&self) -> Result<(Option<String>, u64), MetadataError> {
-        let header = match self.count("vault_seal")? {
-            0 => None,
-            _ => Some(self.0.query_row("SELECT header FROM vault_seal", [], |row| row.get(0))?),
-        };
-        Ok((header, self.count("vault_sealed")?))
+        seal(&self.0)
     }
 
     /// What `SQLite` finds wrong with the file, at most ten sentences (`PRAGMA integrity_check`).
@@ -85,7 +81,7 @@ impl Snapshot {
     ///
     /// [`MetadataError::Failed`].
     pub fn open_changes(&self) -> Result<Vec<String>, MetadataError> {
-        if self.count("vault_intents")? == 0 {
+        if count(&self.0, "vault_intents")? == 0 {
             return Ok(Vec::new());
         }
         let mut names = self.0.prepare("SELECT namespace || '/' || key FROM vault_intents")?;
@@ -109,24 +105,43 @@ impl Snapshot {
         Backup::new(&self.0, &mut copy.0)?.run_to_completion(i32::MAX, pause, None)?;
         // A single file, without a log beside it.
         copy.0.execute_batch("PRAGMA temp_store = MEMORY; PRAGMA journal_mode = DELETE")?;
-        if copy.count("vault_intents")? > 0 {
+        if count(&copy.0, "vault_intents")? > 0 {
             copy.0.execute_batch("DELETE FROM vault_intents; VACUUM")?;
         }
         if let Some(damage) = copy.damage()?.first() {
             return Err(MetadataError::Failed(format!("the copy is damaged: {damage}")));
         }
         Ok(Copied {
-            credentials: copy.count("credential_metadata")?,
-            sealed_values: copy.count("vault_sealed")?,
+            credentials: count(&copy.0, "credential_metadata")?,
+            sealed_values: count(&copy.0, "vault_sealed")?,
         })
     }
+}
 
-    /// The number of rows of a table; 0 if there is no such table.
-    fn count(&self, table: &str) -> Result<u64, MetadataError> {
-        if !self.0.table_exists(None::<&str>, table)? {
-            return Ok(0);
-        }
-        let sql = format!("SELECT COUNT(*) FROM {table}");
-        Ok(self.0.query_row(&sql, [], |row| row.get::<_, i64>(0))?.unsigned_abs())
+impl MetadataStore {
+    /// The key header of encrypted values, if there is one, and their number.
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Failed`], [`MetadataError::Closed`].
+    pub fn seal(&self) -> Result<(Option<String>, u64), MetadataError> {
+        self.readers.read(seal)
     }
+}
+
+fn seal(connection: &Connection) -> Result<(Option<String>, u64), MetadataError> {
+    let header = match count(connection, "vault_seal")? {
+        0 => None,
+        _ => Some(connection.query_row("SELECT header FROM vault_seal", [], |row| row.get(0))?),
+    };
+    Ok((header, count(connection, "vault_sealed")?))
+}
+
+/// The number of rows of a table; 0 if there is no such table.
+fn count(connection: &Connection, table: &str) -> Result<u64, MetadataError> {
+    if !connection.table_exists(None::<&str>, table)? {
+        return Ok(0);
+    }
+    let sql = format!("SELECT COUNT(*) FROM {table}");
+    Ok(connection.query_row(&sql, [], |row| row.get::<_, i64>(0))?.unsigned_abs())
 }

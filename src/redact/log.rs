@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use log::kv::{self, Key, Value, VisitSource};
 use log::{Log, Metadata, Record};
@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::finder::Finder;
 use super::{CredentialScrubber, Masker, REDACTED_VALUE};
 use crate::Secret;
+use crate::sync::lock;
 
 /// Wraps `logger` in a layer that scrubs each record.
 ///
@@ -61,7 +62,7 @@ impl RegisteredSecrets {
     /// Registers the secret until the returned registration is dropped.
     pub fn register(&self, secret: &Secret) -> Registration {
         let secret = Arc::new(secret.duplicate());
-        let mut registry = self.registry();
+        let mut registry = lock(&self.0);
         registry.secrets.push(Arc::clone(&secret));
         registry.finder = None;
         Registration { secrets: self.clone(), secret }
@@ -74,19 +75,15 @@ impl RegisteredSecrets {
     }
 
     fn finder(&self) -> Arc<Finder> {
-        let Registry { secrets, finder } = &mut *self.registry();
+        let Registry { secrets, finder } = &mut *lock(&self.0);
         let build = || Arc::new(Finder::new(secrets.iter().map(AsRef::as_ref)));
         Arc::clone(finder.get_or_insert_with(build))
-    }
-
-    fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for RegisteredSecrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RegisteredSecrets({})", self.registry().secrets.len())
+        write!(f, "RegisteredSecrets({})", lock(&self.0).secrets.len())
     }
 }
 
@@ -107,7 +104,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut registry = self.secrets.registry();
+        let mut registry = lock(&self.secrets.0);
         registry.secrets.retain(|secret| !Arc::ptr_eq(secret, &self.secret));
         registry.finder = None;
     }

@@ -1,6 +1,7 @@
 //! Answers: status, headers and body, before they become bytes of HTTP.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
 use serde::Serialize;
@@ -8,7 +9,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::error::{Field, VaultError};
-use crate::secret::Secret;
+use crate::secret::{Secret, wiped_json};
 
 use super::Call;
 use super::body::Problem;
@@ -46,17 +47,7 @@ impl Answer {
 
     /// `{"value":"..."}`: the only answer that contains a credential's value.
     pub(super) fn value(secret: &Secret) -> Self {
-        // The capacity suffices, so the buffer never grows and leaves no copy behind.
-        let escaped = secret.expose().bytes().map(|byte| match byte {
-            b'"' | b'\\' => 2,
-            0..0x20 => 6,
-            _ => 1,
-        });
-        let mut json = Zeroizing::new(Vec::with_capacity(escaped.sum::<usize>() + 16));
-        json.extend_from_slice(br#"{"value":"#);
-        serde_json::to_writer(&mut *json, secret.expose()).expect("a Vec takes every write");
-        json.push(b'}');
-        Self::json(200, json)
+        Self::json(200, wiped_json(&BTreeMap::from([("value", secret.expose())])))
     }
 
     /// `{"detail": ...}`, the body of every error.

@@ -30,12 +30,13 @@ use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::backoff::Backoff;
 use crate::router::Router;
+use crate::sync::lock;
 
 use crossbeam_channel::{Sender, bounded};
 pub use listener::Listener;
@@ -219,7 +220,7 @@ impl Server {
     /// not wait. The socket file is gone when this returns.
     pub fn stop(&self) {
         self.shared.is_stopping.store(true, Ordering::Release);
-        let acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let acceptor = lock(&self.acceptor).take();
         if let Some(acceptor) = acceptor {
             self.shared.clients.end();
             acceptor.thread().unpark();

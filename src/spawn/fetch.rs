@@ -6,6 +6,7 @@ use std::thread;
 
 use crate::client::{ClientError, VaultClient};
 use crate::model::CredentialRef;
+use crate::sync::lock;
 
 use super::selection::Plan;
 use super::{Problem, RuntimeEnv, SpawnError};
@@ -29,12 +30,11 @@ struct Progress<'p> {
 /// Reads every value, or reports every problem.
 pub(super) fn fetch(client: &VaultClient, plan: &Plan) -> Result<RuntimeEnv, SpawnError> {
     let progress = Mutex::new(Progress { to_read: plan.iter(), ..Progress::default() });
-    let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);
-    let next = || lock().to_read.next();
+    let next = || lock(&progress).to_read.next();
     let read = || {
         while let Some((name, at)) = next() {
             let outcome = client.get(at);
-            let mut progress = lock();
+            let mut progress = lock(&progress);
             match outcome {
                 Ok(Some(value)) => drop(progress.read.0.insert(name.clone(), (at.clone(), value))),
                 Ok(None) => progress.problems.push(Problem::Missing { at: at.clone() }),

@@ -1,11 +1,11 @@
 //! Requests to the server, its answers, and what they mean.
 
-use std::io::{self, Write};
 use std::time::Duration;
 
-use serde::Serialize;
 use serde_json::Value;
 use zeroize::Zeroizing;
+
+pub(super) use crate::secret::wiped_json;
 
 /// A request. Its `path` is the part after `/v1/`.
 #[derive(Clone, Copy)]
@@ -136,27 +136,6 @@ impl Reply {
         };
         Err(Unavailable { reason, retry_after: self.retry_after, is_outage })
     }
-}
-
-/// Serialises what contains a secret. The bytes are wiped when they are dropped.
-pub(super) fn wiped_json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
-    struct Length(usize);
-    impl Write for Length {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    // The buffer has room for everything: one that grows leaves copies behind.
-    let mut length = Length(0);
-    serde_json::to_writer(&mut length, value).expect("counting cannot fail");
-    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
-    serde_json::to_writer(&mut *bytes, value).expect("a Vec takes every write");
-    bytes
 }
 
 /// Takes the text at `pointer` out of JSON.

@@ -29,13 +29,14 @@ mod token;
 mod variables;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Field, VaultError};
 use crate::model::{CredentialRef, Namespace};
 use crate::secret::{Secret, SecretWatch};
 use crate::settings::Environment;
+use crate::sync::lock;
 
 use super::{BackendStatus, CredentialVault, Finding};
 use http::Http;
@@ -166,9 +167,4 @@ fn unavailable(error: &Unavailable) -> VaultError {
 
 fn invalid(reason: String) -> VaultError {
     VaultError::ValidationFailed { field: Field::Backend, reason }
-}
-
-/// Locks a mutex whose content stays valid even if its holder panics.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

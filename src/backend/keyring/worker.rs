@@ -10,10 +10,11 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 
 use super::Failure;
+use crate::sync::lock;
 
 /// The threads of one worker: the current one, and those that were abandoned and still hang.
 const MAX_THREADS: usize = 1 + 4;
@@ -43,12 +44,6 @@ struct State<K> {
 
 type Task<K> = Box<dyn FnOnce(&mut Option<K>) + Send>;
 
-impl<K> Shared<K> {
-    fn lock(&self) -> MutexGuard<'_, State<K>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl<K: 'static> Worker<K> {
     /// A worker whose threads have `name`.
     pub(super) fn new(name: &'static str) -> Self {
@@ -76,7 +71,7 @@ impl<K: 'static> Worker<K> {
             // A result that nobody waits for any more is dropped, and wiped, here.
             drop(reply.send(task(connection, &of_task)));
         });
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         self.ensure_thread(&mut state)?;
         state.queue.push_back((Arc::clone(&ticket), run));
         drop(state);
@@ -106,18 +101,21 @@ impl<K: 'static> Worker<K> {
 
     /// Whether the thread is doing the job of `ticket`.
     pub(super) fn is_running(&self, ticket: &Arc<Ticket>) -> bool {
-        self.shared.lock().running.as_ref().is_some_and(|running| Arc::ptr_eq(running, ticket))
+        lock(&self.shared.state)
+            .running
+            .as_ref()
+            .is_some_and(|running| Arc::ptr_eq(running, ticket))
     }
 
     /// Whether the thread is doing a job that its caller no longer waits for.
     pub(super) fn is_stuck(&self) -> bool {
-        self.shared.lock().is_stuck()
+        lock(&self.shared.state).is_stuck()
     }
 
     /// Abandons the thread if it [is stuck](Self::is_stuck). A new one does the queued jobs; if
     /// too many threads hang already, the jobs are dropped.
     pub(super) fn abandon_if_stuck(&self) {
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         if state.is_stuck() {
             state.leave_thread();
             if !state.queue.is_empty() && self.ensure_thread(&mut state).is_err() {
@@ -129,7 +127,7 @@ impl<K: 'static> Worker<K> {
     /// Accepts no more jobs and drops the queued ones. The thread ends after the job that it is
     /// doing.
     pub(super) fn close(&self) {
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         state.is_closed = true;
         state.queue.clear();
         state.leave_thread();
@@ -165,7 +163,7 @@ impl<K: 'static> fmt::Debug for Worker<K> {
 fn run<K>(shared: &Shared<K>) {
     let own = Some(thread::current().id());
     let mut connection = None;
-    let mut state = shared.lock();
+    let mut state = lock(&shared.state);
     while state.current == own {
         let Some((ticket, task)) = state.queue.pop_front() else {
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -180,7 +178,7 @@ fn run<K>(shared: &Shared<K>) {
         if catch_unwind(AssertUnwindSafe(|| task(&mut connection))).is_err() {
             connection = None;
         }
-        state = shared.lock();
+        state = lock(&shared.state);
         if state.current == own {
             state.running = None;
         }
@@ -324,7 +322,7 @@ mod tests {
         queued.recv_timeout(SOON).expect_err("not done");
         assert!(matches!(worker.submit(|_, _| ()), Err(Failure::Closed)));
         drop(release);
-        wait_until(|| worker.shared.lock().threads == 0);
+        wait_until(|| lock(&worker.shared.state).threads == 0);
     }
 
     #[test]
@@ -333,6 +331,6 @@ mod tests {
         seven(&worker).recv_timeout(SOON).expect("done");
         let shared = Arc::clone(&worker.shared);
         drop(worker);
-        wait_until(|| shared.lock().threads == 0);
+        wait_until(|| lock(&shared.state).threads == 0);
     }
 }

@@ -122,7 +122,10 @@ fn tail(args: &Tail) -> Result<(), Failure> {
         }
     }
     earlier.iter().try_for_each(|text| output::text(text))?;
-    while !args.no_follow {
+    if args.no_follow {
+        return Ok(());
+    }
+    loop {
         if next_line(&mut log, &mut line).map_err(failed())? {
             if let Some(text) = shown(args, &line) {
                 output::text(&text)?;
@@ -138,7 +141,6 @@ fn tail(args: &Tail) -> Result<(), Failure> {
             _ => thread::sleep(PAUSE),
         }
     }
-    Ok(())
 }
 
 fn credential(entry: &Entry<'_>) -> String {

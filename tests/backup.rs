@@ -6,38 +6,20 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rusqlite::Connection as Database;
 use serde_json::{Value, json};
-use support::{Place, wait_until};
+use support::{Ended, Place, wait_until};
 
 const BACKUP: &str = "backup.db";
 
 /// Runs `backup` on the data directory of `place`.
-fn backup(place: &Place, file: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_credential-vault"))
-        .args(["backup", "--data-dir"])
-        .args([&place.data_dir(), file])
-        .env_clear()
-        .env("HOME", place.root())
-        .output()
-        .expect("runs")
-}
-
-#[track_caller]
-fn succeeded(output: &Output) -> String {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && error.is_empty(), "{error}");
-    String::from_utf8(output.stdout.clone()).expect("UTF-8")
-}
-
-#[track_caller]
-fn failed(output: &Output, code: i32, why: &str) {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{error}");
-    assert!(error.contains(why), "{error}");
+fn backup(place: &Place, file: &Path) -> Ended {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_credential-vault"));
+    command.args(["backup", "--data-dir"]).args([&place.data_dir(), file]);
+    Ended::of(command.env_clear().env("HOME", place.root()))
 }
 
 /// The names in `directory` that are not of the database itself.
@@ -80,7 +62,7 @@ fn a_backup_under_load_is_consistent_and_serves() {
             wait_until("more is stored", || stored.load(Ordering::SeqCst) > goal);
             let before = service.get("/v1/credentials").json();
             let _ = fs::remove_file(&file);
-            let said = succeeded(&backup(&place, &file));
+            let said = backup(&place, &file).ok();
             assert!(said.contains("No values are in it"), "{said}");
             let mode = fs::metadata(&file).expect("is there").permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
@@ -125,7 +107,7 @@ fn a_backup_has_no_unfinished_changes_and_replaces_nothing() {
 
     // Without a service, and with a log that a killed one has left.
     let file = place.root().join(BACKUP);
-    assert!(succeeded(&backup(&place, &file)).contains("of 1 credentials"));
+    assert!(backup(&place, &file).ok().contains("of 1 credentials"));
     let copy = Database::open(&file).expect("opens");
     let open: i64 =
         copy.query_row("SELECT COUNT(*) FROM vault_intents", [], |row| row.get(0)).expect("counts");
@@ -134,12 +116,12 @@ fn a_backup_has_no_unfinished_changes_and_replaces_nothing() {
     let fingerprint = [0xc0, 0xff, 0xee, 0, 0xc0, 0xff, 0xee];
     assert!(!bytes.windows(7).any(|part| part == fingerprint), "no trace of it");
 
-    failed(&backup(&place, &file), 2, "exists already");
+    backup(&place, &file).failed(2, "exists already");
     assert_eq!(fs::read(&file).expect("reads"), bytes, "it is unchanged");
     let nowhere = place.root().join("none/backup.db");
-    failed(&backup(&place, &nowhere), 2, "none cannot be checked");
+    backup(&place, &nowhere).failed(2, "none cannot be checked");
     let empty = Place::new();
-    failed(&backup(&empty, &empty.root().join(BACKUP)), 5, "cannot be used: No such file");
+    backup(&empty, &empty.root().join(BACKUP)).failed(5, "cannot be used: No such file");
     assert!(leftovers(empty.root()).is_empty());
 
     // A damaged database gives no backup.
@@ -147,7 +129,7 @@ fn a_backup_has_no_unfinished_changes_and_replaces_nothing() {
     let length = fs::metadata(place.database()).expect("is there").len();
     let damaged = fs::File::options().write(true).open(place.database()).expect("opens");
     damaged.set_len(length / 2).expect("truncates");
-    failed(&backup(&place, &place.root().join("backup.db2")), 5, "damaged");
+    backup(&place, &place.root().join("backup.db2")).failed(5, "damaged");
     assert_eq!(leftovers(place.root()), [BACKUP]);
 }
 
@@ -158,7 +140,7 @@ fn a_backup_of_a_sealed_store_has_its_values_and_needs_its_key() {
     let body = json!({ "value": "sk-made-up-value" });
     assert_eq!(service.put("/v1/credentials/n/k", &body).status, 200);
     let file = place.root().join(BACKUP);
-    let said = succeeded(&backup(&place, &file));
+    let said = backup(&place, &file).ok();
     assert!(said.contains("of 1 credentials") && said.contains("sealed"), "{said}");
     let bytes = fs::read(&file).expect("reads");
     assert!(!bytes.windows(10).any(|part| part == b"made-up-va"), "no value in plain text");

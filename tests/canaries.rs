@@ -2,7 +2,6 @@
 //! answers, logs, errors and their sources, panics, the database and its files, /proc, cores.
 #![cfg(target_os = "linux")]
 
-#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/fake.rs"]
 mod fake;
 #[path = "support/hashicorp.rs"]
@@ -12,7 +11,7 @@ mod support;
 use std::error::Error;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -33,7 +32,7 @@ use fake::Fake;
 use hashicorp::Target;
 use hashicorp::proxy::Fault;
 use support::{
-    Connection, Place, Response, Service, delete, get, put, put_text, request, wait_until,
+    Connection, Place, Response, Service, delete, get, put, put_text, request, set_mode, wait_until,
 };
 
 /// A part of every value that the masked preview does not show.
@@ -285,7 +284,7 @@ fn a_sealed_store_shows_neither_values_nor_what_opens_it() {
     let elsewhere = tempfile::tempdir().expect("a directory");
     let file = elsewhere.path().join("secret");
     fs::write(&file, secret).expect("writes");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o400)).expect("sets its mode");
+    set_mode(&file, 0o400);
     let file = file.to_str().expect("UTF-8");
     for format in ["text", "json"] {
         for option in ["--key-file", "--passphrase-fd"] {
@@ -620,7 +619,7 @@ fn other_processes_of_the_user_cannot_inspect_it() {
     let mut command = vault_command(&place, &["store", "canary/key"]);
     if getuid().is_root() {
         // Root may inspect everything, so the process runs as another user.
-        fs::set_permissions(place.root(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+        set_mode(place.root(), 0o755);
         std::os::unix::fs::chown(place.root(), Some(SOMEBODY), None).expect("gives it away");
         let program = place.root().join("credential-vault");
         support::copy_program(&setup.program, &program);

@@ -1,11 +1,9 @@
 //! The command line as people and scripts use it, against the real service and a fake one.
 #![cfg(unix)]
 
-#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/fake.rs"]
 mod fake;
 mod support;
-#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/terminal.rs"]
 mod terminal;
 
@@ -315,19 +313,8 @@ fn usage_errors_are_code_2_and_help_is_code_0() {
         assert!(ended.stderr.starts_with("credential-vault: "), "{arguments:?}: {}", ended.stderr);
         assert_eq!(ended.stdout, "", "{arguments:?}");
     }
-    for command in [
-        "serve",
-        "dev",
-        "health",
-        "list",
-        "get",
-        "has",
-        "store",
-        "delete",
-        "runtime-env",
-        "check",
-        "exec",
-    ] {
+    let all = "serve dev health list get has store delete runtime-env check exec";
+    for command in all.split(' ') {
         let ended = run(nowhere, &[command, "--nonsense", "n/k"]).expect(2);
         // What `store` does not know may be a value.
         assert_eq!(ended.stderr.contains("--nonsense"), command != "store", "{}", ended.stderr);

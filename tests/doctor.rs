@@ -3,7 +3,6 @@
 
 #[path = "support/hashicorp.rs"]
 mod hashicorp;
-#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/session.rs"]
 mod session;
 mod support;
@@ -19,7 +18,7 @@ use hashicorp::{POLICY_WITHOUT_PATCH, Target, stored};
 use intentframe_credentials::{BackendOptions, CredentialRef, Environment, Secret, create_vault};
 use rusqlite::Connection as Database;
 use serde_json::{Value, json};
-use support::{Place, Running, Setup, cannot_here, is_root, wait_until};
+use support::{Place, Running, Setup, cannot_here, is_root, set_mode, wait_until};
 
 const VALUE: &str = "sk-canary-0123456789";
 
@@ -78,10 +77,6 @@ impl Examined {
     }
 }
 
-fn set_mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
-}
-
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).expect("is there").permissions().mode() & 0o7777
 }
@@ -127,12 +122,7 @@ fn files_that_are_open_to_others_are_closed() {
     let place = Place::new();
     let (policy, log) = (place.root().join("policy.toml"), place.root().join("audit.jsonl"));
     fs::write(&policy, "").expect("writes");
-    let setup = || {
-        place
-            .setup()
-            .env("IF_VAULT_POLICY", policy.to_str().expect("UTF-8"))
-            .env("IF_VAULT_AUDIT_LOG", log.to_str().expect("UTF-8"))
-    };
+    let setup = || place.setup().env("IF_VAULT_POLICY", &policy).env("IF_VAULT_AUDIT_LOG", &log);
     let service = setup().start();
     assert_eq!(service.put("/v1/credentials/n/k", &json!({ "value": VALUE })).status, 200);
     let wal = place.data_dir().join("credentials.db-wal");
@@ -229,7 +219,7 @@ fn a_stale_socket_is_removed_and_a_living_one_is_not() {
 
     // Not a service of ours: it closes each connection.
     let listener = UnixListener::bind(place.socket()).expect("binds");
-    set_mode(&place.socket(), 0o600);
+    set_mode(place.socket(), 0o600);
     let closing = std::thread::spawn(move || {
         for stream in listener.incoming().take(8) {
             drop(stream);
@@ -245,7 +235,7 @@ fn a_stale_socket_is_removed_and_a_living_one_is_not() {
 
     fs::remove_file(place.socket()).expect("removes");
     fs::write(place.socket(), "not a socket").expect("writes");
-    set_mode(&place.socket(), 0o600);
+    set_mode(place.socket(), 0o600);
     let found = examine(place.setup().argument("--fix"));
     assert!(found.one("socket-stale")["what"].to_string().contains("not fixed"));
     assert!(place.socket().exists());
@@ -254,13 +244,12 @@ fn a_stale_socket_is_removed_and_a_living_one_is_not() {
 #[test]
 fn a_damaged_database_is_reported() {
     let place = Place::new();
-    let mut service = place.start();
+    let service = place.start();
     for key in 0..200 {
         let path = format!("/v1/credentials/n/k{key}");
         assert_eq!(service.put(&path, &json!({ "value": VALUE })).status, 200);
     }
-    service.signal(rustix::process::Signal::TERM);
-    assert!(service.wait().success());
+    service.stop();
     assert!(examine(place.setup()).bad().is_empty());
     let whole = fs::read(place.database()).expect("reads");
     fs::write(place.database(), &whole[..whole.len() / 2]).expect("truncates");
@@ -458,8 +447,7 @@ fn tokens_and_policies_of_a_vault_server_are_examined() {
     let file = target.place.root().join("token");
     fs::write(&file, &ending).expect("writes");
     set_mode(&file, 0o600);
-    let in_file =
-        target.bare_setup(&target.place).env("VAULT_TOKEN_FILE", file.to_str().expect("UTF-8"));
+    let in_file = target.bare_setup(&target.place).env("VAULT_TOKEN_FILE", &file);
     assert_eq!(examine(in_file).bad(), ["token-ends"]);
     let unknown = token(json!({ "no_default_policy": true, "ttl": "1h" }));
     assert_eq!(with(&unknown).bad(), ["grants-unknown", "token-unknown"]);
@@ -473,9 +461,8 @@ fn tokens_and_policies_of_a_vault_server_are_examined() {
     let setup =
         || target.setup_with_role(&target.place, &wrapped).env("VAULT_SECRET_ID_WRAPPED", "true");
     assert_eq!(examine(setup()).bad(), ["backend-skipped"]);
-    let mut service = setup().start();
-    service.signal(rustix::process::Signal::TERM);
-    assert!(service.wait().success());
+    let service = setup().start();
+    service.stop();
 
     target.revoke(&ending);
     let found = with(&ending);
@@ -536,7 +523,7 @@ fn a_sealed_store_is_examined_while_no_service_uses_it() {
     let setup = || place.setup_with("sealed");
     let key = place.root().join("vault.key");
     assert!(examine(setup()).bad().is_empty() && !key.exists(), "nothing is made");
-    let mut service = setup().start();
+    let service = setup().start();
     for name in ["good", "lost", "damaged"] {
         let path = format!("/v1/credentials/n/{name}");
         assert_eq!(service.put(&path, &json!({ "value": VALUE })).status, 200);
@@ -544,8 +531,7 @@ fn a_sealed_store_is_examined_while_no_service_uses_it() {
     let serving = examine(setup());
     assert!(serving.bad().is_empty(), "{:#?}", serving.findings);
     serving.one("backend-sealed");
-    service.signal(rustix::process::Signal::TERM);
-    assert!(service.wait().success());
+    service.stop();
     let sound = examine(setup());
     assert!(sound.bad().is_empty(), "{:#?}", sound.findings);
     sound.one("values");
@@ -566,6 +552,6 @@ fn a_sealed_store_is_examined_while_no_service_uses_it() {
     fs::rename(&key, place.root().join("elsewhere.key")).expect("moves");
     assert_eq!(examine(setup()).bad(), ["backend-failed"]);
     let elsewhere = place.root().join("elsewhere.key");
-    let given = setup().argument("--key-file").argument(elsewhere.to_str().expect("UTF-8"));
+    let given = setup().option("--key-file", &elsewhere);
     assert_eq!(examine(given).bad(), ["value-missing", "value-unreadable"]);
 }

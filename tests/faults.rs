@@ -335,7 +335,7 @@ impl Session {
 
     fn service(&self) -> Service {
         let setup = self.place.setup_with("keyring");
-        setup.env("DBUS_SESSION_BUS_ADDRESS", &Self::address(&self.place)).start()
+        setup.env("DBUS_SESSION_BUS_ADDRESS", Self::address(&self.place)).start()
     }
 }
 

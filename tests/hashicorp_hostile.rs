@@ -6,7 +6,6 @@ mod hashicorp;
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,7 +15,7 @@ use serde_json::json;
 
 use hashicorp::proxy::{Fault, Proxy};
 use hashicorp::{POLICY, Target, fetch, health, store, stored, vault_get};
-use support::wait_until;
+use support::{set_mode, wait_until};
 
 const RENEW: &str = "auth/token/renew-self";
 
@@ -185,7 +184,7 @@ fn exposed_settings_are_warnings() {
     let path = file.to_str().expect("UTF-8");
     let setup = target.bare_setup(&target.place).env("VAULT_TOKEN_FILE", path);
     for (mode, is_exposed) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
-        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("changes");
+        set_mode(&file, mode);
         let log = setup.clone().start().log();
         let warns = log.contains("WARN") && log.contains("VAULT_TOKEN_FILE: every user can read");
         assert_eq!(warns, is_exposed, "{mode:o}: {log}");

@@ -8,7 +8,6 @@ mod support;
 mod contract;
 #[path = "support/hashicorp.rs"]
 mod hashicorp;
-#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/sequences.rs"]
 mod sequences;
 

@@ -40,7 +40,7 @@ fn a_unix_socket_is_an_address() {
     let _server = Server::dev(&program, &listener);
     let setup = place
         .setup_with("hashicorp")
-        .env("VAULT_ADDR", &format!("unix://{}", socket.display()))
+        .env("VAULT_ADDR", format!("unix://{}", socket.display()))
         .env("VAULT_TOKEN", "root");
     works(&setup.start());
 }
@@ -88,7 +88,7 @@ fn an_agent_needs_no_token_of_ours() {
     let setup = target
         .bare_setup(&target.place)
         .env("VAULT_ADDR", "http://127.0.0.1:1")
-        .env("VAULT_AGENT_ADDR", &format!("unix://{}", socket.display()));
+        .env("VAULT_AGENT_ADDR", format!("unix://{}", socket.display()));
     let service = setup.argument("--wait-for-backend").start();
     works(&service);
     let renewal = health(&service)["renewal"].take();
@@ -106,7 +106,7 @@ fn a_namespace_of_the_server_is_used() {
     let setup = target
         .setup(&target.place, &target.server.token)
         .env("VAULT_KV_MOUNT", "secret")
-        .env("VAULT_NAMESPACE", &format!("{team}/"));
+        .env("VAULT_NAMESPACE", format!("{team}/"));
     works(&setup.start());
     let path = "secret/data/intentframe/openai";
     let inside = target.done("GET", &format!("{team}/{path}"), None);
@@ -122,7 +122,7 @@ fn mount_and_prefix_can_be_any_path() {
     target.mount_kv(&deep, 2);
     let setup = target
         .setup(&target.place, &target.server.token)
-        .env("VAULT_KV_MOUNT", &format!("/{deep}/"))
+        .env("VAULT_KV_MOUNT", format!("/{deep}/"))
         .env("VAULT_PATH_PREFIX", "hosts/one");
     works(&setup.start());
     let answer = target.done("GET", &format!("{deep}/data/hosts/one/openai"), None);
@@ -150,7 +150,7 @@ fn timeout_and_retries_are_as_configured() {
     drop(service);
 
     for retries in [0, 1, 3] {
-        let service = setup.clone().env("VAULT_MAX_RETRIES", &retries.to_string()).start();
+        let service = setup.clone().env("VAULT_MAX_RETRIES", retries.to_string()).start();
         let busy = proxy.all(Fault::too_many_requests(None), "GET", "/data/");
         assert_eq!(fetch(&service, "openai", "key").status, 503);
         assert_eq!(busy.hits(), 1 + retries);
@@ -298,24 +298,21 @@ fn tls_is_spoken_and_the_server_is_verified() {
     works(&setup_at(&address).env("VAULT_CACERT", &ca).start());
     // VAULT_CACERT_BYTES is preferred to the file, and names are verified as addresses are.
     let by_name = address.replace("127.0.0.1", "localhost");
-    let setup = setup_at(&by_name).env("VAULT_CACERT", &certificates.path("other-ca.pem"));
-    works(&setup.env("VAULT_CACERT_BYTES", &certificates.text("ca.pem")).start());
+    let setup = setup_at(&by_name).env("VAULT_CACERT", certificates.path("other-ca.pem"));
+    works(&setup.env("VAULT_CACERT_BYTES", certificates.text("ca.pem")).start());
     works(&setup_at(&elsewhere).env("VAULT_SKIP_VERIFY", "true").start());
     let trusting = setup_at(&mutual).env("VAULT_CACERT", &ca);
     let identified = trusting
         .clone()
-        .env("VAULT_CLIENT_CERT", &certificates.path("client.pem"))
-        .env("VAULT_CLIENT_KEY", &certificates.path("client.key"));
+        .env("VAULT_CLIENT_CERT", certificates.path("client.pem"))
+        .env("VAULT_CLIENT_KEY", certificates.path("client.key"));
     works(&identified.start());
 
     // Another authority, another host, and a client without a certificate.
     let refused = [
         (setup_at(&address), "VAULT_CACERT"),
-        (
-            setup_at(&address).env("VAULT_CACERT", &certificates.path("other-ca.pem")),
-            "VAULT_CACERT",
-        ),
-        (setup_at(&elsewhere).env("VAULT_CACERT", &certificates.path("ca.pem")), "VAULT_ADDR"),
+        (setup_at(&address).env("VAULT_CACERT", certificates.path("other-ca.pem")), "VAULT_CACERT"),
+        (setup_at(&elsewhere).env("VAULT_CACERT", certificates.path("ca.pem")), "VAULT_ADDR"),
         (trusting, "VAULT_CLIENT_CERT"),
     ];
     for (setup, remedy) in refused {
@@ -405,8 +402,8 @@ fn client_certificates_are_read_for_each_new_connection() {
         .env("VAULT_ADDR", &wire.address)
         .env("VAULT_TOKEN", "root")
         .env("VAULT_CACERT", &ca)
-        .env("VAULT_CLIENT_CERT", &certificates.path("installed.pem"))
-        .env("VAULT_CLIENT_KEY", &certificates.path("installed.key"))
+        .env("VAULT_CLIENT_CERT", certificates.path("installed.pem"))
+        .env("VAULT_CLIENT_KEY", certificates.path("installed.key"))
         .env("VAULT_MAX_RETRIES", "0")
         .start();
     works(&service);
@@ -459,7 +456,7 @@ fn a_redirect_to_tls_is_verified() {
             .env("VAULT_TOKEN", "root")
             .env("VAULT_MAX_RETRIES", "0")
             .env("VAULT_REDIRECT_HOSTS", "127.0.0.1")
-            .env("VAULT_CACERT", &certificates.path(authority))
+            .env("VAULT_CACERT", certificates.path(authority))
             .start();
         stored(&service, "openai", "key", "value");
         let moved = proxy.next(1, Fault::answer(307, &location, b""), "GET", "/data/");

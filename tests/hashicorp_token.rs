@@ -155,8 +155,8 @@ fn a_secret_id_in_a_file_is_read_at_each_login() {
     write_secret(&secret_file, &role.secret_id);
     let service = target
         .bare_setup(&target.place)
-        .env("VAULT_ROLE_ID_FILE", role_file.to_str().expect("UTF-8"))
-        .env("VAULT_SECRET_ID_FILE", secret_file.to_str().expect("UTF-8"))
+        .env("VAULT_ROLE_ID_FILE", &role_file)
+        .env("VAULT_SECRET_ID_FILE", &secret_file)
         .start();
     stored(&service, "openai", "key", "value");
 
@@ -184,10 +184,7 @@ fn a_token_in_a_file_is_read_again_when_it_is_dead() {
     let file = target.place.root().join("token");
     let old = target.token_for(POLICY);
     write_secret(&file, &old);
-    let service = target
-        .bare_setup(&target.place)
-        .env("VAULT_TOKEN_FILE", file.to_str().expect("UTF-8"))
-        .start();
+    let service = target.bare_setup(&target.place).env("VAULT_TOKEN_FILE", &file).start();
     stored(&service, "openai", "key", "value");
     write_secret(&file, &target.token_for(POLICY));
     target.revoke(&old);

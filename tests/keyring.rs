@@ -6,10 +6,8 @@
 
 #[path = "support/contract.rs"]
 mod contract;
-#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/sequences.rs"]
 mod sequences;
-#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/session.rs"]
 mod session;
 mod support;
@@ -423,7 +421,7 @@ fn the_wire_contract_on_a_keyring() {
 fn wire_contract() {
     let place = support::Place::new();
     let service =
-        place.setup_with("keyring").env("DBUS_SESSION_BUS_ADDRESS", &session::bus()).start();
+        place.setup_with("keyring").env("DBUS_SESSION_BUS_ADDRESS", session::bus()).start();
     support::assert_wire_contract(&place.socket());
     assert!(service.get("/health").json()["backend"] == "KeyringVault");
 }

@@ -14,8 +14,8 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use support::{
-    Connection, DEADLINE, Place, Service, copy_program, curl_as, get, is_root, put, try_connect,
-    wait_until,
+    Connection, DEADLINE, Place, Service, copy_program, curl_as, get, is_root, put, set_mode,
+    try_connect, wait_until,
 };
 
 const KEY: &str = "/v1/credentials/lifecycle/key";
@@ -129,7 +129,7 @@ fn a_live_socket_is_refused() {
     let own_data = place
         .bare_setup()
         .argument("--backend=env")
-        .env("INTENTFRAME_VAULT_SOCKET", place.socket().to_str().expect("UTF-8"));
+        .env("INTENTFRAME_VAULT_SOCKET", place.socket());
     for setup in [place.setup(), own_data] {
         let mut second = setup.spawn();
         assert!(!second.wait().success());
@@ -237,18 +237,15 @@ fn settings_come_from_options_then_environment_then_home() {
     let socket = home.join("from-options/vault.sock");
     let service = in_environment
         .env("IF_VAULT_BACKEND", "no-such-backend")
-        .argument("--backend")
-        .argument("env")
-        .argument("--socket")
-        .argument("~/from-options/vault.sock")
-        .argument("--data-dir")
-        .argument("~/from-options/data")
+        .option("--backend", "env")
+        .option("--socket", "~/from-options/vault.sock")
+        .option("--data-dir", "~/from-options/data")
         .listening_at(socket)
         .start();
     assert!(home.join("from-options/data/credentials.db").exists());
     drop(service);
 
-    let mut twice = place.setup().argument("--backend").argument("no-such-backend").spawn();
+    let mut twice = place.setup().option("--backend", "no-such-backend").spawn();
     assert!(!twice.wait().success());
     let log = twice.log();
     assert!(log.contains("--backend"), "an option that is given twice is rejected: {log}");
@@ -291,7 +288,7 @@ fn open_to_everyone(place: &Place) {
         (place.socket().parent().expect("has one").to_owned(), 0o755),
         (place.socket(), 0o666),
     ] {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
+        set_mode(path, mode);
     }
 }
 
@@ -338,7 +335,7 @@ fn root_is_served_by_another_users_service() {
     }
     let place = Place::new();
     // Where the other user can reach it, and nobody else can change it.
-    fs::set_permissions(place.root(), fs::Permissions::from_mode(0o755)).expect("sets the mode");
+    set_mode(place.root(), 0o755);
     std::os::unix::fs::chown(place.root(), Some(SOMEBODY), Some(SOMEBODY)).expect("gives it away");
     let mut setup = place.setup().identity(SOMEBODY);
     let program = place.root().join("credential-vault");

@@ -78,7 +78,7 @@ fn secrets_in_the_environment_are_redacted_in_every_form() {
             let service = place
                 .bare_setup()
                 .argument("--backend=env")
-                .argument(&format!("--socket={path}"))
+                .argument(format!("--socket={path}"))
                 .env("VAULT_TOKEN", TOKEN)
                 .env("IF_VAULT_LOG", form)
                 .listening_at(socket)

@@ -3,11 +3,9 @@
 
 #[path = "support/hashicorp.rs"]
 mod hashicorp;
-#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/session.rs"]
 mod session;
 mod support;
-#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "support/terminal.rs"]
 mod terminal;
 
@@ -24,7 +22,7 @@ use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{CredentialRecord, CredentialRef, Secret, StoreRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use support::{Ended, Place, Service, Setup, wait_until};
+use support::{Ended, Place, Service, Setup, set_mode, wait_until};
 use terminal::Terminal;
 
 /// One side of a move: a data directory, with a backend and its environment.
@@ -75,7 +73,7 @@ impl Side {
 
     /// Stores `count` credentials with all metadata, each in a namespace of its own.
     fn fill(&self, count: u32) {
-        let mut service = self.serve();
+        let service = self.serve();
         for number in 0..count {
             let body = json!({
                 "value": value(number),
@@ -90,8 +88,7 @@ impl Side {
                 service.get(&at).value();
             }
         }
-        service.signal(Signal::TERM);
-        service.wait();
+        service.stop();
         let database = rusqlite::Connection::open(self.place.database()).expect("opens");
         let sql = "UPDATE credential_metadata SET created_at = '2020-01-01T00:00:00+00:00',
              last_validated_at = '2021-01-01T00:00:00.500000+00:00' WHERE namespace LIKE '%1'";
@@ -119,12 +116,11 @@ impl Side {
     /// Checks through the service that the first `count` credentials have their values.
     #[track_caller]
     fn assert_values(&self, count: u32) {
-        let mut service = self.serve();
+        let service = self.serve();
         for number in 0..count {
             assert_eq!(service.get(&path(number)).value(), value(number));
         }
-        service.signal(Signal::TERM);
-        service.wait();
+        service.stop();
     }
 }
 
@@ -170,7 +166,7 @@ impl Files {
 
 fn write_key(path: &Path, byte: u8) {
     fs::write(path, [byte; 32]).expect("writes");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o400)).expect("its mode");
+    set_mode(path, 0o400);
 }
 
 fn with<'a>(arguments: [&'a str; 4], more: &[&'a str]) -> Vec<&'a str> {
@@ -285,13 +281,12 @@ fn an_import_that_was_killed_leaves_whole_credentials_and_continues() {
         from.fill(8);
         from.run(&files.export()).says("8 credentials");
         let rows = from.rows();
-        let mut service = from.serve();
+        let service = from.serve();
         for number in 0..8 {
             let deleted = service.connect().exchange(&support::delete(&path(number)));
             assert_eq!(deleted.status, 200);
         }
-        service.signal(Signal::TERM);
-        service.wait();
+        service.stop();
 
         let held = target.proxy.next(1, Fault::Hold(when), "POST", "n05");
         let child = to.command(&files.import()).spawn().expect("starts");
@@ -335,13 +330,12 @@ fn what_is_there_stays_unless_it_is_to_be_replaced() {
     side.fill(4);
     let rows = side.rows();
     side.run(&files.export()).says("4 credentials");
-    let mut service = side.serve();
+    let service = side.serve();
     assert_eq!(service.put(&path(1), &json!({ "value": value(1) })).status, 200);
     assert_eq!(service.put(&path(2), &json!({ "value": "another canary" })).status, 200);
     assert_eq!(service.connect().exchange(&support::delete(&path(3))).status, 200);
     service.get(&path(0)).value();
-    service.signal(Signal::TERM);
-    service.wait();
+    service.stop();
     // A value that no listing shows is adopted.
     target.write("n03", &json!({ "key 3": value(3) }));
 
@@ -405,7 +399,7 @@ fn files_and_keys_that_are_not_right_touch_nothing() {
     write_key(Path::new(&wrong), b'w');
     to.run(&["import", &files.export, "--key-file", &wrong]).failed(2, "is not the right key");
     to.run(&["import", &files.export]).failed(2, "a key file opens it; give --key-file");
-    fs::set_permissions(&wrong, fs::Permissions::from_mode(0o444)).expect("its mode");
+    set_mode(&wrong, 0o444);
     to.run(&["import", &files.export, "--key-file", &wrong])
         .failed(2, "other users may read it; run chmod");
     to.run(&["import", "/nowhere/file", "--key-file", &files.key]).failed(5, "cannot read");

@@ -99,7 +99,7 @@ fn previews_show_nothing_if_the_setting_says_so() {
     let service = place.setup().env("IF_VAULT_PREVIEW", "full").start();
     let upstream = place.socket();
     let setup = front.setup_with("service").env("IF_VAULT_PREVIEW", "none");
-    let setup = setup.env("IF_VAULT_UPSTREAM_SOCKET", upstream.to_str().expect("UTF-8"));
+    let setup = setup.env("IF_VAULT_UPSTREAM_SOCKET", &upstream);
     assert_eq!(previews(&setup.start()), ["****", "****"]);
     assert_eq!(previews(&service), ["****", "sk-pro....YZ"]);
     drop(service);

@@ -5,20 +5,15 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{MetadataExt as _, chown, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::Command;
 
 use serde_json::json;
 
-use support::{Place, Service, cannot_here, curl_as, is_root, wait_until};
+use support::{Place, Service, cannot_here, curl_as, is_root, set_mode, wait_until};
 
 const ATTACKER: u32 = 61_010;
-
-fn set_mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
-}
 
 /// Starts the service, which must refuse to serve, and returns its log.
 fn refused(place: &Place) -> String {
@@ -150,12 +145,9 @@ fn a_socket_has_the_mode_and_group_that_are_asked_for_whatever_the_umask() {
         let group = if rustix::process::getuid().is_root() { 61_011 } else { own_group };
         let setup = place.setup().after(&format!("umask {umask}"));
         let service = setup
-            .argument("--socket-mode")
-            .argument("0660")
-            .argument("--socket-group")
-            .argument(&group.to_string())
-            .argument("--policy")
-            .argument(policy.to_str().expect("UTF-8"))
+            .option("--socket-mode", "0660")
+            .option("--socket-group", group.to_string())
+            .option("--policy", &policy)
             .start();
         let metadata = fs::metadata(&service.socket).expect("it exists");
         assert_eq!((metadata.mode() & 0o777, metadata.gid()), (0o660, group));
@@ -163,7 +155,7 @@ fn a_socket_has_the_mode_and_group_that_are_asked_for_whatever_the_umask() {
         assert_eq!(fs::metadata(directory).expect("it exists").mode() & 0o777, 0o711);
         assert!(service.log().contains("the policy decides"), "{}", service.log());
     }
-    let mut service = place.setup().argument("--socket-mode").argument("0666").spawn();
+    let mut service = place.setup().option("--socket-mode", "0666").spawn();
     assert_eq!(service.wait().code(), Some(2));
     assert!(service.log().contains("give --policy FILE"), "{}", service.log());
 }
@@ -179,8 +171,8 @@ fn strangers_at_a_socket_open_to_all_are_refused_and_consumers_are_not() {
     let text = "[consumer.a]\nuid = 61011\n[[rule]]\nconsumers = [\"a\"]\nallow = [\"read\"]\n\
                 namespaces = [\"*\"]\n";
     fs::write(&policy, text).expect("writes it");
-    let setup = place.setup().argument("--socket-mode").argument("0666");
-    let service = setup.argument("--policy").argument(policy.to_str().expect("UTF-8")).start();
+    let setup = place.setup().option("--socket-mode", "0666");
+    let service = setup.option("--policy", &policy).start();
     assert_eq!(service.put("/v1/credentials/a/b", &json!({ "value": "v" })).status, 200);
     let path = "/v1/credentials/a/b";
     assert_eq!(curl_as(61_011, &service.socket, &[], path), (200, r#"{"value":"v"}"#.to_owned()));
@@ -253,9 +245,8 @@ fn an_unmapped_peer_is_refused() {
          namespaces = [\"*\"]\n"
     );
     fs::write(&policy, text).expect("writes it");
-    let setup = place.setup().argument("--socket-mode").argument("0666");
-    let service: Service =
-        setup.argument("--policy").argument(policy.to_str().expect("UTF-8")).start();
+    let setup = place.setup().option("--socket-mode", "0666");
+    let service: Service = setup.option("--policy", &policy).start();
     let (status, answer) = curl_as(overflow, &service.socket, &[], "/health");
     assert!(status == 403 && answer.contains("user namespace"), "{status} {answer}");
     wait_until("it is in the log", || service.log().contains("refused a connection"));

@@ -16,7 +16,7 @@ use std::thread;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use support::{Place, Running, Service, cannot_here, copy_program, is_root, wait_until};
+use support::{Place, Running, Service, cannot_here, copy_program, is_root, set_mode, wait_until};
 
 const JARVIS: u32 = 61_001;
 const EDI: u32 = 61_002;
@@ -53,23 +53,23 @@ fn audit_log(place: &Place) -> PathBuf {
 }
 
 impl Vault {
-    fn start(policy: &str) -> Self {
+    /// `None` without root, which is reported.
+    #[track_caller]
+    fn start(policy: &str) -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
         let place = Place::new();
-        fs::set_permissions(place.root(), fs::Permissions::from_mode(0o755)).expect("sets it");
+        set_mode(place.root(), 0o755);
         let file = write_policy(&place, policy);
         let service = place
             .setup()
-            .argument("--policy")
-            .argument(file.to_str().expect("UTF-8"))
-            .argument("--audit-log")
-            .argument(audit_log(&place).to_str().expect("UTF-8"))
+            .option("--policy", &file)
+            .option("--audit-log", audit_log(&place))
             .start();
-        for (path, mode) in
-            [(place.socket().parent().expect("a directory"), 0o755), (&place.socket(), 0o666)]
-        {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
-        }
-        Self { place, service }
+        set_mode(place.socket().parent().expect("a directory"), 0o755);
+        set_mode(place.socket(), 0o666);
+        Some(Self { place, service })
     }
 
     fn store(&self, name: &str, request: &Value) {
@@ -172,10 +172,7 @@ namespaces = ["*"]
 
 #[test]
 fn each_caller_can_do_what_its_rules_allow_and_nothing_else() {
-    if !is_root() {
-        return;
-    }
-    let vault = Vault::start(POLICY);
+    let Some(vault) = Vault::start(POLICY) else { return };
     for name in ["openai/key", "github.a/key", "aws/key"] {
         vault.store(name, &json!({ "value": "secret-value" }));
     }
@@ -231,10 +228,7 @@ fn each_caller_can_do_what_its_rules_allow_and_nothing_else() {
 
 #[test]
 fn a_credential_for_some_consumers_is_given_to_no_other() {
-    if !is_root() {
-        return;
-    }
-    let vault = Vault::start(POLICY);
+    let Some(vault) = Vault::start(POLICY) else { return };
     let request = |consumers: &[&str]| {
         json!({ "value": "secret-value", "delivery_mode": "runtime_env", "env_name": "A_KEY",
                 "allowed_consumers": consumers })
@@ -266,10 +260,7 @@ fn a_credential_for_some_consumers_is_given_to_no_other() {
 
 #[test]
 fn a_value_and_its_consumers_come_from_the_same_store() {
-    if !is_root() {
-        return;
-    }
-    let vault = Vault::start(POLICY);
+    let Some(vault) = Vault::start(POLICY) else { return };
     let path = "/v1/credentials/openai/key";
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -297,9 +288,6 @@ fn a_value_and_its_consumers_come_from_the_same_store() {
 
 #[test]
 fn a_rule_can_take_the_rights_of_the_owner() {
-    if !is_root() {
-        return;
-    }
     let policy = POLICY.to_owned()
         + r#"
 [[rule]]
@@ -308,7 +296,7 @@ allow = ["read"]
 namespaces = ["bank"]
 owner = false
 "#;
-    let vault = Vault::start(&policy);
+    let Some(vault) = Vault::start(&policy) else { return };
     vault.store("bank/pin", &json!({ "value": "secret-value" }));
     assert_eq!(vault.status(&user(0), "GET", "bank/pin"), 403);
     assert_eq!(vault.status(&user(JARVIS), "GET", "bank/pin"), 200);
@@ -317,10 +305,7 @@ owner = false
 
 #[test]
 fn a_body_of_someone_who_may_not_store_is_not_read() {
-    if !is_root() {
-        return;
-    }
-    let vault = Vault::start(POLICY);
+    let Some(vault) = Vault::start(POLICY) else { return };
     let script = "import socket,sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
         s.sendall(b'PUT /v1/credentials/openai/key HTTP/1.1\\r\\nHost: v\\r\\n\
         Content-Type: application/json\\r\\nContent-Length: 1000000\\r\\n\\r\\n'); \
@@ -338,11 +323,8 @@ fn a_body_of_someone_who_may_not_store_is_not_read() {
 
 #[test]
 fn group_program_unit_and_supervisor_are_conditions() {
-    if !is_root() {
-        return;
-    }
     let place = Place::new();
-    fs::set_permissions(place.root(), fs::Permissions::from_mode(0o755)).expect("sets it");
+    set_mode(place.root(), 0o755);
     let (program, other) = (place.root().join("jarvis"), place.root().join("other"));
     copy_program(Path::new("/usr/bin/curl"), &program);
     copy_program(Path::new("/usr/bin/curl"), &other);
@@ -365,7 +347,7 @@ supervisor = true
         format!("[[rule]]\nconsumers = [{name:?}]\nallow = [\"read\"]\nnamespaces = [{name:?}]\n")
     };
     let rules = ["group", "program", "unit", "parent"].map(rule).concat();
-    let vault = Vault::start(&format!("{policy}{rules}owner = false\n"));
+    let Some(vault) = Vault::start(&format!("{policy}{rules}owner = false\n")) else { return };
     for namespace in ["group", "program", "unit", "parent"] {
         vault.store(&format!("{namespace}/key"), &json!({ "value": "secret-value" }));
     }
@@ -447,16 +429,13 @@ impl Waiting {
 
 #[test]
 fn a_program_that_was_replaced_on_disk_is_not_that_program() {
-    if !is_root() {
-        return;
-    }
     let place = Place::new();
-    fs::set_permissions(place.root(), fs::Permissions::from_mode(0o755)).expect("sets it");
+    set_mode(place.root(), 0o755);
     let program = place.root().join("jarvis");
     let replacement = place.root().join("new");
     copy_program(Path::new("/usr/bin/curl"), &program);
     copy_program(Path::new("/usr/bin/curl"), &replacement);
-    let vault = Vault::start(&program_policy(&program));
+    let Some(vault) = Vault::start(&program_policy(&program)) else { return };
     vault.store("program/key", &json!({ "value": "secret-value" }));
 
     // It runs from the old file when the service looks, which is made to wait until then.
@@ -495,14 +474,11 @@ fn connections_waiting(socket: &Path) -> usize {
 
 #[test]
 fn a_recycled_process_number_gives_no_rights() {
-    if !is_root() {
-        return;
-    }
     let place = Place::new();
-    fs::set_permissions(place.root(), fs::Permissions::from_mode(0o755)).expect("sets it");
+    set_mode(place.root(), 0o755);
     let program = place.root().join("sleep");
     copy_program(Path::new("/usr/bin/sleep"), &program);
-    let vault = Vault::start(&program_policy(&program));
+    let Some(vault) = Vault::start(&program_policy(&program)) else { return };
     vault.store("program/key", &json!({ "value": "secret-value" }));
 
     // A process connects and leaves the connection to its child. Its number is given to a
@@ -547,10 +523,7 @@ fn recycle(number: i32, program: &Path) -> Option<Child> {
 
 #[test]
 fn a_policy_is_read_again_under_load_and_a_bad_one_is_not_used() {
-    if !is_root() {
-        return;
-    }
-    let vault = Vault::start(POLICY);
+    let Some(vault) = Vault::start(POLICY) else { return };
     vault.store("openai/key", &json!({ "value": "secret-value" }));
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -596,8 +569,8 @@ fn a_policy_that_cannot_be_trusted_or_read_ends_the_start() {
     ] {
         let place = Place::new();
         let path = write_policy(&place, policy);
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("sets the mode");
-        let setup = place.setup().env("IF_VAULT_POLICY", path.to_str().expect("UTF-8"));
+        set_mode(&path, mode);
+        let setup = place.setup().env("IF_VAULT_POLICY", &path);
         let mut service = setup.spawn();
         assert_eq!(service.wait().code(), Some(2));
         assert!(service.log().contains(message), "{}", service.log());
@@ -609,10 +582,7 @@ fn a_policy_that_cannot_be_trusted_or_read_ends_the_start() {
 
 #[test]
 fn every_decision_about_a_value_is_on_record_without_the_value() {
-    if !is_root() {
-        return;
-    }
-    let vault_ = Vault::start(POLICY);
+    let Some(vault_) = Vault::start(POLICY) else { return };
     vault_.store("openai/key", &json!({ "value": "secret-value" }));
     vault_.status(&user(JARVIS), "GET", "openai/key");
     vault_.status(&user(JARVIS), "GET", "openai/none");
@@ -660,7 +630,7 @@ fn every_decision_about_a_value_is_on_record_without_the_value() {
 fn without_a_record_no_value_is_given_and_nothing_is_stored() {
     let place = Place::new();
     let log = audit_log(&place);
-    let setup = place.setup().argument("--audit-log").argument(log.to_str().expect("UTF-8"));
+    let setup = place.setup().option("--audit-log", &log);
     let service = setup.start();
     let key = "/v1/credentials/openai/key";
     assert_eq!(service.put(key, &json!({ "value": "old" })).status, 200);
@@ -689,7 +659,7 @@ fn a_rotated_audit_log_is_opened_again() {
     let place = Place::new();
     let log = audit_log(&place);
     let old = place.root().join("audit.old");
-    let setup = place.setup().argument("--audit-log").argument(log.to_str().expect("UTF-8"));
+    let setup = place.setup().option("--audit-log", &log);
     let service = setup.start();
     let key = "/v1/credentials/openai/key";
     assert_eq!(service.put(key, &json!({ "value": "v" })).status, 200);
@@ -707,10 +677,7 @@ fn a_rotated_audit_log_is_opened_again() {
 
 #[test]
 fn explain_says_what_the_service_decides() {
-    if !is_root() {
-        return;
-    }
-    let vault_ = Vault::start(POLICY);
+    let Some(vault_) = Vault::start(POLICY) else { return };
     let request = json!({ "value": "secret-value", "allowed_consumers": ["edi"] });
     vault_.store("openai/for_edi", &request);
     let jarvis = Waiting::start(JARVIS, ASK_LATER, &vault_.service.socket);

@@ -10,7 +10,6 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use intentframe_credentials::{BackendOptions, Environment, create_vault};
-use rustix::process::Signal;
 use serde_json::json;
 use support::{Place, Service, Setup, assert_wire_contract, wait_until};
 
@@ -72,10 +71,9 @@ fn metadata_is_kept_by_the_service_behind() {
 
 #[test]
 fn an_absent_upstream_is_a_503_until_it_is_back() {
-    let (behind, mut service, _front, forwarder) = pair();
+    let (behind, service, _front, forwarder) = pair();
     assert_eq!(forwarder.put(KEY, &json!({ "value": "sk-canary" })).status, 200);
-    service.signal(Signal::TERM);
-    service.wait();
+    service.stop();
 
     for path in [KEY, "/v1/credentials", "/v1/runtime-env"] {
         let answer = forwarder.get(path);
@@ -125,10 +123,9 @@ fn a_forwarding_loop_is_rejected() {
 
     // Indirectly: a second service forwards to the socket of the first.
     let front = Place::new();
-    let mut service = place.start();
+    let service = place.start();
     let forwarder = forwarding(&front, &service.socket).start();
-    service.signal(Signal::TERM);
-    service.wait();
+    service.stop();
     let said = refusal(forwarding(&place, &forwarder.socket), 2);
     assert!(said.contains("forward to itself"), "{said}");
 }

@@ -293,7 +293,7 @@ fn a_load_delays_no_probe_loses_nothing_and_leaves_nothing_behind() {
         None => place.setup_with(&backend),
     };
     let bus = "DBUS_SESSION_BUS_ADDRESS";
-    setup = setup.env(bus, &setting(bus, "")).env("RUST_LOG", "warn");
+    setup = setup.env(bus, setting(bus, "")).env("RUST_LOG", "warn");
     setup.program = setting("SOAK_PROGRAM", env!("CARGO_BIN_EXE_credential-vault")).into();
     let service = setup.start();
     let is_release = env::var_os("SOAK_PROGRAM").is_some();

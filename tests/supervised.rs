@@ -17,10 +17,9 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_credential-vault");
 fn a_line_on_the_descriptor_means_that_requests_are_served() {
     let place = Place::new();
     let ready = place.root().join("ready");
-    let mut service = place
+    let service = place
         .setup()
-        .argument("--ready-fd")
-        .argument("7")
+        .option("--ready-fd", "7")
         .after(&format!("exec 7>'{}'", ready.display()))
         .spawn();
     wait_until("the line arrives", || {
@@ -28,8 +27,7 @@ fn a_line_on_the_descriptor_means_that_requests_are_served() {
     });
     // Without waiting: the line means that requests are served.
     service.assert_healthy();
-    service.signal(Signal::TERM);
-    assert!(service.wait().success());
+    service.stop();
 }
 
 /// A reader may wait for the end of the file instead of the line.
@@ -88,7 +86,7 @@ finally:
 fn an_invalid_descriptor_is_a_usage_error() {
     for number in ["9", "1", "-1"] {
         let place = Place::new();
-        let mut service = place.setup().argument("--ready-fd").argument(number).spawn();
+        let mut service = place.setup().option("--ready-fd", number).spawn();
         assert_eq!(service.wait().code(), Some(2), "{number}: {}", service.log());
         assert!(service.log().contains("--ready-fd"), "{}", service.log());
         assert!(!place.socket().exists(), "nothing was started");
@@ -311,11 +309,10 @@ fn a_home_directory_is_needed_only_for_a_default() {
 
     // A forwarding service has no data.
     let forwarding = Place::new();
-    let setup =
-        forwarding.bare_setup().env("IF_VAULT_UPSTREAM_SOCKET", socket.to_str().expect("UTF-8"));
+    let setup = forwarding.bare_setup().env("IF_VAULT_UPSTREAM_SOCKET", &socket);
     let path = forwarding.socket();
-    let setup = setup.argument("--backend").argument("service").argument("--socket");
-    let mut service = setup.argument(path.to_str().expect("UTF-8")).after("unset HOME").spawn();
+    let setup = setup.option("--backend", "service").argument("--socket");
+    let mut service = setup.argument(&path).after("unset HOME").spawn();
     service.wait_until_ready();
 
     let no_home = Place::new();

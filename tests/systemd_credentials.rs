@@ -7,7 +7,6 @@ mod support;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,7 +16,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect, sock
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use support::{DEADLINE, Place, Running, Service, is_root, wait_until};
+use support::{DEADLINE, Place, Running, Service, is_root, set_mode, wait_until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_credential-vault");
 
@@ -49,10 +48,10 @@ impl Vault {
     fn start(policy: Option<&str>) -> Self {
         let place = Place::new();
         let path = |name: &str| place.root().join(name).to_str().expect("UTF-8").to_owned();
-        let mut setup = place.setup().argument("--audit-log").argument(&path("audit.jsonl"));
+        let mut setup = place.setup().option("--audit-log", path("audit.jsonl"));
         if let Some(policy) = policy {
             fs::write(path("policy.toml"), policy).expect("writes the policy");
-            setup = setup.argument("--policy").argument(&path("policy.toml"));
+            setup = setup.option("--policy", path("policy.toml"));
         }
         let service = setup.start();
         let helper = Command::new(PROGRAM)
@@ -225,7 +224,7 @@ fn only_root_is_served_and_only_the_owner_asks_for_units() {
         (vault.service.socket.parent().expect("a directory"), 0o755),
         (&vault.service.socket, 0o666),
     ] {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
+        set_mode(path, mode);
     }
     let as_stranger = |program: &str, arguments: &[&str]| {
         let mut command = Command::new("setpriv");

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use rustix::process::Signal;
 
-use crate::support::wait_until;
+use crate::support::{set_mode, wait_until};
 use crate::tools::{Ended, Running, TOKEN, Vault};
 
 #[test]
@@ -64,7 +64,7 @@ fn only_an_empty_directory_of_this_user_is_used() {
     let run = || vault.shell(&["--files", option], "echo started");
 
     fs::create_dir(&directory).expect("makes it");
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).expect("sets");
+    set_mode(&directory, 0o755);
     assert_eq!(run().ok(), "started\n");
     assert!(directory.exists(), "it was there before");
     let mode = fs::metadata(&directory).expect("is there").permissions().mode();

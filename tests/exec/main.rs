@@ -1,10 +1,8 @@
 //! `credential-vault exec`, and the library below it, against a real service.
 #![cfg(unix)]
 
-#[allow(dead_code, reason = "other test programs use its other parts")]
 #[path = "../support/fake.rs"]
 mod fake;
-#[allow(dead_code, reason = "other test programs use its other parts")]
 #[path = "../support/terminal.rs"]
 mod pty;
 #[path = "../support/mod.rs"]

@@ -3,11 +3,11 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 
 use rustix::process::Signal;
 
+use crate::support::set_mode;
 use crate::tools::{Ended, TOKEN, Vault, exec};
 
 #[test]
@@ -83,7 +83,7 @@ fn a_command_that_cannot_start_has_the_exit_codes_of_env() {
     assert!(vault.run(&["--", "no-such-command"]).refused(127).contains("no-such-command"));
     let file = vault.file("not-executable");
     fs::write(&file, "#!/bin/sh\n").expect("writes");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("sets");
+    set_mode(&file, 0o600);
     for options in [&[][..], &["--mask"], &["--watch"]] {
         let run = |name: &str| vault.run(&[options, &["--", name]].concat());
         run("/no/such/command").refused(127);

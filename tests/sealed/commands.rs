@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::tools::{Store, assert_stored, assert_values, refusal, stop, store_values};
+use crate::tools::{Store, assert_stored, assert_values, refusal, store_values};
 
 fn text(path: &std::path::Path) -> &str {
     path.to_str().expect("UTF-8")
@@ -27,7 +27,7 @@ fn a_store_is_made_shown_and_given_another_key() {
     store_values(&service, 3);
     store.run(&["rekey"]).failed(5, "another vault uses it");
     assert!(store.run(&["status"]).ok().ends_with("values\t3\n"));
-    stop(service);
+    service.stop();
 
     let new_file = store.0.root().join("new.key");
     let rewrapped = store.run(&["rewrap", "--new-key-file", text(&new_file)]);
@@ -47,7 +47,7 @@ fn a_store_is_made_shown_and_given_another_key() {
 #[test]
 fn a_new_key_makes_old_rows_useless() {
     let (store, service) = Store::with_values();
-    stop(service);
+    service.stop();
     let rows = |store: &Store| -> Vec<Vec<u8>> {
         let database = store.database();
         let mut rows = database.prepare("SELECT blob FROM vault_sealed ORDER BY key").expect("SQL");
@@ -67,7 +67,7 @@ fn a_new_key_makes_old_rows_useless() {
     let service = store.setup().start();
     assert_eq!(service.get("/v1/credentials/openai/key0").status, 500);
     assert_eq!(service.get("/v1/credentials/openai/key1").status, 200);
-    stop(service);
+    service.stop();
     let before = store.files();
     store.run(&["rekey"]).failed(5, "openai/key0 cannot be read");
     assert_eq!(store.files(), before, "all or nothing");
@@ -76,7 +76,7 @@ fn a_new_key_makes_old_rows_useless() {
 #[test]
 fn a_passphrase_replaces_a_key_file_and_back() {
     let (store, service) = Store::with_values();
-    stop(service);
+    service.stop();
     let words = store.file("words", "correct horse battery staple", 0o600);
     let shell = |command: &str| {
         let run = format!("exec 5< {}; exec \"$0\" {command}", words.display());
@@ -104,7 +104,7 @@ fn a_killed_rekey_or_rewrap_has_done_all_or_nothing() {
     let store = Store::new();
     let service = store.setup().start();
     store_values(&service, VALUES);
-    stop(service);
+    service.stop();
     let files: [PathBuf; 2] = [store.key_file(), store.0.root().join("new.key")];
     let start = Instant::now();
     store.run(&["rekey"]).ok();

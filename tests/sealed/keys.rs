@@ -3,13 +3,13 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
-use crate::support::{self, Setup, wait_until};
-use crate::tools::{Store, assert_values, refusal, stop, store_values};
+use crate::support::{self, Setup, set_mode, wait_until};
+use crate::tools::{Store, assert_values, refusal, store_values};
 
 const OTHER_KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\n";
 
 fn with_key_file(store: &Store, path: &std::path::Path) -> Setup {
-    store.setup().argument("--key-file").argument(path.to_str().expect("UTF-8"))
+    store.setup().option("--key-file", path)
 }
 
 #[test]
@@ -22,7 +22,7 @@ fn the_first_start_makes_a_key_file_and_later_ones_find_it() {
     for part in ["vault.key", "a copy or a backup", "can read the files of this user"] {
         assert!(log.contains(part), "{part:?} in {log}");
     }
-    stop(service);
+    service.stop();
     let service = store.setup().start();
     assert_values(&service, 3);
     assert!(!service.log().contains("made the key file"), "{}", service.log());
@@ -36,7 +36,7 @@ fn a_start_that_was_killed_after_the_key_file_goes_on_with_it() {
     store.file("vault.key.00112233.new", "0123", 0o400);
     let service = store.setup().start();
     store_values(&service, 3);
-    stop(service);
+    service.stop();
     assert_eq!(fs::read_to_string(store.key_file()).expect("reads"), OTHER_KEY);
     assert_values(&with_key_file(&store, &store.key_file()).start(), 3);
 }
@@ -50,7 +50,7 @@ fn a_wrong_key_is_refused_and_nothing_is_touched() {
         if kills {
             service.kill();
         } else {
-            stop(store.setup().start());
+            store.setup().start().stop();
         }
         let before = store.files();
         let said = refusal(with_key_file(&store, &other));
@@ -70,7 +70,7 @@ fn a_wrong_key_is_refused_and_nothing_is_touched() {
 #[test]
 fn a_damaged_or_missing_header_is_refused_and_no_key_replaces_it() {
     let (store, service) = Store::with_values();
-    stop(service);
+    service.stop();
     let header = "SELECT header FROM vault_seal";
     let header: String = store.database().query_row(header, [], |row| row.get(0)).expect("reads");
     for sql in [
@@ -99,7 +99,7 @@ fn a_key_file_must_be_safe() {
         assert!(!store.0.data_dir().exists(), "nothing is made");
     };
     refused("chmod 400");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).expect("sets");
+    set_mode(&path, 0o400);
     fs::hard_link(&path, store.0.root().join("b.key")).expect("links");
     refused("not a regular file with a single name");
     fs::rename(&path, store.0.root().join("c.key")).expect("moves");
@@ -113,7 +113,7 @@ fn a_key_file_must_be_safe() {
     store.file("a.key", OTHER_KEY, 0o600);
     let service = with_key_file(&store, &path).start();
     store_values(&service, 1);
-    stop(service);
+    service.stop();
     if support::is_root() {
         chown(&path, Some(12345), None).expect("root may");
         let said = refusal(with_key_file(&store, &path));
@@ -128,11 +128,10 @@ fn the_key_of_a_unit_is_used_and_a_key_file_comes_first() {
     fs::create_dir(&directory).expect("creates");
     // systemd gives it this mode.
     store.file("credentials/vault-key", OTHER_KEY, 0o440);
-    let in_unit =
-        |setup: Setup| setup.env("CREDENTIALS_DIRECTORY", directory.to_str().expect("UTF-8"));
+    let in_unit = |setup: Setup| setup.env("CREDENTIALS_DIRECTORY", &directory);
     let service = in_unit(store.setup()).start();
     store_values(&service, 3);
-    stop(service);
+    service.stop();
     assert!(!store.key_file().exists());
     assert_values(&in_unit(store.setup()).start(), 3);
     let other = store.file("other.key", &OTHER_KEY.replace('0', "1"), 0o400);
@@ -147,12 +146,12 @@ fn a_passphrase_comes_from_a_descriptor() {
     let store = Store::new();
     let words = store.file("words", "correct horse battery staple\n", 0o600);
     let with = |words: &std::path::Path| {
-        let setup = store.setup().argument("--passphrase-fd").argument("5");
+        let setup = store.setup().option("--passphrase-fd", "5");
         setup.after(&format!("exec 5< {}", words.display()))
     };
     let service = with(&words).start();
     store_values(&service, 3);
-    stop(service);
+    service.stop();
     assert!(!store.key_file().exists());
     assert_values(&with(&words).start(), 3);
     let before = store.files();
@@ -167,7 +166,7 @@ fn a_passphrase_comes_from_a_descriptor() {
     assert!(said.contains("a passphrase opens it, and not a key file"), "{said}");
     let empty = store.file("empty", "\n", 0o600);
     assert!(refusal(with(&empty)).contains("the passphrase is empty"));
-    let closed = store.setup().argument("--passphrase-fd").argument("77");
+    let closed = store.setup().option("--passphrase-fd", "77");
     assert!(refusal(closed).contains("--passphrase-fd 77 77< FILE"));
     assert_eq!(store.files(), before);
 }
@@ -177,7 +176,7 @@ fn without_a_keyring_the_log_offers_the_sealed_backend() {
     let store = Store::new();
     let mut setup = store.0.bare_setup().env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent");
     for (option, path) in [("--socket", store.0.socket()), ("--data-dir", store.0.data_dir())] {
-        setup = setup.argument(option).argument(path.to_str().expect("UTF-8"));
+        setup = setup.option(option, &path);
     }
     let service = setup.start();
     let command = "`credential-vault serve --backend sealed`";

@@ -5,7 +5,7 @@ use intentframe_credentials::{CredentialRef, Secret};
 use crate::contract::contract;
 use crate::sequences;
 use crate::support::assert_wire_contract;
-use crate::tools::{Store, VALUE, assert_values, stop};
+use crate::tools::{Store, VALUE, assert_values};
 
 #[test]
 fn the_contract_of_the_trait() {
@@ -28,7 +28,7 @@ fn the_wire_contract() {
 #[test]
 fn a_flipped_bit_is_an_error_of_that_credential_alone() {
     let (store, service) = Store::with_values();
-    stop(service);
+    service.stop();
     let length: u32 = store
         .database()
         .query_row("SELECT length(blob) FROM vault_sealed WHERE key = 'key1'", [], |row| row.get(0))
@@ -53,7 +53,7 @@ fn a_flipped_bit_is_an_error_of_that_credential_alone() {
             assert_eq!(answer.value(), format!("{VALUE}-{key}"));
         }
         assert_eq!(service.get("/v1/credentials").json().as_array().map(Vec::len), Some(3));
-        stop(service);
+        service.stop();
         flip();
     }
     // Stored again, it is whole.
@@ -64,9 +64,9 @@ fn a_flipped_bit_is_an_error_of_that_credential_alone() {
 #[test]
 fn a_row_opens_in_its_own_place_only() {
     let (store, service) = Store::with_values();
-    stop(service);
+    service.stop();
     let (other, service) = Store::with_values();
-    stop(service);
+    service.stop();
     let database = store.database();
     let path = other.0.database();
     database.execute("ATTACH ?1 AS other", [path.to_str()]).expect("attaches");

@@ -3,14 +3,14 @@
 use std::process::Command;
 
 use crate::pty::Terminal;
-use crate::tools::{Store, assert_values, stop};
+use crate::tools::{Store, assert_values};
 
 const WORDS: &str = "correct horse battery staple";
 
 #[test]
 fn a_passphrase_is_asked_for_twice_when_it_is_new_and_never_shown() {
     let (store, service) = Store::with_values();
-    stop(service);
+    service.stop();
     let before = store.files();
     let mut terminal = Terminal::start(&store.seal(&["rewrap"]));
     terminal.answers("New passphrase", WORDS);
@@ -52,7 +52,7 @@ fn a_new_store_asks_if_it_is_told_to() {
     assert!(store.run(&["status"]).ok().contains("key\tpassphrase"));
     assert!(!store.key_file().exists());
     let words = store.file("words", WORDS, 0o600);
-    let setup = store.setup().argument("--passphrase-fd").argument("5");
+    let setup = store.setup().option("--passphrase-fd", "5");
     let service = setup.after(&format!("exec 5< {}", words.display())).start();
     assert_values(&service, 0);
 }

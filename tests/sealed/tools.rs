@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use intentframe_credentials::{
 };
 use serde_json::json;
 
-use crate::support::{Ended, Place, Service, Setup};
+use crate::support::{Ended, Place, Service, Setup, set_mode};
 
 pub const VALUE: &str = "sk-canary-0123456789-sealed";
 
@@ -44,7 +43,7 @@ impl Store {
     pub fn file(&self, name: &str, content: &str, mode: u32) -> PathBuf {
         let path = self.0.root().join(name);
         fs::write(&path, content).expect("writes");
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("sets its mode");
+        set_mode(&path, mode);
         path
     }
 
@@ -118,11 +117,4 @@ pub fn assert_stored(vault: &dyn CredentialVault, count: usize) {
         assert_eq!(value.expose(), format!("{VALUE}-{number}"));
     }
     vault.close();
-}
-
-/// Stops the service as a service manager does.
-#[track_caller]
-pub fn stop(mut service: Service) {
-    service.signal(rustix::process::Signal::TERM);
-    assert!(service.wait().success(), "{}", service.log());
 }

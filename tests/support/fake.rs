@@ -1,5 +1,7 @@
 //! A scripted server on a Unix socket. It records the requests.
 
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;

@@ -3,8 +3,11 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+use std::ffi::{OsStr, OsString};
+use std::fs::Permissions;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -72,6 +75,10 @@ pub fn raise_descriptor_limit() {
         .expect("a soft limit may be raised to the hard one");
 }
 
+pub fn set_mode(path: impl AsRef<Path>, mode: u32) {
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
+}
+
 /// Copies a program, in another process. If this process had it open for writing, a child that
 /// another test starts at that moment would inherit the descriptor, and running the copy would fail
 /// with ETXTBSY.
@@ -127,29 +134,24 @@ impl Place {
 
     /// Like [`setup`](Self::setup), with another backend.
     pub fn setup_with(&self, backend: &str) -> Setup {
-        let mut setup = self.bare_setup();
-        for (option, path) in [("--socket", self.socket()), ("--data-dir", self.data_dir())] {
-            setup.arguments.extend([option.to_owned(), path.to_str().expect("UTF-8").to_owned()]);
-        }
-        setup.argument("--backend").argument(backend)
+        let setup = self.bare_setup().option("--socket", self.socket());
+        setup.option("--data-dir", self.data_dir()).option("--backend", backend)
     }
 
     /// Prepares `serve` without options, in an environment without settings, with its home in this
     /// directory.
     pub fn bare_setup(&self) -> Setup {
-        Setup {
+        let setup = Setup {
             program: PathBuf::from(env!("CARGO_BIN_EXE_credential-vault")),
-            arguments: vec!["serve".to_owned()],
-            environment: vec![
-                ("HOME".to_owned(), self.root().to_str().expect("UTF-8").to_owned()),
-                ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
-                ("RUST_LOG".to_owned(), "info".to_owned()),
-            ],
+            arguments: vec!["serve".into()],
+            environment: Vec::new(),
             shell: None,
             identity: None,
             socket: self.socket(),
             root: self.root().to_owned(),
-        }
+        };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        setup.env("HOME", self.root()).env("PATH", path).env("RUST_LOG", "info")
     }
 
     /// Starts the usual service and waits until it answers.
@@ -198,8 +200,8 @@ impl Place {
 #[derive(Clone)]
 pub struct Setup {
     pub program: PathBuf,
-    arguments: Vec<String>,
-    environment: Vec<(String, String)>,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
     shell: Option<String>,
     identity: Option<u32>,
     socket: PathBuf,
@@ -207,13 +209,17 @@ pub struct Setup {
 }
 
 impl Setup {
-    pub fn argument(mut self, argument: &str) -> Self {
-        self.arguments.push(argument.to_owned());
+    pub fn argument(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
         self
     }
 
-    pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
+    pub fn option(self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.argument(name).argument(value)
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.into(), value.as_ref().to_owned()));
         self
     }
 
@@ -354,6 +360,13 @@ impl Service {
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         eventually("the service ends", || self.exit_status())
+    }
+
+    /// Stops the service, as a service manager does.
+    #[track_caller]
+    pub fn stop(mut self) {
+        self.signal(Signal::TERM);
+        assert!(self.wait().success(), "{}", self.log());
     }
 
     /// Kills the service, as a power cut would, except that the kernel's buffers survive.

@@ -1,5 +1,7 @@
 //! Random sequences of calls, made on a backend and on a model of it.
 
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
 use std::collections::BTreeMap;
 
 use intentframe_credentials::{CredentialRef, CredentialVault, Secret};

@@ -1,6 +1,8 @@
 //! Tests that need a session bus and a keyring of their own. A process connects to only one session
 //! bus in its life, so such a test runs itself again, inside scripts/with-keyring.
 
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
 use std::env;
 use std::path::Path;
 use std::process::{Command, Stdio};

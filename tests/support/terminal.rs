@@ -1,5 +1,7 @@
 //! A command on a terminal of its own.
 
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Command, ExitStatus};

@@ -8,7 +8,6 @@
 #[path = "../support/hashicorp.rs"]
 mod hashicorp;
 mod load;
-#[allow(dead_code, reason = "each test program uses its own part of this")]
 #[path = "../support/session.rs"]
 mod session;
 #[path = "../support/mod.rs"]
@@ -62,7 +61,7 @@ impl Rig {
         match &self.store {
             Store::Keyring(_) => {
                 let setup = self.place.setup_with("keyring");
-                setup.env("DBUS_SESSION_BUS_ADDRESS", &session::bus())
+                setup.env("DBUS_SESSION_BUS_ADDRESS", session::bus())
             }
             Store::Vault { target, token } => target.setup(&self.place, token),
             Store::Sealed => self.place.setup_with("sealed"),

@@ -95,8 +95,7 @@ fn a_backup_under_load_is_consistent_and_serves() {
 
 #[test]
 fn a_backup_has_no_unfinished_changes_and_replaces_nothing() {
-    let place = Place::new();
-    let mut service = place.start();
+    let (place, mut service) = Place::serving();
     let body = json!({ "value": "sk-made-up-value" });
     assert_eq!(service.put("/v1/credentials/n/k", &body).status, 200);
     service.kill();

@@ -729,8 +729,6 @@ impl CredentialVault for Panicking {
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
         panic!("listing {namespace}");
     }
-
-    fn close(&self) {}
 }
 
 #[test]

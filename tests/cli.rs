@@ -47,8 +47,7 @@ fn store(socket: &Path, arguments: &[&str], input: &[u8]) -> Ended {
 
 #[test]
 fn a_credential_is_stored_read_listed_and_deleted() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let vault = |arguments: &[&str]| run(&service.socket, arguments);
 
     let missing = vault(&["get", "openai/api_key"]).expect(1);
@@ -116,8 +115,7 @@ fn a_credential_is_stored_read_listed_and_deleted() {
 
 #[test]
 fn check_succeeds_only_if_every_credential_exists() {
-    let place = Place::new();
-    let service = place.start();
+    let (place, service) = Place::serving();
     for name in ["a/k", "b/k"] {
         store(&service.socket, &[name], b"v").ok();
     }
@@ -146,8 +144,7 @@ fn check_succeeds_only_if_every_credential_exists() {
 
 #[test]
 fn a_stored_value_is_returned_unchanged() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let round_trip = |options: &[&str], input: &str| {
         store(&service.socket, &[&["n/k"], options].concat(), input.as_bytes()).ok();
         run(&service.socket, &["get", "n/k"]).ok()
@@ -392,8 +389,7 @@ fn screen(command: &Command) -> String {
 
 #[test]
 fn a_terminal_prompts_for_a_value_and_does_not_show_it() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let prompt = "Value for n/k";
     let storing = command(&service.socket, &["store", "n/k"]);
     let terminal = Terminal::start(&storing);

@@ -325,8 +325,7 @@ fn a_store_is_repeated_only_if_it_was_not_read() {
 /// A restart closes every connection that many threads have left. No caller sees it.
 #[test]
 fn a_restart_of_the_service_does_not_show() {
-    let place = Place::new();
-    let mut service = place.start();
+    let (place, mut service) = Place::serving();
     let client = VaultClient::new(place.socket());
     client.store(&at("n", "k"), &StoreRequest::new(Secret::new("v".into()))).expect("stores");
     for _ in 0..3 {

@@ -25,8 +25,7 @@ fn mixed_operations_keep_value_and_metadata_consistent() {
     const THREADS: usize = 16;
     const OPERATIONS: usize = 60;
     const KEYS: usize = 4;
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let stored = Mutex::new(HashSet::new());
 
     thread::scope(|scope| {

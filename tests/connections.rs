@@ -18,8 +18,7 @@ fn path(n: usize) -> String {
 
 #[test]
 fn a_hundred_requests_in_one_write_get_a_hundred_answers_in_order() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let mut stream = Vec::new();
     for n in 0..25 {
         let body = json!({ "value": format!("value {n} {}", "é".repeat(n)) });
@@ -57,8 +56,7 @@ fn assert_short_pipeline_is_answered(connection: &mut Connection) {
 
 #[test]
 fn a_pipeline_may_be_split_at_any_byte() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let pipeline = short_pipeline();
     let mut connection = service.connect();
     let mut other = service.connect();
@@ -75,8 +73,7 @@ fn a_pipeline_may_be_split_at_any_byte() {
 /// More answers than the socket holds, to a client that reads none before it has sent all.
 #[test]
 fn a_pipeline_may_be_longer_than_every_buffer() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let value = "v".repeat(10_000);
     assert_eq!(service.put(&path(0), &json!({ "value": value })).status, 200);
     let mut connection = service.connect();
@@ -98,8 +95,7 @@ fn a_pipeline_may_be_longer_than_every_buffer() {
 
 #[test]
 fn http_1_1_is_kept_alive_until_either_side_says_close() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let mut connection = service.connect();
     for _ in 0..100 {
         let answer = connection.exchange(&get("/health"));
@@ -176,8 +172,7 @@ fn a_client_that_has_ended_its_side_still_gets_its_answers() {
 
 #[test]
 fn a_client_that_ends_in_the_middle_of_a_request_gets_no_answer_but_the_end() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let whole = put("/v1/credentials/cut/key", &json!({ "value": "v" }));
     for length in [0, 1, 10, whole.len() / 2, whole.len() - 1] {
         let mut connection = service.connect();
@@ -193,8 +188,7 @@ fn a_client_that_ends_in_the_middle_of_a_request_gets_no_answer_but_the_end() {
 
 #[test]
 fn expect_100_continue_is_answered_before_the_body() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let path = "/v1/credentials/expect/key";
     let body = br#"{"value":"after 100"}"#;
     let head = |version: &str| {
@@ -236,8 +230,7 @@ fn expect_100_continue_is_answered_before_the_body() {
 /// RFC 9110, 9.3.2: whatever the status, the answer to a HEAD has no body.
 #[test]
 fn a_refused_head_is_answered_without_a_body() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let json = "Content-Type: application/json\r\nContent-Length: 5\r\n";
     let expecting = [json, "Expect: 100-continue\r\n"].concat();
     let too_long = "Content-Length: 99999999\r\n";
@@ -287,8 +280,7 @@ fn answered_to_the_end(service: &Service, stream: &[u8]) -> Vec<u8> {
 #[test]
 fn every_client_sees_the_end_of_its_connection() {
     let closing = request("GET", "/nothing", "Connection: close\r\n", b"");
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {

@@ -207,8 +207,7 @@ fn files_of_other_users_are_reported_and_left_alone() {
 
 #[test]
 fn a_stale_socket_is_removed_and_a_living_one_is_not() {
-    let place = Place::new();
-    let mut service = place.start();
+    let (place, mut service) = Place::serving();
     service.kill();
     let found = examine(place.setup());
     assert_eq!((found.code, found.bad()), (0, vec!["socket-stale"]));
@@ -243,8 +242,7 @@ fn a_stale_socket_is_removed_and_a_living_one_is_not() {
 
 #[test]
 fn a_damaged_database_is_reported() {
-    let place = Place::new();
-    let service = place.start();
+    let (place, service) = Place::serving();
     for key in 0..200 {
         let path = format!("/v1/credentials/n/k{key}");
         assert_eq!(service.put(&path, &json!({ "value": VALUE })).status, 200);

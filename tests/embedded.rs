@@ -83,8 +83,6 @@ impl CredentialVault for Moody {
     fn list_keys(&self, _namespace: &Namespace) -> Result<Vec<String>, VaultError> {
         Ok(Vec::new())
     }
-
-    fn close(&self) {}
 }
 
 /// A vault in this process, stopped when it is dropped.

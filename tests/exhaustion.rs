@@ -87,8 +87,7 @@ fn a_service_started_with_few_descriptors_recovers_when_they_are_freed() {
 
 #[test]
 fn a_service_that_runs_out_of_descriptors_recovers_when_they_are_freed() {
-    let place = Place::new();
-    let mut service = place.start();
+    let (_place, mut service) = Place::serving();
     let few = Rlimit { current: Some(64), maximum: Some(64) };
     prlimit(Some(service.pid()), Resource::Nofile, few).expect("a limit may be lowered");
     survives(&mut service, 64);
@@ -97,8 +96,7 @@ fn a_service_that_runs_out_of_descriptors_recovers_when_they_are_freed() {
 #[test]
 fn a_thousand_idle_connections_cost_no_thread() {
     raise_descriptor_limit();
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     service.assert_healthy();
     let threads = service.status("Threads");
     assert!(threads < 64, "a fixed pool is small: {threads}");

@@ -98,8 +98,7 @@ fn assert_recovered(service: &mut Service) {
 
 #[test]
 fn a_locked_database_delays_changes_and_then_refuses_them() {
-    let place = Place::new();
-    let mut service = place.start();
+    let (place, mut service) = Place::serving();
     stored(&service, KEPT, OLD);
     let mut other = rusqlite::Connection::open(place.database()).expect("opens");
     let lock = other.transaction_with_behavior(rusqlite::TransactionBehavior::Exclusive);
@@ -124,8 +123,7 @@ fn a_locked_database_delays_changes_and_then_refuses_them() {
 
 #[test]
 fn a_database_that_is_moved_away_takes_no_changes_until_it_is_back() {
-    let place = Place::new();
-    let mut service = place.start();
+    let (place, mut service) = Place::serving();
     stored(&service, KEPT, OLD);
     let elsewhere = place.root().join("elsewhere.db");
     fs::rename(place.database(), &elsewhere).expect("moves");

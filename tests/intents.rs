@@ -148,15 +148,9 @@ impl CredentialVault for Moody {
         self.change(at, None)
     }
 
-    fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        self.get(at).map(|value| value.is_some())
-    }
-
     fn list_keys(&self, _: &Namespace) -> Result<Vec<String>, VaultError> {
         Ok(Vec::new())
     }
-
-    fn close(&self) {}
 }
 
 struct Scene {

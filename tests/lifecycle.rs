@@ -40,8 +40,7 @@ fn in_the_middle_of_a_listing(service: &Service) -> Connection {
 #[test]
 fn both_signals_end_it_with_0_and_without_its_socket() {
     for signal in [Signal::TERM, Signal::INT] {
-        let place = Place::new();
-        let mut service = place.start();
+        let (_place, mut service) = Place::serving();
         assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
         let mut idle = service.connect();
         let mut kept_alive = service.connect();
@@ -73,8 +72,7 @@ fn an_answer_under_way_is_finished() {
 
 #[test]
 fn a_request_under_way_is_finished() {
-    let place = Place::new();
-    let mut service = place.start();
+    let (place, mut service) = Place::serving();
     let request = put(KEY, &json!({ "value": "sent in two halves" }));
     let (first, second) = request.split_at(request.len() - 5);
     let mut connection = service.connect();
@@ -257,8 +255,7 @@ fn settings_come_from_options_then_environment_then_home() {
 
 #[test]
 fn last_used_at_is_on_disk_within_a_second() {
-    let place = Place::new();
-    let service = place.start();
+    let (place, service) = Place::serving();
     assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
     assert_eq!(service.get(KEY).status, 200);
     let start = Instant::now();
@@ -309,8 +306,7 @@ fn other_users_are_refused_before_they_ask() {
     if !is_root() {
         return;
     }
-    let place = Place::new();
-    let service = place.start();
+    let (place, service) = Place::serving();
     assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
     open_to_everyone(&place);
     for (method, path) in EVERYTHING {

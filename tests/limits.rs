@@ -38,8 +38,7 @@ fn head_of(length: usize, headers: usize) -> Vec<u8> {
 
 #[test]
 fn a_head_over_16_kib_is_431() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     for headers in [1, 60] {
         // The limit may or may not include the last CRLF, so the next case exceeds it by 5.
         let mut connection = service.connect();
@@ -62,8 +61,7 @@ fn a_head_over_16_kib_is_431() {
 
 #[test]
 fn a_body_over_2_mib_is_413_without_being_read() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let path = "/v1/credentials/limits/body";
 
     let mut body = br#"{"value":"v"}"#.to_vec();
@@ -96,8 +94,7 @@ fn a_body_over_2_mib_is_413_without_being_read() {
 /// A client that reads only after it has sent everything still gets its 413.
 #[test]
 fn a_client_that_sends_the_whole_body_still_gets_413() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let mut body = br#"{"value":"v"}"#.to_vec();
     body.resize(BODY_LIMIT + 1, b' ');
     let mut connection = service.connect();
@@ -110,8 +107,7 @@ fn a_client_that_sends_the_whole_body_still_gets_413() {
 
 #[test]
 fn a_value_over_256_kib_is_422() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let path = "/v1/credentials/limits/value";
     let escaped = |length: usize| format!(r#"{{"value":"{}"}}"#, r"\u0041".repeat(length));
 
@@ -207,8 +203,7 @@ fn connections_over_1024_are_503_when_none_is_idle() {
 /// All the ways to be slow, at the same time, because each takes the whole deadline.
 #[test]
 fn a_request_that_is_not_complete_after_10_seconds_is_408() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let path = "/v1/credentials/limits/slow";
     let body = json!({ "value": "v", "unknown": "u".repeat(100) }).to_string();
     let whole = put_text(path, body.as_bytes());

@@ -133,24 +133,21 @@ fn assert_refused(service: &Service, cases: &[(&str, Vec<u8>)], before: &[u16], 
 
 #[test]
 fn ambiguous_lengths_are_400_and_closed() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     assert_refused(&service, &framings(), &[], b"");
     assert_eq!(service.get("/v1/credentials").json(), json!([]), "nothing was stored");
 }
 
 #[test]
 fn heads_that_are_not_http_1_1_are_400_and_closed() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     assert_refused(&service, &heads(), &[], b"");
     assert_eq!(service.get("/v1/credentials").json(), json!([]), "nothing was stored");
 }
 
 #[test]
 fn a_good_request_before_a_bad_one_is_answered() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let good = put("/v1/credentials/malformed/good", &json!({ "value": "v" }));
     let cases = [framings(), heads()].concat();
     assert_refused(&service, &cases, &[200], &good);
@@ -161,8 +158,7 @@ fn a_good_request_before_a_bad_one_is_answered() {
 /// one after a body.
 #[test]
 fn an_empty_line_before_a_request_is_skipped() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let mut connection = service.connect();
     let answer = connection.exchange(&[b"\r\n", &get("/health")[..]].concat());
     assert_eq!(answer.status, 200);
@@ -171,8 +167,7 @@ fn an_empty_line_before_a_request_is_skipped() {
 
 #[test]
 fn a_body_that_looks_like_a_request_is_a_body() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let smuggled = put("/v1/credentials/malformed/smuggled", &json!({ "value": "v" }));
     let mut connection = service.connect();
     for method in ["GET", "DELETE", "POST"] {
@@ -189,8 +184,7 @@ fn a_body_that_looks_like_a_request_is_a_body() {
 
 #[test]
 fn hostile_json_is_422() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let path = "/v1/credentials/malformed/json";
     let bodies: Vec<Vec<u8>> = vec![
         "[".repeat(1_000_000).into_bytes(),
@@ -229,8 +223,7 @@ fn hostile_json_is_422() {
 
 #[test]
 fn hostile_paths_do_no_harm() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let paths = [
         "/v1/credentials/%ff/%fe",
         "/v1/credentials/a/%",

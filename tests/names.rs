@@ -18,8 +18,7 @@ fn status(service: &Service, request: &[u8]) -> (u16, String) {
 
 #[test]
 fn a_key_with_invisible_characters_cannot_pose_as_another() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     assert_eq!(service.put("/v1/credentials/n/api_key", &json!({ "value": "own" })).status, 200);
     for invisible in ["%E2%80%8B", "%E2%80%AE", "%E2%81%A0", "%EF%BB%BF", "%C2%AD", "%E2%81%A6"] {
         let path = format!("/v1/credentials/n/api{invisible}_key");
@@ -61,8 +60,7 @@ fn an_existing_row_with_invisible_characters_is_listed_beside_the_others() {
 
 #[test]
 fn an_empty_env_name_counts_as_none() {
-    let place = Place::new();
-    let service = place.start();
+    let (place, service) = Place::serving();
     let body = json!({ "value": "v", "delivery_mode": "runtime_env", "env_name": "" });
     assert_eq!(service.put("/v1/credentials/n/k", &body).status, 200);
     assert_eq!(service.get("/v1/runtime-env").json()[0]["env_name"], Value::Null);

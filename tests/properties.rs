@@ -52,8 +52,7 @@ fn the_env_backend_keeps_the_contract_and_agrees_with_its_model() {
 
 #[test]
 fn a_service_and_its_listings_agree_with_the_model() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let upstream = environment(&[(UPSTREAM_VARIABLE, service.socket.to_str().expect("UTF-8"))]);
     let vault = create_vault("service", &BackendOptions::new(upstream)).expect("registered");
     let client = VaultClient::new(&service.socket);
@@ -79,8 +78,7 @@ fn encoded(byte: u8, style: u8) -> String {
 
 #[test]
 fn a_name_is_found_however_it_is_encoded() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let client = VaultClient::new(&service.socket);
     let connection = std::cell::RefCell::new(Connection::open(&service.socket));
     let styles = prop::collection::vec(0_u8..3, 1..9);
@@ -113,8 +111,7 @@ fn decoded(segment: &str) -> Option<String> {
 
 #[test]
 fn a_bad_encoding_is_never_taken_for_a_name() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let client = VaultClient::new(&service.socket);
     let piece = prop::sample::select(vec![
         "%",

@@ -30,8 +30,7 @@ fn pair() -> (Place, Service, Place, Service) {
 
 #[test]
 fn the_contract_of_the_trait() {
-    let place = Place::new();
-    let service = place.start();
+    let (_place, service) = Place::serving();
     let upstream = service.socket.to_str().expect("UTF-8").to_owned();
     let environment: Environment = [(UPSTREAM.to_owned(), upstream)].into_iter().collect();
     let vault = create_vault("service", &BackendOptions::new(environment)).expect("registered");

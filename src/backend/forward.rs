@@ -171,8 +171,6 @@ impl CredentialVault for ServiceVault {
     fn metadata_keeper(&self) -> Option<&dyn MetadataKeeper> {
         Some(self)
     }
-
-    fn close(&self) {}
 }
 
 impl MetadataKeeper for ServiceVault {

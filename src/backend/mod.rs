@@ -133,12 +133,15 @@ pub trait CredentialVault: Send + Sync {
     /// [`VaultError::BackendUnavailable`] or [`VaultError::DeleteFailed`].
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError>;
 
-    /// Whether there is a value. Does not read the value if the store allows that.
+    /// Whether there is a value. By default this reads it, for stores that
+    /// cannot tell otherwise.
     ///
     /// # Errors
     ///
     /// [`VaultError::BackendUnavailable`].
-    fn has(&self, at: &CredentialRef) -> Result<bool, VaultError>;
+    fn has(&self, at: &CredentialRef) -> Result<bool, VaultError> {
+        self.get(at).map(|value| value.is_some())
+    }
 
     /// The keys stored in the namespace, sorted.
     ///
@@ -182,7 +185,7 @@ pub trait CredentialVault: Send + Sync {
 
     /// Releases connections and threads. Later calls return
     /// [`VaultError::BackendUnavailable`] or still work. Closing twice is harmless.
-    fn close(&self);
+    fn close(&self) {}
 }
 
 /// A store that keeps the metadata as well, as another service does. The vault then writes

@@ -109,7 +109,6 @@ fn a_change_replaces_the_files() {
         let now = read("APP_TOKEN").expect("one or the other is there at any time");
         now == "changed" && read("NEW").as_deref() == Some("1") && read("OLD").is_none()
     });
-    running.signal(Signal::TERM);
-    running.wait();
+    running.stop();
     assert!(!directory.exists());
 }

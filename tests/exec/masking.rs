@@ -123,8 +123,7 @@ fn a_value_that_is_cut_by_a_change_is_masked() {
     lines(&log, 1);
     vault.put("app/token", "canary-of-tomorrow", "APP_TOKEN", &[]);
     assert_eq!(lines(&log, 3), ["ready", "[REDACTED]", "[REDACTED]"]);
-    running.signal(Signal::TERM);
-    running.wait();
+    running.stop();
 }
 
 #[test]
@@ -165,8 +164,7 @@ fn a_restarted_command_is_masked() {
     lines(&log, 1);
     vault.put("app/token", "canary-of-tomorrow", "APP_TOKEN", &[]);
     assert_eq!(lines(&log, 2), ["[REDACTED] [REDACTED]"; 2]);
-    running.signal(Signal::TERM);
-    running.wait();
+    running.stop();
 }
 
 #[test]

@@ -4,8 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::process::Signal;
-
 use crate::support::Place;
 use crate::tools::{Ended, Running, lines};
 
@@ -64,8 +62,7 @@ fn it_starts_a_vault_and_a_process_and_stops_both() {
         "trap 'echo ended >> $LOG; exit 0' TERM; echo ready >> $LOG; while :; do sleep 0.01; done";
     let mut running = Running::start(&mut command(&place, script));
     lines(&log, 2);
-    running.signal(Signal::TERM);
-    assert_eq!(running.wait().code(), Some(0));
+    assert_eq!(running.stop().code(), Some(0));
     assert_eq!(lines(&log, 3)[1..], ["ready", "ended"]);
     assert!(!place.socket().exists(), "the vault has stopped");
 }

@@ -53,8 +53,7 @@ fn a_change_restarts_the_command_with_the_new_value() {
     vault.put("app/token", "third", "APP_TOKEN", &[]);
     assert_eq!(first_word(&lines(&log, 3)[2]), "third");
 
-    running.signal(Signal::TERM);
-    assert_eq!(running.wait().signal(), Some(Signal::TERM.as_raw()), "ends as the command did");
+    assert_eq!(running.stop().signal(), Some(Signal::TERM.as_raw()), "ends as the command did");
     let all = lines(&log, 3);
     assert_eq!(all.len(), 3);
     assert!(is_gone(&all[2]));
@@ -105,8 +104,7 @@ fn a_problem_leaves_the_command_running_and_is_logged_once() {
     assert_eq!(first_word(&lines(&log, 2)[1]), "second");
     assert_eq!((count("no vault answers"), count("no value")), (1, 2));
     assert!(running.is_running());
-    running.signal(Signal::TERM);
-    running.wait();
+    running.stop();
 }
 
 #[test]
@@ -150,8 +148,7 @@ fn a_value_that_changes_after_its_metadata_is_noticed() {
     assert_eq!(first_word(&lines(&log, 1)[0]), "old");
     changed.store(1, Ordering::SeqCst);
     assert_eq!(first_word(&lines(&log, 2)[1]), "new");
-    running.signal(Signal::TERM);
-    running.wait();
+    running.stop();
 }
 
 #[test]
@@ -196,8 +193,7 @@ fn a_change_or_a_signal_ends_the_pause_after_a_crash() {
     assert!(!warned().contains("again in 8 s"));
     vault.put("app/token", "bad", "APP_TOKEN", &[]);
     wait_until("it pauses", || warned().matches("again in 1 s").count() == 2);
-    running.signal(Signal::TERM);
-    assert_eq!(running.wait().signal(), Some(Signal::TERM.as_raw()));
+    assert_eq!(running.stop().signal(), Some(Signal::TERM.as_raw()));
 }
 
 #[test]
@@ -238,8 +234,7 @@ fn with_hup_the_command_runs_on() {
     let all = lines(&log, 2);
     assert_eq!(first_word(&all[1]), "second");
     assert_eq!(all[0].split(' ').nth(1), all[1].split(' ').nth(1), "it is the same process");
-    running.signal(Signal::TERM);
-    assert_eq!(running.wait().signal(), Some(Signal::TERM.as_raw()));
+    assert_eq!(running.stop().signal(), Some(Signal::TERM.as_raw()));
     assert!(!directory.exists());
 }
 

@@ -111,6 +111,14 @@ impl Place {
         Self { root: TempDir::new().expect("a temporary directory") }
     }
 
+    /// With the usual service, which answers.
+    #[track_caller]
+    pub fn serving() -> (Self, Service) {
+        let place = Self::new();
+        let service = place.start();
+        (place, service)
+    }
+
     pub fn root(&self) -> &Path {
         self.root.path()
     }
@@ -415,6 +423,13 @@ impl Running {
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         eventually("it ends", || self.0.try_wait().expect("can be waited for"))
+    }
+
+    /// Asks it to end, and waits until it has.
+    #[track_caller]
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait()
     }
 }
 

@@ -73,8 +73,6 @@ impl CredentialVault for Fake {
     fn list_keys(&self, namespace: &Namespace) -> Result<Vec<String>, VaultError> {
         self.values.list_keys(namespace)
     }
-
-    fn close(&self) {}
 }
 
 pub struct Service {

@@ -214,7 +214,7 @@ impl Daemon {
                 .with_audit_log(path)
                 .map_err(|source| DaemonError::AuditLog { path: path.clone(), source })?;
         }
-        let bearer = settings.bearer.as_ref().map(|it| Secret::new(it.expose().to_owned()));
+        let bearer = settings.bearer.as_ref().map(Secret::duplicate);
         let router = Arc::new(Router::new(Arc::clone(&service), access.with_bearer(bearer)));
         let server = Server::start(
             listener,

@@ -1,4 +1,10 @@
-//! Characters that mislead the reader of a name.
+//! Texts for people: characters that mislead the reader of a name, and numbers with their noun.
+
+/// A number and what it counts: `1 credential`, `2 credentials`.
+#[must_use]
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
 
 /// Whether a character is invisible or reorders the text around it, so that two names look the
 /// same: `Default_Ignorable_Code_Point` of Unicode without variation selectors, and the

@@ -8,7 +8,7 @@ mod session;
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::chown;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
@@ -18,7 +18,7 @@ use hashicorp::{POLICY_WITHOUT_PATCH, Target, stored};
 use intentframe_credentials::{BackendOptions, CredentialRef, Environment, Secret, create_vault};
 use rusqlite::Connection as Database;
 use serde_json::{Value, json};
-use support::{Place, Running, Setup, cannot_here, is_root, set_mode, wait_until};
+use support::{Place, Running, Setup, cannot_here, is_root, mode, set_mode, wait_until};
 
 const VALUE: &str = "sk-canary-0123456789";
 
@@ -75,10 +75,6 @@ impl Examined {
         let about = about.to_str().expect("UTF-8");
         self.findings.iter().filter(|it| it["about"] == about).collect()
     }
-}
-
-fn mode(path: &Path) -> u32 {
-    fs::metadata(path).expect("is there").permissions().mode() & 0o7777
 }
 
 fn execute(place: &Place, sql: &str) {
@@ -140,7 +136,7 @@ fn files_that_are_open_to_others_are_closed() {
     }
     let found = examine(setup());
     assert_eq!(found.all("mode-open").len(), files.len(), "{:#?}", found.findings);
-    assert_eq!(mode(&place.database()), 0o644, "nothing changes without --fix");
+    assert_eq!(mode(place.database()), 0o644, "nothing changes without --fix");
 
     let fixed = examine(setup().argument("--fix"));
     assert_eq!((fixed.code, fixed.all("mode-open").len()), (0, files.len()));

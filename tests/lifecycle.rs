@@ -6,7 +6,6 @@ mod support;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,15 +13,11 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use support::{
-    Connection, DEADLINE, Place, Service, copy_program, curl_as, get, is_root, put, set_mode,
+    Connection, DEADLINE, Place, Service, copy_program, curl_as, get, is_root, mode, put, set_mode,
     try_connect, wait_until,
 };
 
 const KEY: &str = "/v1/credentials/lifecycle/key";
-
-fn mode(path: &Path) -> u32 {
-    fs::metadata(path).expect("it exists").permissions().mode() & 0o7777
-}
 
 /// Waits until the listener is gone, which shows that the service is ending.
 fn wait_until_refusing(service: &Service) {
@@ -201,12 +196,12 @@ fn the_socket_is_0600_in_a_0700_directory_from_the_first_moment() {
             assert!(Instant::now() < end, "{}", service.log());
         }
         service.wait_until_ready();
-        assert_eq!(mode(&place.socket()), 0o600);
-        assert_eq!(mode(&place.data_dir()), 0o700);
+        assert_eq!(mode(place.socket()), 0o600);
+        assert_eq!(mode(place.data_dir()), 0o700);
         assert_eq!(service.put(KEY, &json!({ "value": "v" })).status, 200);
         for entry in fs::read_dir(place.data_dir()).expect("lists") {
             let entry = entry.expect("an entry");
-            assert_eq!(mode(&entry.path()), 0o600, "{}", entry.path().display());
+            assert_eq!(mode(entry.path()), 0o600, "{}", entry.path().display());
         }
     }
 }
@@ -220,7 +215,7 @@ fn settings_come_from_options_then_environment_then_home() {
         place.bare_setup().env("IF_VAULT_BACKEND", "env").listening_at(socket.clone()).start();
     assert_eq!(service.get("/health").json()["backend"], "EnvVault");
     assert!(home.join(".intentframe/data/credentials.db").exists());
-    assert_eq!(mode(&home.join(".intentframe/run")), 0o700);
+    assert_eq!(mode(home.join(".intentframe/run")), 0o700);
     drop(service);
 
     let socket = home.join("from-environment/vault.sock");

@@ -10,7 +10,6 @@ mod support;
 mod terminal;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -199,8 +198,7 @@ fn credentials_move_from_a_keyring_to_vault_and_back() {
     old.fill(7);
     let rows = old.rows();
     old.run(&there.export()).says("7 credentials");
-    let mode = fs::metadata(&there.export).expect("it is there").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(support::mode(&there.export), 0o600);
     assert!(!String::from_utf8_lossy(&fs::read(&there.export).expect("reads")).contains("n01"));
     old.run(&there.export()).failed(2, "exists already");
 

@@ -6,7 +6,6 @@ mod support;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -607,8 +606,7 @@ fn every_decision_about_a_value_is_on_record_without_the_value() {
     assert!(records[1]["pid"].as_i64() > Some(0));
     let text = fs::read_to_string(audit_log(&vault_.place)).expect("reads");
     assert!(!text.contains("secret-value") && !text.contains("new"));
-    let mode = fs::metadata(audit_log(&vault_.place)).expect("it exists").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(support::mode(audit_log(&vault_.place)), 0o600);
 
     let path = audit_log(&vault_.place);
     let file = path.to_str().expect("UTF-8");

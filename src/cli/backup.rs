@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use argh::FromArgs;
 use intentframe_credentials::VaultError;
 use intentframe_credentials::metadata::Snapshot;
+use intentframe_credentials::text::counted;
 
 use super::Context;
 use super::failure::Failure;
@@ -40,8 +41,8 @@ pub fn run(args: &Backup, context: &Context) -> Result<(), Failure> {
         _ => "Values are in it, sealed: to read them takes the key, which is not in it.",
     };
     output::text(&format!(
-        "{}: the metadata of {} credentials\n{values}\n",
+        "{}: the metadata of {}\n{values}\n",
         output::escaped(&args.file.to_string_lossy()),
-        copied.credentials
+        counted(copied.credentials, "credential")
     ))
 }

@@ -11,6 +11,7 @@ use intentframe_credentials::export_file::{Entry, ExportError, Header, Reader, W
 use intentframe_credentials::metadata::MetadataStore;
 use intentframe_credentials::seal::KeySource;
 use intentframe_credentials::service::VaultService;
+use intentframe_credentials::text::counted;
 use intentframe_credentials::{VaultError, create_vault};
 
 use super::Context;
@@ -87,7 +88,7 @@ pub fn run(args: Export, context: &Context) -> Result<(), Failure> {
             write(temporary, output, &key, entries)
         })?;
         let file = args.file.to_string_lossy();
-        format!("{}: {credentials} credentials\n", output::escaped(&file))
+        format!("{}: {}\n", output::escaped(&file), counted(credentials, "credential"))
     };
     output::text(&report)?;
     if missing.is_empty() {

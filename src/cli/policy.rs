@@ -72,8 +72,7 @@ pub fn run(args: PolicyCommand, context: &Context) -> Result<(), Failure> {
         Subcommand::Check(args) => {
             let own_uid = rustix::process::geteuid().as_raw();
             let policy = Policy::load(&args.file, own_uid).map_err(Failure::usage)?;
-            let (consumers, rules) = policy.size();
-            output::text(&format!("valid: {consumers} consumers, {rules} rules\n"))
+            output::text(&format!("valid: {policy}\n"))
         }
         Subcommand::Explain(args) => explain(args, context),
     }

@@ -9,6 +9,7 @@ use argh::FromArgs;
 use intentframe_credentials::backend::{InDatabase as _, SealedVault};
 use intentframe_credentials::daemon::DaemonError;
 use intentframe_credentials::seal::KeySource;
+use intentframe_credentials::text::counted;
 use intentframe_credentials::{CredentialVault as _, Secret, VaultError, settings};
 
 use super::Context;
@@ -86,7 +87,7 @@ pub fn run(args: Seal, context: &Context) -> Result<(), Failure> {
     let vault = SealedVault::from_options(&options)?;
     vault.check()?;
     let done = match action {
-        "rekey" => format!("{} values are encrypted with a new key\n", vault.rekey()?),
+        "rekey" => format!("a new key encrypts {}\n", counted(vault.rekey()?, "value")),
         "rewrap" => {
             let source = key(args.new_key_file, args.new_passphrase_fd, None, context)?;
             vault.rewrap(&source)?;

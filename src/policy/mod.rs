@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::caller::Caller;
 use crate::model::Namespace;
+use crate::text::counted;
 
 pub use file::PolicyError;
 
@@ -153,8 +154,8 @@ impl Policy {
 
     /// The numbers of consumers and rules.
     #[must_use]
-    pub fn size(&self) -> (usize, usize) {
-        (self.consumers.len(), self.rules.len())
+    pub fn size(&self) -> (u64, u64) {
+        (self.consumers.len() as u64, self.rules.len() as u64)
     }
 
     /// Whether the caller is the service's user or root.
@@ -162,6 +163,14 @@ impl Policy {
     pub fn is_owner(&self, caller: &Caller) -> bool {
         let uid = caller.process.uid;
         uid == self.owner_uid || uid == 0
+    }
+}
+
+/// Its size: `2 consumers, 1 rule`.
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (consumers, rules) = self.size();
+        write!(f, "{}, {}", counted(consumers, "consumer"), counted(rules, "rule"))
     }
 }
 

@@ -74,9 +74,8 @@ impl Access {
         if let Some((path, current)) = &self.policy {
             match Policy::load(path, self.owner_uid) {
                 Ok(policy) => {
-                    let (consumers, rules) = policy.size();
+                    log::info!("the policy was read again: {policy}");
                     *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
-                    log::info!("the policy was read again: {consumers} consumers, {rules} rules");
                 }
                 Err(error) => log::error!("the old policy stays in force: {error}"),
             }

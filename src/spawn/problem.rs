@@ -3,6 +3,7 @@
 use crate::client::ClientError;
 use crate::env_name::EnvNameProblem;
 use crate::model::CredentialRef;
+use crate::text::counted;
 
 /// Why one credential (`at`) cannot be delivered. No variant has a value.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +44,7 @@ pub enum SpawnError {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// These credentials cannot be delivered. There is at least one.
-    #[error("{} credential{} cannot be delivered\n  {}", .0.len(), plural(.0), listed(.0, "\n  "))]
+    #[error("{} cannot be delivered\n  {}", credentials(.0), listed(.0, "\n  "))]
     Problems(Vec<Problem>),
 }
 
@@ -56,8 +57,8 @@ impl SpawnError {
     }
 }
 
-fn plural<T>(items: &[T]) -> &'static str {
-    if items.len() == 1 { "" } else { "s" }
+fn credentials(problems: &[Problem]) -> String {
+    counted(problems.len() as u64, "credential")
 }
 
 fn listed(items: &[impl ToString], separator: &str) -> String {

@@ -37,7 +37,7 @@ fn a_store_is_made_shown_and_given_another_key() {
     refusal(store.setup());
     assert_stored(&*store.vault(Some(&new_file)), 3);
     let rekeyed = store.run(&["rekey", "--key-file", text(&new_file)]).ok();
-    assert!(rekeyed.starts_with("3 values"), "{rekeyed}");
+    assert!(rekeyed.contains("3 values"), "{rekeyed}");
     assert_stored(&*store.vault(Some(&new_file)), 3);
     let shown = store.seal(&["status"]).env("IF_VAULT_KEY_FILE", &new_file).output().expect("runs");
     let shown = String::from_utf8(shown.stdout).expect("UTF-8");

@@ -1,7 +1,7 @@
 //! Where the key comes from, and what happens without the right one.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{chown, symlink};
 
 use crate::support::{self, Setup, set_mode, wait_until};
 use crate::tools::{Store, assert_values, refusal, store_values};
@@ -16,8 +16,7 @@ fn with_key_file(store: &Store, path: &std::path::Path) -> Setup {
 fn the_first_start_makes_a_key_file_and_later_ones_find_it() {
     let (store, service) = Store::with_values();
     let key_file = store.key_file();
-    let mode = fs::metadata(&key_file).expect("is there").permissions().mode();
-    assert_eq!(mode & 0o777, 0o400);
+    assert_eq!(support::mode(&key_file), 0o400);
     let log = service.log();
     for part in ["vault.key", "a copy or a backup", "can read the files of this user"] {
         assert!(log.contains(part), "{part:?} in {log}");

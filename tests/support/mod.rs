@@ -75,6 +75,12 @@ pub fn raise_descriptor_limit() {
         .expect("a soft limit may be raised to the hard one");
 }
 
+/// The mode of a file, of which `path` may be a link.
+#[track_caller]
+pub fn mode(path: impl AsRef<Path>) -> u32 {
+    std::fs::metadata(path).expect("it exists").permissions().mode() & 0o7777
+}
+
 pub fn set_mode(path: impl AsRef<Path>, mode: u32) {
     std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
 }

@@ -190,7 +190,9 @@ fn decide(policy: &Policy, caller: &Caller) {
             match (grant.consumer, grant.rule) {
                 (None, None) => assert!(policy.is_owner(caller)),
                 (Some(name), Some(rule)) => {
-                    assert!(consumers.contains(&name) && (1..=policy.size().1).contains(&rule));
+                    assert!(
+                        consumers.contains(&name) && (1..=policy.size().1).contains(&(rule as u64))
+                    );
                     assert!(names.is_empty() || names.iter().any(|it| it == name));
                 }
                 other => panic!("{other:?}"),

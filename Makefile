@@ -11,7 +11,7 @@ BINARY := $(TARGET_DIR)/release/credential-vault
 # CI builds exactly what Cargo.lock says; a developer may change a dependency.
 LOCKED := $(if $(CI),--locked)
 
-.PHONY: help dev test test-systemd test-windows torture lint bench fuzz models soak release install clean test-packages static
+.PHONY: help dev test test-systemd test-windows torture lint bench fuzz models soak release install clean test-packages static dist deb wheel
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,8 +39,10 @@ test-windows: ## run the library's tests on Windows, played by Wine
 	@scripts/need cargo cc
 	scripts/test-windows
 
-test-packages: static ## run the static binary in an empty folder (Debian)
+test-packages: static deb wheel ## run the static binary in an empty folder, the .deb under systemd, the wheel with Python
 	scripts/test-static
+	scripts/test-wheel
+	scripts/test-deb
 
 lint: ## check format, lints (also for macOS and Windows), documentation, dependencies, scripts
 	@scripts/need cargo cc rustfmt clippy
@@ -84,6 +86,18 @@ release: ## build the optimised binary
 
 static: ## build a static binary for any Linux (Debian, musl)
 	scripts/static
+
+dist: ## pack a release: static binary, documentation, licences, SBOM, sums; reproducible
+	@scripts/need cargo cc python3
+	scripts/dist
+
+deb: ## make a Debian package of the static binary
+	@scripts/need cargo cc python3
+	scripts/deb
+
+wheel: ## make a Python wheel of the static binary
+	@scripts/need python3
+	scripts/wheel
 
 # `sudo make install` often finds no cargo. It then installs the result of `make release`.
 install: ## install the binary to $(PREFIX)/bin; DESTDIR is honoured

@@ -220,6 +220,8 @@ fn listen(path: &Path, access: SocketAccess) -> io::Result<(UnixListener, (u64, 
     // umask. Elsewhere the directory covers the moment until the file has its mode.
     #[cfg(target_os = "linux")]
     rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
+    #[cfg(target_os = "linux")]
+    fs::metadata("/proc/self/fd").map_err(|_| io::Error::other("/proc must be mounted"))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     let (_handle, file) = handle(path)?;
     let metadata = fs::metadata(&file)?;

@@ -13,6 +13,7 @@ use crate::error::VaultError;
 use crate::metadata::{Kind, Mark, MetadataStore, lock};
 use crate::model::{CredentialRecord, CredentialRef, HIDDEN, mask_value};
 use crate::secret::Secret;
+use crate::shared::Shared;
 
 /// The pauses between two attempts to settle what is open.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -26,6 +27,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(crate) struct Changes {
     vault: Arc<dyn CredentialVault>,
     pub(crate) metadata: Arc<MetadataStore>,
+    /// The metadata of all hosts, of which `metadata` is a copy, if the backend has that.
+    pub(crate) shared: Option<Arc<Shared>>,
     /// The credentials that are being changed, each by one caller.
     held: Mutex<HashSet<CredentialRef>>,
     released: Condvar,
@@ -59,6 +62,7 @@ impl Changes {
         }
         let since = interrupted.into_iter().map(|at| (at, Instant::now())).collect();
         Self {
+            shared: Shared::new(&vault, &metadata),
             vault,
             metadata,
             held: Mutex::default(),
@@ -83,10 +87,16 @@ impl Changes {
         }
     }
 
-    /// Ends the thread that settles.
+    /// The record now, from where hosts share it or else from the database.
+    pub(crate) fn find(&self, at: &CredentialRef) -> Result<Option<CredentialRecord>, VaultError> {
+        self.shared.as_ref().map_or_else(|| Ok(self.metadata.find(at)?), |shared| shared.find(at))
+    }
+
+    /// Ends the thread that settles, and shares the uses.
     pub(crate) fn close(&self) {
-        lock(&self.open).is_closed = true;
+        let was_closed = std::mem::replace(&mut lock(&self.open).is_closed, true);
         self.changed.notify_all();
+        self.shared.iter().filter(|_| !was_closed).for_each(|shared| shared.share_uses());
     }
 
     fn settle_in_background(self: &Arc<Self>) {
@@ -133,22 +143,38 @@ impl ChangeLock<'_> {
     /// `value` is `None` for a delete.
     pub(crate) fn make<T>(
         &self,
-        record: Option<CredentialRecord>,
+        mut record: Option<CredentialRecord>,
         value: Option<&Secret>,
         change: impl FnOnce(&dyn CredentialVault) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
         let Self { at, changes } = self;
-        let Changes { vault, metadata, open, .. } = &***changes;
+        let Changes { vault, metadata, shared, open, .. } = &***changes;
         match self.settle() {
             // The backend has something other than text, which can be replaced and deleted.
             Err(VaultError::ReadFailed { .. }) => {}
             settled => settled?,
         }
         let mark = Mark::new(vault.name(), value)?;
-        let before = metadata.change(at, record, Kind::New(Some(mark)))?;
+        let kind = match shared {
+            None => Kind::New(Some(mark)),
+            Some(shared) => {
+                let before = shared.find(at)?;
+                if let Some(record) = &mut record {
+                    record.stored_by = Some(shared.backend().node().to_owned());
+                    before.as_ref().inspect(|before| record.keep_times_of(before));
+                }
+                Kind::Shared(mark, before.map(Box::new))
+            }
+        };
+        let before = metadata.change(at, record.clone(), kind)?;
         lock(open).since.remove(*at);
-        let outcome = catch_unwind(AssertUnwindSafe(|| change(&**vault)));
-        let is_unknown = match &outcome {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(shared) = shared {
+                shared.backend().write(at, record.as_ref())?;
+            }
+            change(&**vault)
+        }));
+        let mut is_unknown = match &outcome {
             Ok(Ok(_)) => {
                 metadata.finish(at);
                 return outcome.unwrap_or_else(|panic| resume_unwind(panic));
@@ -156,6 +182,10 @@ impl ChangeLock<'_> {
             Ok(Err(VaultError::BackendUnavailable { .. })) | Err(_) => true,
             Ok(Err(_)) => false,
         };
+        if let (Some(shared), false) = (shared, is_unknown) {
+            let known = [record.as_ref(), before.as_ref()];
+            is_unknown = shared.replace(at, known, before.as_ref()).is_err();
+        }
         let restored = metadata.change(at, before, Kind::Undo { is_final: !is_unknown });
         if let Err(error) = &restored {
             log::error!("the metadata of {at} is not restored yet: {error}");
@@ -178,11 +208,12 @@ impl ChangeLock<'_> {
         read: impl FnOnce(&dyn CredentialVault) -> Result<Option<Secret>, VaultError>,
     ) -> Result<(), VaultError> {
         let Self { at, changes } = self;
-        let Changes { vault, metadata, open, .. } = &***changes;
+        let Changes { vault, metadata, shared, open, .. } = &***changes;
         let Some(since) = lock(open).since.get(*at).copied() else { return Ok(()) };
         if let Some(intent) = metadata.intent(at)? {
             let value = read(&**vault)?;
             let is_made = intent.mark.fits(value.as_ref());
+            let known = [intent.before.clone(), intent.after.clone()];
             let mut record = match &value {
                 _ if is_made => intent.after,
                 None => None,
@@ -195,6 +226,9 @@ impl ChangeLock<'_> {
             };
             if let (Some(record), Some(row)) = (&mut record, metadata.find(at)?) {
                 record.last_used_at = record.last_used_at.max(row.last_used_at);
+            }
+            if let Some(shared) = shared {
+                shared.replace(at, known.each_ref().map(Option::as_ref), record.as_ref())?;
             }
             let is_final = is_made || since.elapsed() > GRACE;
             metadata.change(at, record, Kind::Undo { is_final })?;

@@ -202,6 +202,7 @@ impl Daemon {
             }
         };
         let service = Arc::new(service.hide_previews(settings.hide_previews));
+        service.start()?;
         service.settle();
         if settings.forget_metadata_without_value {
             service.forget_metadata_without_value()?;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::model::CredentialRef;
 
 /// An error of a request, the backend or the database.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum VaultError {
     /// There is no such credential.
     #[error("no credential {0}")]

@@ -90,6 +90,8 @@ pub mod server;
 #[cfg(feature = "server")]
 pub mod service;
 pub mod settings;
+#[cfg(feature = "server")]
+mod shared;
 #[cfg(all(unix, feature = "client"))]
 pub mod spawn;
 mod sync;
@@ -106,8 +108,8 @@ pub use backend::{
 pub use client::{ClientError, VaultClient};
 pub use error::VaultError;
 pub use model::{
-    CredentialRecord, CredentialRef, DeliveryMode, MaskedSummary, Namespace, RuntimeEnvEntry,
-    StoreRequest, mask_value,
+    CredentialRecord, CredentialRef, DeliveryMode, MaskedSummary, Namespace, RecordSummary,
+    RuntimeEnvEntry, StoreRequest, mask_value,
 };
 #[cfg(feature = "redact")]
 pub use redact::{CredentialScrubber, REDACTED_VALUE, SENSITIVE_KEYS, redact_credentials};

@@ -14,6 +14,7 @@ use crate::model::{
     StoreRequest, mask_value,
 };
 use crate::secret::Secret;
+use crate::shared::Shared;
 use crate::time::Timestamp;
 
 /// How often value and metadata are read again while they change, and the pause before that.
@@ -73,11 +74,15 @@ impl VaultService {
         }
     }
 
+    pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
+        self.changes.as_ref().and_then(|changes| changes.shared.as_ref())
+    }
+
     pub(crate) fn metadata(&self) -> Option<&MetadataStore> {
         self.changes.as_ref().map(|changes| &*changes.metadata)
     }
 
-    fn keeper(&self) -> &dyn MetadataKeeper {
+    pub(crate) fn keeper(&self) -> &dyn MetadataKeeper {
         self.vault.metadata_keeper().expect("`over_metadata_keeper` checked it")
     }
 
@@ -88,9 +93,9 @@ impl VaultService {
     /// [`VaultError::NotFound`], or the backend's error.
     pub fn get(&self, at: &CredentialRef) -> Result<Secret, VaultError> {
         let value = self.vault.get(at)?.ok_or_else(|| VaultError::NotFound(at.clone()))?;
-        if let Some(metadata) = self.metadata() {
-            metadata.touch(at, Timestamp::now());
-        }
+        let now = Timestamp::now();
+        self.metadata().inspect(|metadata| metadata.touch(at, now));
+        self.shared().inspect(|shared| shared.note_use(at, now));
         Ok(value)
     }
 
@@ -108,7 +113,7 @@ impl VaultService {
     ) -> Result<Secret, VaultError> {
         let lock = self.changes.as_ref().map(|changes| changes.lock(at));
         lock.as_ref().map_or(Ok(()), ChangeLock::settle)?;
-        let record = self.metadata().map(|it| it.find(at)).transpose()?.flatten();
+        let record = self.changes.as_ref().map(|it| it.find(at)).transpose()?.flatten();
         if !permit(record.as_ref().map_or(&[], |record| &record.allowed_consumers)) {
             return Err(VaultError::NotFound(at.clone()));
         }
@@ -174,12 +179,15 @@ impl VaultService {
         }
     }
 
-    /// All records, in the order of namespace and key.
+    /// All records, in the order of namespace and key. Where hosts share them, they are read there.
     ///
     /// # Errors
     ///
-    /// The error of the database.
+    /// The error of the database or the backend.
     pub fn records(&self) -> Result<Vec<CredentialRecord>, VaultError> {
+        if let Some(shared) = self.shared() {
+            return shared.backend().read_all();
+        }
         let mut all = Vec::new();
         if let Some(metadata) = self.metadata() {
             metadata.for_each(&Filter::All, &mut |record| all.push(record))?;
@@ -198,16 +206,17 @@ impl VaultService {
         &self,
         at: &CredentialRef,
     ) -> Result<(Option<CredentialRecord>, Option<Secret>), VaultError> {
-        let Some(metadata) = self.metadata() else { return Ok((None, self.vault.get(at)?)) };
+        let Some(changes) = &self.changes else { return Ok((None, self.vault.get(at)?)) };
+        let metadata = &changes.metadata;
         // If this process holds the database, no other one is changing it.
         let is_alone = metadata.is_writable();
         for _ in 0..LOOKS {
             // In this order, since a change commits row and intent together, before the value.
-            let (record, intent) = (metadata.find(at)?, metadata.intent(at)?);
+            let (record, intent) = (changes.find(at)?, metadata.intent(at)?);
             let value = self.vault.get(at)?;
             let is_settled = is_alone || intent.is_none_or(|it| it.mark.fits(value.as_ref()));
             let updated = |it: Option<&CredentialRecord>| it.map(|it| it.updated_at);
-            if is_settled && updated(metadata.find(at)?.as_ref()) == updated(record.as_ref()) {
+            if is_settled && updated(changes.find(at)?.as_ref()) == updated(record.as_ref()) {
                 return Ok((record, value));
             }
             thread::sleep(LOOK_PAUSE);
@@ -230,10 +239,13 @@ impl VaultService {
         record.masked_preview = mask_value(value.expose());
         let at = record.at.clone();
         let lock = changes.lock(&at);
-        let is_new = changes.metadata.find(&at)?.is_none();
+        let is_new = changes.find(&at)?.is_none();
         self.put(&lock, record.clone(), value)?;
         if !is_new {
             // A store keeps some times of the row that it replaces.
+            if let Some(shared) = &changes.shared {
+                shared.backend().write(&at, Some(&record))?;
+            }
             changes.metadata.restore(&at, Some(record))?;
         }
         Ok(())
@@ -249,6 +261,7 @@ impl VaultService {
         namespace: Option<&Namespace>,
         visit: &mut dyn FnMut(MaskedSummary),
     ) -> Result<(), VaultError> {
+        self.refresh(namespace)?;
         if let Some(metadata) = self.metadata() {
             let filter = namespace.cloned().map_or(Filter::All, Filter::Namespace);
             metadata.for_each(&filter, &mut |record| visit(self.summary(record)))?;
@@ -274,6 +287,7 @@ impl VaultService {
     ///
     /// The error of the database, or of the backend.
     pub fn runtime_env(&self, visit: &mut dyn FnMut(RuntimeEnvEntry)) -> Result<(), VaultError> {
+        self.refresh(None)?;
         if let Some(metadata) = self.metadata() {
             metadata.for_each(&Filter::RuntimeEnv, &mut |record| visit(record.into()))?;
         } else {
@@ -292,10 +306,10 @@ impl VaultService {
         Ok(self.metadata().map(MetadataStore::count).transpose()?)
     }
 
-    /// Whether listings and the status may wait for something outside this process.
+    /// Whether listings may wait for something outside this process.
     #[must_use]
     pub fn listings_may_block(&self) -> bool {
-        self.changes.is_none() && self.vault.may_block()
+        (self.changes.is_none() || self.shared().is_some()) && self.vault.may_block()
     }
 
     /// Removes the metadata of credentials that the backend has no value for, and returns

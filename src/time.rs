@@ -36,6 +36,12 @@ impl Timestamp {
         format!("{}+00:00", time.strip_suffix(".000000").unwrap_or(time))
     }
 
+    /// The whole seconds from `earlier` to this time; 0 if there are none.
+    #[must_use]
+    pub fn seconds_since(self, earlier: Self) -> u64 {
+        u64::try_from(self.0.duration_since(earlier.0).as_secs()).unwrap_or(0)
+    }
+
     fn truncated(time: jiff::Timestamp) -> Self {
         let time = jiff::Timestamp::from_microsecond(time.as_microsecond());
         Self(time.expect("truncating does not leave the range of a timestamp"))

@@ -58,6 +58,8 @@ fn each_call_sends_the_request_of_the_contract() {
     assert!(!client.has(&at("n", "none")).expect("asks"));
     client.store(&at("n", ".."), &StoreRequest::new(Secret::new("🔑\"".into()))).expect("stores");
     client.delete(&at("n", "~._-")).expect("deletes");
+    let error = client.records().expect_err("it does not know them");
+    assert!(error.to_string().contains("of an older version"), "{error}");
 
     assert_eq!(fake.connections(), 1, "the connection is kept");
     let asked = fake.asked();

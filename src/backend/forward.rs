@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::client::{ClientError, ClientOptions, Health, VaultClient};
 use crate::error::VaultError;
-use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
+use crate::model::{
+    CredentialRef, MaskedSummary, Namespace, RecordSummary, RuntimeEnvEntry, StoreRequest,
+};
 use crate::secret::Secret;
 use crate::settings;
 
@@ -184,6 +186,10 @@ impl MetadataKeeper for ServiceVault {
 
     fn runtime_env(&self) -> Result<Vec<RuntimeEnvEntry>, VaultError> {
         self.client.list_runtime_env().map_err(unavailable)
+    }
+
+    fn records(&self) -> Result<Vec<RecordSummary>, VaultError> {
+        self.client.records().map_err(unavailable)
     }
 
     fn store_request(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {

@@ -33,9 +33,10 @@ use std::sync::Arc;
 use crate::error::VaultError;
 #[cfg(feature = "server")]
 use crate::metadata::MetadataStore;
-#[cfg(feature = "server")]
-use crate::model::CredentialRecord;
-use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
+use crate::model::{
+    CredentialRecord, CredentialRef, MaskedSummary, Namespace, RecordSummary, RuntimeEnvEntry,
+    StoreRequest,
+};
 use crate::secret::Secret;
 
 /// The backends of this crate. A host program adds its own with [`register_backend`].
@@ -79,6 +80,10 @@ const BUILT_IN: &[(&str, BackendFactory)] = &[
 /// An implementation therefore needs no undo of its own, but each call must do all or nothing:
 /// if `store` or `delete` returns an error, the value is what it was before. The exception is
 /// `BackendUnavailable`, after which it may also be the new one.
+///
+/// Where hosts share metadata ([`SharedMetadata`]), the record is written there between the first
+/// and the second step, and is restored or settled like the row, before it. The rows are then a copy,
+/// which is made equal before each listing.
 ///
 /// A store whose values are in the metadata database ([`InDatabase`]) needs neither order nor undo:
 /// value and metadata are one transaction.
@@ -177,6 +182,11 @@ pub trait CredentialVault: Send + Sync {
         None
     }
 
+    /// The store as the place where hosts share metadata, if it is set up for that.
+    fn shared_metadata(&self) -> Option<&dyn SharedMetadata> {
+        None
+    }
+
     /// The store as one in the metadata database, if it is that.
     #[cfg(feature = "server")]
     fn in_database(&self) -> Option<&dyn InDatabase> {
@@ -205,12 +215,69 @@ pub trait MetadataKeeper {
     /// [`VaultError::BackendUnavailable`].
     fn runtime_env(&self) -> Result<Vec<RuntimeEnvEntry>, VaultError>;
 
+    /// All credentials with all their metadata, ordered by namespace and key.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`].
+    fn records(&self) -> Result<Vec<RecordSummary>, VaultError>;
+
     /// Stores the value with its metadata.
     ///
     /// # Errors
     ///
     /// Those of [`CredentialVault::store`], and [`VaultError::ValidationFailed`].
     fn store_request(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError>;
+}
+
+/// A new record of a credential, or `None` to remove it.
+pub type Revision = (CredentialRef, Option<CredentialRecord>);
+
+/// A store that also keeps the metadata for all hosts that share it. Each host has a copy in its
+/// database, for the time while the store is away.
+///
+/// All methods return [`VaultError::BackendUnavailable`] if the store does not answer or refuses.
+pub trait SharedMetadata {
+    /// The name of this host, for [`CredentialRecord::stored_by`].
+    fn node(&self) -> &str;
+
+    /// All records, ordered by namespace and key. No part of it is older than the call.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`].
+    fn read_all(&self) -> Result<Vec<CredentialRecord>, VaultError>;
+
+    /// The records of a namespace, ordered by key.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`].
+    fn read_namespace(&self, namespace: &Namespace) -> Result<Vec<CredentialRecord>, VaultError>;
+
+    /// Stores the record of a credential, or removes it.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`]; [`VaultError::StoreFailed`] or
+    /// [`VaultError::DeleteFailed`] if the store refuses, and nothing has changed.
+    fn write(
+        &self,
+        at: &CredentialRef,
+        record: Option<&CredentialRecord>,
+    ) -> Result<(), VaultError>;
+
+    /// Makes the changes that `revise` wants of the records of a namespace. Nobody else changes
+    /// them in between: if that happens, `revise` is called again.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::BackendUnavailable`].
+    fn revise(
+        &self,
+        namespace: &Namespace,
+        revise: &dyn Fn(&[CredentialRecord]) -> Vec<Revision>,
+    ) -> Result<(), VaultError>;
 }
 
 /// A store whose values are in the metadata database, so that value and metadata change in one

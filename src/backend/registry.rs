@@ -102,5 +102,11 @@ pub fn create_vault(
         let names = registered_backends().join(", ");
         return Err(invalid(format!("there is none named {name:?}; registered: {names}")));
     };
-    make(options)
+    let vault = make(options)?;
+    if options.environment.setting("IF_VAULT_METADATA") == Some("vault")
+        && vault.shared_metadata().is_none()
+    {
+        return Err(invalid("IF_VAULT_METADATA=vault needs the backend hashicorp".to_owned()));
+    }
+    Ok(vault)
 }

@@ -8,8 +8,8 @@ use intentframe_credentials::CredentialRef;
 
 use super::failure::Failure;
 use super::{
-    audit, backup, commands, dev, doctor, exec, export, import, policy, seal, serve, store,
-    systemd_credentials,
+    audit, backup, commands, dev, doctor, exec, export, import, metadata, policy, seal, serve,
+    store, systemd_credentials,
 };
 
 /// The IntentFrame credential vault: the service and its command-line client.
@@ -74,6 +74,7 @@ pub enum Command {
     Seal(seal::Seal),
     SystemdCredentials(systemd_credentials::SystemdCredentials),
     Doctor(doctor::Doctor),
+    Metadata(metadata::Metadata),
     Backup(backup::Backup),
     Export(export::Export),
     Import(import::Import),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use argh::FromArgs;
 use intentframe_credentials::client::ClientError;
 use intentframe_credentials::time::Timestamp;
-use intentframe_credentials::{CredentialRef, Namespace};
+use intentframe_credentials::{CredentialRef, MaskedSummary, Namespace};
 use serde::Serialize;
 use serde_json::json;
 
@@ -46,13 +46,14 @@ pub fn health(args: &Health, context: &Context) -> Result<(), Failure> {
 #[argh(subcommand, name = "list", help_triggers("-h", "--help"))]
 #[argh(note = "If standard output is not a terminal, each line has these fields, separated by\n\
             tabs: namespace, key, delivery mode, masked preview, time stored, time last used;\n\
-            with --long also who used it last.")]
+            with --long also who used it last, the host that stored it, consumers, variable.")]
 pub struct List {
     /// print JSON
     #[argh(switch)]
     json: bool,
 
-    /// also show who used each credential last, from the audit log
+    /// also show which host stored each credential, its consumers and its variable, and who used
+    /// it last, if there is an audit log
     #[argh(switch)]
     long: bool,
 
@@ -67,20 +68,51 @@ pub struct List {
 
 pub fn list(args: List, context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
-    let summaries = match args.namespace {
+    let namespace = args.namespace.map(Namespace::new).transpose().map_err(Failure::usage)?;
+    if args.long {
+        let mut records = client.records()?;
+        records.retain(|it| {
+            namespace.as_ref().is_none_or(|name| name.as_str() == it.summary.namespace)
+        });
+        if args.json {
+            return output::json(&records);
+        }
+        let log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
+        let mut users = log.map_or_else(|| Ok(HashMap::new()), |log| audit::last_users(&log))?;
+        let rows = records.into_iter().map(|it| {
+            let user = users.remove(&format!("{}/{}", it.summary.namespace, it.summary.key));
+            let [namespace, key, delivery, value, stored, last_used] = row(it.summary);
+            let (user, node) = (user.unwrap_or_default(), it.stored_by.unwrap_or_default());
+            let consumers = it.allowed_consumers.join(",");
+            let variable = it.env_name.unwrap_or_default();
+            [namespace, key, delivery, value, stored, last_used, user, node, consumers, variable]
+        });
+        let head = [
+            "NAMESPACE",
+            "KEY",
+            "DELIVERY",
+            "VALUE",
+            "STORED",
+            "LAST USED",
+            "BY",
+            "STORED BY",
+            "CONSUMERS",
+            "VARIABLE",
+        ];
+        return output::rows(head, &rows.collect::<Vec<_>>());
+    }
+    let summaries = match namespace {
         None => client.list_all()?,
-        Some(name) => client.list_namespace(&Namespace::new(name).map_err(Failure::usage)?)?,
+        Some(name) => client.list_namespace(&name)?,
     };
     if args.json {
         return output::json(&summaries);
     }
-    let mut users = HashMap::new();
-    if args.long {
-        let log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
-        users = audit::last_users(&log.ok_or_else(|| {
-            Failure::usage("--long reads the audit log; give --audit-log FILE (IF_VAULT_AUDIT_LOG)")
-        })?)?;
-    }
+    let head = ["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED"];
+    output::rows(head, &summaries.into_iter().map(row).collect::<Vec<_>>())
+}
+
+fn row(summary: MaskedSummary) -> [String; 6] {
     // People read minutes; programs get the microseconds of the wire.
     let is_terminal = output::is_terminal();
     let time = |time: Timestamp| {
@@ -90,24 +122,14 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
             _ => text,
         }
     };
-    let rows = summaries.into_iter().map(|summary| {
-        let user = users.get(&format!("{}/{}", summary.namespace, summary.key));
-        [
-            summary.namespace,
-            summary.key,
-            summary.delivery_mode.as_str().to_owned(),
-            summary.masked_preview,
-            time(summary.updated_at),
-            summary.last_used_at.map(time).unwrap_or_default(),
-            user.cloned().unwrap_or_default(),
-        ]
-    });
-    let head = ["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED", "BY"];
-    if args.long {
-        return output::rows(head, &rows.collect::<Vec<_>>());
-    }
-    let [head @ .., _] = head;
-    output::rows(head, &rows.map(|[row @ .., _]| row).collect::<Vec<_>>())
+    [
+        summary.namespace,
+        summary.key,
+        summary.delivery_mode.as_str().to_owned(),
+        summary.masked_preview,
+        time(summary.updated_at),
+        summary.last_used_at.map(time).unwrap_or_default(),
+    ]
 }
 
 /// Print the value of a credential.

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use argh::FromArgs;
-use intentframe_credentials::backend::{Finding, KEY_FILE, create_vault};
+use intentframe_credentials::backend::{Finding, KEY_FILE, SharedMetadata, create_vault};
 use intentframe_credentials::caller::Caller;
 use intentframe_credentials::client::{ClientError, Health, VaultClient};
 use intentframe_credentials::metadata::{MetadataStore, Snapshot};
@@ -292,7 +292,10 @@ fn correct(
         Some(vault) => vault.database(),
         None => MetadataStore::open(database).map(Arc::new).map_err(VaultError::from),
     };
-    let corrected = store.and_then(|it| Ok(it.restore(&record.at.clone(), Some(record))?));
+    let corrected = store.and_then(|it| match vault.shared_metadata() {
+        Some(shared) => shared.write(&record.at, Some(&record)),
+        None => Ok(it.restore(&record.at.clone(), Some(record))?),
+    });
     corrected.map(|()| "corrected".to_owned()).map_err(|error| error.to_string())
 }
 
@@ -306,7 +309,8 @@ fn disagreements(
     let unfinished = |name| (Finding::new("change-open", name, "a change is not finished"), None);
     let mut found: Vec<_> = open.iter().map(unfinished).collect();
     let (mut names, mut namespaces) = (BTreeSet::from_iter(open), Vec::new());
-    for mut record in database.records()? {
+    let shared = vault.shared_metadata().map(SharedMetadata::read_all).transpose()?;
+    for mut record in shared.map_or_else(|| database.records(), Ok)? {
         let (at, stored) = (record.at.clone(), record.updated_at);
         namespaces.push(at.namespace().clone());
         if !names.insert(at.to_string()) {

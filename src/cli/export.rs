@@ -70,7 +70,11 @@ pub fn run(args: Export, context: &Context) -> Result<(), Failure> {
         None
     };
     let entries = records.iter().filter_map(|record| match service.look(&record.at) {
-        Ok((Some(record), Some(value))) => Some(Ok(Entry { record, value })),
+        // Another fleet has other hosts.
+        Ok((Some(mut record), Some(value))) => {
+            record.stored_by = None;
+            Some(Ok(Entry { record, value }))
+        }
         Ok((Some(_), None)) => skip(format!("{}: it has no value", record.at)),
         // It was deleted meanwhile.
         Ok((None, _)) => None,
@@ -115,6 +119,7 @@ pub fn open(mut local: Local, read_only: bool, context: &Context) -> Result<Vaul
     let hides = context.environment.setting("IF_VAULT_PREVIEW") == Some("none");
     let service = VaultService::new(vault, metadata).hide_previews(hides);
     if !read_only {
+        service.start()?;
         service.settle();
     }
     Ok(service)

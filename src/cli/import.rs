@@ -134,10 +134,11 @@ fn take(service: &VaultService, entry: &Entry, args: &Import) -> Result<bool, Va
 }
 
 /// Whether two records are of the same store. A read changes one, and a setting the preview.
-fn is_same(one: &CredentialRecord, other: &CredentialRecord) -> bool {
+pub fn is_same(one: &CredentialRecord, other: &CredentialRecord) -> bool {
     let other = CredentialRecord {
         last_used_at: one.last_used_at,
         masked_preview: one.masked_preview.clone(),
+        stored_by: one.stored_by.clone(),
         ..other.clone()
     };
     *one == other

@@ -16,6 +16,7 @@ mod hardening;
 mod import;
 mod local;
 mod logging;
+mod metadata;
 mod output;
 mod policy;
 mod seal;
@@ -167,6 +168,7 @@ fn run(
         Command::Seal(args) => seal::run(args, &context),
         Command::SystemdCredentials(args) => systemd_credentials::run(args, &context),
         Command::Doctor(args) => doctor::run(args, &context),
+        Command::Metadata(args) => metadata::run(args, &context),
         Command::Backup(args) => backup::run(&args, &context),
         Command::Export(args) => export::run(args, &context),
         Command::Import(args) => import::run(&args, &context),

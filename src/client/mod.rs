@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::model::{CredentialRef, MaskedSummary, Namespace, RuntimeEnvEntry, StoreRequest};
+use crate::model::{
+    CredentialRef, MaskedSummary, Namespace, RecordSummary, RuntimeEnvEntry, StoreRequest,
+};
 use crate::secret::{Secret, wiped_json};
 use crate::settings::{self, Environment, PathError};
 use http::{Answer, Http};
@@ -197,6 +199,17 @@ impl VaultClient {
     /// [`ClientError`].
     pub fn list_namespace(&self, namespace: &Namespace) -> Result<Vec<MaskedSummary>, ClientError> {
         self.read(&format!("/v1/credentials/{}", segment(namespace.as_str())))
+    }
+
+    /// Lists all credentials with all their metadata, ordered by namespace and key.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; [`ClientError::Protocol`] if the service does not know this listing.
+    pub fn records(&self) -> Result<Vec<RecordSummary>, ClientError> {
+        found(self.read("/v1/records"))?.ok_or_else(|| {
+            self.0.protocol("it has no /v1/records: it is of an older version".to_owned())
+        })
     }
 
     /// Lists the credentials that are delivered as environment variables, without values.

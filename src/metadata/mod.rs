@@ -27,18 +27,20 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use rusqlite::OptionalExtension as _;
+
 pub(crate) use self::intent::{Intent, Mark};
 pub use crate::error::MetadataError;
 pub(crate) use crate::sync::lock;
 pub use sealed::Reseal;
 pub use snapshot::{Copied, Snapshot};
 
+use crate::backend::Revision;
 use crate::model::{CredentialRecord, CredentialRef, Namespace};
 use crate::time::Timestamp;
 
 use self::file::Opened;
 use self::reader::Readers;
-use self::row::COLUMNS;
 use self::schema::Reason;
 use self::sealed::Cache;
 pub(crate) use self::writer::Kind;
@@ -141,6 +143,47 @@ impl MetadataStore {
         self.change(at, record, Kind::Undo { is_final: true }).map(drop)
     }
 
+    /// Replaces rows in one transaction; `None` removes one.
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Failed`], and nothing has changed; [`MetadataError::Closed`].
+    pub fn set_all(&self, rows: Vec<Revision>) -> Result<(), MetadataError> {
+        let (count, kind) = (rows.len(), || Kind::Undo { is_final: false });
+        let (reply, outcomes) = mpsc::sync_channel(count);
+        let change = |(at, row)| Change { at, row, kind: kind(), reply: reply.clone() };
+        let _ = self.sender.send(Message::Changes(rows.into_iter().map(change).collect()));
+        let outcome = |_| outcomes.recv().unwrap_or_else(|_| Err(writer_stopped()));
+        drop(reply);
+        (0..count).try_for_each(|it| outcome(it).map(drop))
+    }
+
+    /// When the rows were last a copy of the metadata that hosts share; `None` if they are no copy.
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Failed`], [`MetadataError::Closed`].
+    pub fn refreshed(&self) -> Result<Option<Timestamp>, MetadataError> {
+        self.readers.read(|connection| {
+            let sql = "SELECT at FROM vault_refresh";
+            let at = connection.query_row(sql, [], |row| row.get::<_, String>(0)).optional()?;
+            Ok(at.and_then(|at| Timestamp::parse(&at)))
+        })
+    }
+
+    /// Notes that the rows are a copy of that time, or no copy.
+    ///
+    /// # Errors
+    ///
+    /// [`MetadataError::Failed`].
+    pub fn set_refreshed(&self, at: Option<Timestamp>) -> Result<(), MetadataError> {
+        let path = &self.readers.file.path;
+        let connection = schema::open(path).map_err(|reason| schema::unusable(path, &reason))?;
+        let at = at.map_or_else(String::new, Timestamp::to_database);
+        connection.execute("INSERT OR REPLACE INTO vault_refresh VALUES (1, ?1)", [at])?;
+        Ok(())
+    }
+
     /// Notes that the change was made as its intent says. The intent is removed with the next
     /// commit, or within a second. If a crash comes first, settling finds the same.
     pub(crate) fn finish(&self, at: &CredentialRef) {
@@ -219,9 +262,7 @@ impl MetadataStore {
                 ("(namespace, key) >= (?1, ?2) AND delivery_mode = 'runtime_env'", namespace)
             }
         };
-        let sql = format!(
-            "SELECT {COLUMNS} FROM credential_metadata WHERE {condition} ORDER BY namespace, key"
-        );
+        let sql = row::select(&format!("WHERE {condition} ORDER BY namespace, key"));
         self.readers.read(|connection| {
             let mut statement = connection.prepare_cached(&sql)?;
             let mut rows = statement.query([namespace, key])?;

@@ -13,14 +13,21 @@ type Result<T> = std::result::Result<T, MetadataError>;
 pub(super) const COLUMNS: &str = "namespace, key, delivery_mode, allowed_consumers, env_name, \
      validator_id, masked_preview, created_at, updated_at, last_validated_at, last_used_at";
 
+/// Selects [`COLUMNS`] and the name of the host that stored the credential, as [`read`] expects.
+pub(super) fn select(condition: &str) -> String {
+    format!(
+        "SELECT {COLUMNS}, (SELECT node FROM vault_nodes AS it WHERE it.namespace = all_.namespace
+             AND it.key = all_.key) FROM credential_metadata AS all_ {condition}"
+    )
+}
+
 /// Returns the record of one credential. The outer error is about the database, the inner one
 /// about this row.
 pub(super) fn find(
     connection: &Connection,
     at: &CredentialRef,
 ) -> rusqlite::Result<Result<Option<CredentialRecord>>> {
-    let sql =
-        format!("SELECT {COLUMNS} FROM credential_metadata WHERE namespace = ?1 AND key = ?2");
+    let sql = select("WHERE namespace = ?1 AND key = ?2");
     let row = connection
         .prepare_cached(&sql)?
         .query_row([at.namespace().as_str(), at.key()], |row| Ok(read(row)));
@@ -34,6 +41,11 @@ pub(super) fn set(
     record: Option<&CredentialRecord>,
 ) -> rusqlite::Result<()> {
     let (namespace, key) = (at.namespace().as_str(), at.key());
+    let sql = "DELETE FROM vault_nodes WHERE namespace = ?1 AND key = ?2";
+    execute(connection, sql, [namespace, key])?;
+    if let Some(node) = record.and_then(|record| record.stored_by.as_deref()) {
+        execute(connection, "INSERT INTO vault_nodes VALUES (?1, ?2, ?3)", [namespace, key, node])?;
+    }
     let Some(record) = record else {
         let sql = "DELETE FROM credential_metadata WHERE namespace = ?1 AND key = ?2";
         return execute(connection, sql, [namespace, key]);
@@ -80,7 +92,7 @@ pub(super) fn execute(
     connection.prepare_cached(sql)?.execute(values).map(drop)
 }
 
-/// Reads a row of [`COLUMNS`]. An error names the row and the column, but not the content.
+/// Reads a row of [`select`]. An error names the row and the column, but not the content.
 pub(super) fn read(row: &Row<'_>) -> Result<CredentialRecord> {
     let text = |text: &str| Some(text.to_owned());
     Ok(CredentialRecord {
@@ -94,6 +106,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<CredentialRecord> {
         updated_at: required(row, 8, Timestamp::parse)?,
         last_validated_at: optional(row, 9, Timestamp::parse)?,
         last_used_at: optional(row, 10, Timestamp::parse)?,
+        stored_by: optional(row, 11, text)?,
     })
 }
 

@@ -15,7 +15,7 @@ pub(super) type Reason = Box<dyn Error>;
 
 /// The `PRAGMA user_version` that this version writes. The Python service leaves it at 0 and
 /// does not read it.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 /// The Python service's table, and those that it ignores: anything this service adds must go into
 /// other tables.
@@ -52,7 +52,17 @@ CREATE TABLE IF NOT EXISTS vault_sealed (
     key TEXT NOT NULL,
     blob BLOB NOT NULL,
     PRIMARY KEY (namespace, key)
-) WITHOUT ROWID";
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vault_nodes (
+    namespace TEXT NOT NULL,
+    key TEXT NOT NULL,
+    node TEXT NOT NULL,
+    PRIMARY KEY (namespace, key)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vault_refresh (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    at TEXT NOT NULL
+)";
 
 /// How long a statement waits while another process (the Python service, a `sqlite3` shell)
 /// has the file locked.

@@ -41,7 +41,7 @@ impl Snapshot {
     ///
     /// Those of [`records`](Self::records).
     pub fn find(&self, at: &CredentialRef) -> Result<Option<CredentialRecord>, MetadataError> {
-        row::find(&self.0, at)?
+        Ok(self.records()?.into_iter().find(|record| record.at == *at))
     }
 
     /// The key header of encrypted values, if there is one, and their number.
@@ -64,13 +64,15 @@ impl Snapshot {
         Ok(lines.into_iter().filter(|line| line != "ok").collect())
     }
 
-    /// The records in the order of namespace and key.
+    /// The records in the order of namespace and key, without the hosts that stored them: the
+    /// file may be of an older version.
     ///
     /// # Errors
     ///
     /// [`MetadataError::Failed`], also if a row is invalid (the message says which one).
     pub fn records(&self) -> Result<Vec<CredentialRecord>, MetadataError> {
-        let sql = format!("SELECT {COLUMNS} FROM credential_metadata ORDER BY namespace, key");
+        let sql =
+            format!("SELECT {COLUMNS}, NULL FROM credential_metadata ORDER BY namespace, key");
         self.0.prepare(&sql)?.query_map([], |row| Ok(row::read(row)))?.map(|row| row?).collect()
     }
 

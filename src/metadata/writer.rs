@@ -20,6 +20,8 @@ const TOUCH_DELAY: Duration = Duration::from_millis(500);
 pub(super) enum Message {
     /// Commit this change, then reply.
     Change(Box<Change>),
+    /// Commit these together, then reply to each.
+    Changes(Vec<Change>),
     /// The backend has made the change of the credential's intent, which is to be removed soon.
     Finished(CredentialRef),
     /// There are touches to write soon.
@@ -42,6 +44,8 @@ pub(super) struct Change {
 pub(crate) enum Kind {
     /// A new row. With a mark, an intent is opened in the same transaction.
     New(Option<Mark>),
+    /// The same with an intent, in the place of this shared record instead of the row.
+    Shared(Mark, Option<Box<CredentialRecord>>),
     /// A new row with the encrypted value, or without both.
     Sealed(Option<Vec<u8>>),
     /// Sets the row exactly as it was, and removes the intent if that is final.
@@ -110,6 +114,7 @@ impl Writer {
         loop {
             match self.inbox.recv_timeout(wait) {
                 Ok(Message::Change(change)) => batch.push(*change),
+                Ok(Message::Changes(changes)) => batch.extend(changes),
                 Ok(Message::Touched) => self.wake_soon(),
                 Ok(Message::Finished(at)) => {
                     self.finished.push(at);
@@ -168,16 +173,17 @@ impl Writer {
     /// inner one is about this row, which then stays as it is.
     fn apply(&self, change: &mut Change) -> rusqlite::Result<Outcome> {
         let Change { at, row, kind, .. } = change;
-        let is_undo = matches!(kind, Kind::Undo { .. });
-        let mut found = if is_undo { Ok(None) } else { row::find(&self.connection, at)? };
+        let mut found = match kind {
+            Kind::Undo { .. } => Ok(None),
+            Kind::Shared(_, record) => Ok(record.as_deref().cloned()),
+            _ => row::find(&self.connection, at)?,
+        };
         let Ok(previous) = &mut found else { return Ok(found) };
         if let Some(previous) = previous {
             // The time that a listing shows.
             previous.last_used_at = previous.last_used_at.max(lock(&self.touches).get(at).copied());
             if let Some(row) = row {
-                row.created_at = previous.created_at;
-                row.last_validated_at = previous.last_validated_at;
-                row.last_used_at = previous.last_used_at;
+                row.keep_times_of(previous);
             }
         }
         self.set(at, previous.as_ref(), row.as_ref(), kind)?;
@@ -194,7 +200,9 @@ impl Writer {
     ) -> rusqlite::Result<()> {
         row::set(&self.connection, at, row)?;
         match kind {
-            Kind::New(Some(mark)) => intent::open(&self.connection, at, mark, previous, row),
+            Kind::New(Some(mark)) | Kind::Shared(mark, _) => {
+                intent::open(&self.connection, at, mark, previous, row)
+            }
             Kind::Sealed(blob) => sealed::set(&self.connection, at, blob.as_deref()),
             Kind::Undo { is_final: true } => intent::remove(&self.connection, at),
             _ => Ok(()),

@@ -69,6 +69,9 @@ pub struct CredentialRecord {
     pub last_validated_at: Option<Timestamp>,
     /// When its value was last read.
     pub last_used_at: Option<Timestamp>,
+    /// The host that stored it, where hosts share metadata.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_by: Option<String>,
 }
 
 impl CredentialRecord {
@@ -86,7 +89,16 @@ impl CredentialRecord {
             updated_at: now,
             last_validated_at: None,
             last_used_at: None,
+            stored_by: None,
         }
+    }
+
+    /// Keeps the times that a store keeps of the record that it replaces.
+    #[cfg(feature = "server")]
+    pub(crate) fn keep_times_of(&mut self, previous: &Self) {
+        self.created_at = previous.created_at;
+        self.last_validated_at = previous.last_validated_at;
+        self.last_used_at = previous.last_used_at;
     }
 }
 
@@ -127,6 +139,34 @@ impl From<CredentialRecord> for MaskedSummary {
             last_validated_at: record.last_validated_at,
             last_used_at: record.last_used_at,
             valid: None,
+        }
+    }
+}
+
+/// One credential with all its metadata. The answer to `GET /v1/records` is a list of these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordSummary {
+    /// The fields of every listing.
+    #[serde(flatten)]
+    pub summary: MaskedSummary,
+    /// The consumers that may have it; empty means everyone.
+    pub allowed_consumers: Vec<String>,
+    /// The name of the environment variable it is delivered in.
+    pub env_name: Option<String>,
+    /// The validator that checks whether the value still works.
+    pub validator_id: Option<String>,
+    /// The host that stored it, where hosts share metadata.
+    pub stored_by: Option<String>,
+}
+
+impl From<CredentialRecord> for RecordSummary {
+    fn from(mut record: CredentialRecord) -> Self {
+        Self {
+            allowed_consumers: std::mem::take(&mut record.allowed_consumers),
+            env_name: record.env_name.take(),
+            validator_id: record.validator_id.take(),
+            stored_by: record.stored_by.take(),
+            summary: record.into(),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::backend::{BackendStatus, RenewalStatus};
 use crate::caller::{Caller, Peer};
 use crate::error::VaultError;
 use crate::metadata::Filter;
-use crate::model::{CredentialRef, Namespace, RuntimeEnvEntry};
+use crate::model::{CredentialRef, Namespace, RecordSummary, RuntimeEnvEntry};
 use crate::policy::Operation;
 use crate::service::VaultService;
 
@@ -53,8 +53,8 @@ pub struct RequestHead<'a> {
 pub enum Call {
     /// The state of the service.
     Health,
-    /// A listing, from this credential on.
-    List(Filter, Option<CredentialRef>),
+    /// A listing, with all metadata if the flag is set, from this credential on.
+    List(Filter, bool, Option<CredentialRef>),
     /// The value of a credential; with a peer, for the unit that this one stands for.
     Get(CredentialRef, Option<Box<Peer>>),
     /// Whether there is a credential.
@@ -84,11 +84,11 @@ impl Call {
         let nothing = About { namespace: None, key: None };
         Some(match self {
             Self::Health => return None,
-            Self::List(Filter::All, _) => (Operation::List, nothing),
-            Self::List(Filter::Namespace(namespace), _) => {
+            Self::List(Filter::All, ..) => (Operation::List, nothing),
+            Self::List(Filter::Namespace(namespace), ..) => {
                 (Operation::List, About { namespace: Some(namespace), key: None })
             }
-            Self::List(Filter::RuntimeEnv, _) => (Operation::Read, nothing),
+            Self::List(Filter::RuntimeEnv, ..) => (Operation::Read, nothing),
             Self::Get(at, _) => (Operation::Read, at.into()),
             Self::Head(at) => (Operation::List, at.into()),
             Self::Put(at) => (Operation::Write, at.into()),
@@ -153,10 +153,11 @@ impl Router {
                 credential_call(method, at, unit, head.content_type)
             }
             (Resource::Health, Method::Get) => Ok(Call::Health),
-            (Resource::Credentials, Method::Get) => Ok(Call::List(Filter::All, None)),
-            (Resource::RuntimeEnv, Method::Get) => Ok(Call::List(Filter::RuntimeEnv, None)),
+            (Resource::Credentials, Method::Get) => Ok(Call::List(Filter::All, false, None)),
+            (Resource::Records, Method::Get) => Ok(Call::List(Filter::All, true, None)),
+            (Resource::RuntimeEnv, Method::Get) => Ok(Call::List(Filter::RuntimeEnv, false, None)),
             (Resource::Namespace(name), Method::Get) => match Namespace::new(name) {
-                Ok(namespace) => Ok(Call::List(Filter::Namespace(namespace), None)),
+                Ok(namespace) => Ok(Call::List(Filter::Namespace(namespace), false, None)),
                 Err(_) => Err(JsonPage::new(true).into_answer(None)),
             },
             _ => Err(Answer::method_not_allowed("GET")),
@@ -169,7 +170,8 @@ impl Router {
         match call {
             Call::Put(_) | Call::Delete(_) => true,
             Call::Get(..) | Call::Head(_) => self.service.reads_may_block(),
-            Call::Health | Call::List(..) => self.service.listings_may_block(),
+            Call::Health => self.service.metadata().is_none() && self.service.reads_may_block(),
+            Call::List(..) => self.service.listings_may_block(),
         }
     }
 
@@ -186,7 +188,9 @@ impl Router {
     fn carry_out(&self, call: &Call, body: &[u8], rights: &Rights<'_>) -> Result<Answer, Answer> {
         Ok(match call {
             Call::Health => self.health(rights)?,
-            Call::List(filter, from) => self.list(filter, from.as_ref(), rights)?,
+            Call::List(filter, is_whole, from) => {
+                self.list(filter, *is_whole, from.as_ref(), rights)?
+            }
             Call::Get(at, _) => self.get(at, rights)?,
             Call::Head(at) => Answer::empty(if self.service.has(at)? { 200 } else { 404 }),
             Call::Put(at) => match body::parse(body) {
@@ -236,19 +240,27 @@ impl Router {
 
     /// A page of a listing. Another service's listing arrives whole, so it is one page.
     /// It shows the namespaces that the caller may list; for environment variables, those whose
-    /// values it may read.
+    /// values it may read. With `is_whole`, it shows all metadata. The first page makes the copy of
+    /// shared metadata fresh; if that fails, `Age` (RFC 9111, 5.1) has the age of what is listed.
     fn list(
         &self,
         filter: &Filter,
+        is_whole: bool,
         from: Option<&CredentialRef>,
         rights: &Rights<'_>,
     ) -> Result<Answer, VaultError> {
+        let namespace = match filter {
+            Filter::Namespace(name) => Some(name),
+            Filter::All | Filter::RuntimeEnv => None,
+        };
+        let age = if from.is_none() { self.service.refresh(namespace)? } else { None };
         let mut page = JsonPage::new(from.is_none());
         let mut rest = None;
         match (self.service.metadata(), filter) {
             (Some(metadata), _) => metadata.page(filter, from, &mut |record| {
                 if page.is_full() {
-                    rest = Some(Box::new(Call::List(filter.clone(), Some(record.at))));
+                    let from = Some(record.at);
+                    rest = Some(Box::new(Call::List(filter.clone(), is_whole, from)));
                     return ControlFlow::Break(());
                 }
                 let namespace = record.at.namespace().as_str();
@@ -258,19 +270,24 @@ impl Router {
                         page.push(&RuntimeEnvEntry::from(record));
                     }
                     Filter::All | Filter::Namespace(_) if rights.may_list(namespace) => {
-                        page.push(&self.service.summary(record));
+                        let mut record = RecordSummary::from(record);
+                        record.summary = self.service.summary(record.summary);
+                        if is_whole { page.push(&record) } else { page.push(&record.summary) }
                     }
                     _ => {}
                 }
                 ControlFlow::Continue(())
             })?,
             (None, Filter::RuntimeEnv) => self.service.runtime_env(&mut |it| page.push(&it))?,
-            (None, Filter::All) => self.service.summaries(None, &mut |it| page.push(&it))?,
-            (None, Filter::Namespace(name)) => {
-                self.service.summaries(Some(name), &mut |it| page.push(&it))?;
+            (None, _) if is_whole => {
+                self.service.keeper().records()?.iter().for_each(|it| page.push(it));
+            }
+            (None, Filter::All | Filter::Namespace(_)) => {
+                self.service.summaries(namespace, &mut |it| page.push(&it))?;
             }
         }
-        Ok(page.into_answer(rest))
+        let answer = page.into_answer(rest);
+        Ok(age.into_iter().fold(answer, |it, age| it.with_header("Age", age.to_string())))
     }
 
     /// The number of the credentials that the caller may list.
@@ -295,15 +312,22 @@ impl Router {
             upstream: Option<String>,
             #[serde(skip_serializing_if = "Option::is_none")]
             renewal: Option<RenewalStatus>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            node: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            metadata_age: Option<u64>,
         }
         let BackendStatus { works, renewal, upstream, credential_count } =
             self.service.backend_status();
+        let shared = self.service.shared();
         let health = Health {
             status: if works { "ok" } else { "degraded" },
             backend: self.service.backend(),
             credential_count: self.count(rights)?.or(credential_count).unwrap_or(0),
             upstream: upstream.map(|socket| socket.display().to_string()),
             renewal,
+            node: shared.map(|it| it.backend().node()),
+            metadata_age: shared.and_then(|it| it.age()),
         };
         Ok(Answer::json_of(200, &health))
     }

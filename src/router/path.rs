@@ -17,6 +17,7 @@ pub(super) enum Resource {
         key: String,
     },
     RuntimeEnv,
+    Records,
 }
 
 impl Resource {
@@ -50,6 +51,7 @@ impl Resource {
         match *segments {
             ["health"] => Ok(Self::Health),
             ["v1", "runtime-env"] => Ok(Self::RuntimeEnv),
+            ["v1", "records"] => Ok(Self::Records),
             ["v1", "credentials"] => Ok(Self::Credentials),
             ["v1", "credentials", namespace] => Ok(Self::Namespace(namespace.to_owned())),
             ["v1", "credentials", namespace, key] => Ok(credential(None, namespace, key)),

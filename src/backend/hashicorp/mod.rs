@@ -23,6 +23,7 @@ mod kv;
 mod message;
 mod namespaces;
 mod settings;
+mod shared;
 mod single_flight;
 mod tls;
 mod token;
@@ -38,7 +39,7 @@ use crate::secret::{Secret, SecretWatch};
 use crate::settings::Environment;
 use crate::sync::lock;
 
-use super::{BackendStatus, CredentialVault, Finding};
+use super::{BackendStatus, CredentialVault, Finding, SharedMetadata};
 use http::Http;
 use kv::{Found, Kv};
 use message::{Error, Unavailable};
@@ -46,7 +47,8 @@ use namespaces::Namespaces;
 use settings::Settings;
 
 /// Keeps values in the KV v2 engine of HashiCorp Vault or OpenBao: the secret
-/// `<prefix>/<namespace>` has a field for each key.
+/// `<prefix>/<namespace>` has a field for each key. With `IF_VAULT_METADATA=vault`, the secret
+/// `<prefix>/.metadata/<namespace>` has the metadata.
 ///
 /// The first call connects, and starts a thread that renews the token.
 ///
@@ -82,7 +84,7 @@ impl HashiCorpVault {
         namespace: &Namespace,
         refused: impl FnOnce(String) -> VaultError,
     ) -> Result<Arc<Found>, VaultError> {
-        self.namespaces.read(namespace).map_err(|error| vault_error(error, refused))
+        self.namespaces.read(namespace.as_str()).map_err(|error| vault_error(error, refused))
     }
 }
 
@@ -109,13 +111,14 @@ impl CredentialVault for HashiCorpVault {
     }
 
     fn store(&self, at: &CredentialRef, value: &Secret) -> Result<(), VaultError> {
-        let stored = self.namespaces.change(at, Some(value.duplicate()));
+        let (namespace, value) = (at.namespace().as_str(), Some(value.duplicate()));
+        let stored = self.namespaces.change(namespace, at.key(), value);
         let store_failed = |reason| VaultError::StoreFailed { at: at.clone(), reason };
         stored.map(drop).map_err(|error| vault_error(error, store_failed))
     }
 
     fn delete(&self, at: &CredentialRef) -> Result<bool, VaultError> {
-        let deleted = self.namespaces.change(at, None);
+        let deleted = self.namespaces.change(at.namespace().as_str(), at.key(), None);
         let delete_failed = |reason| VaultError::DeleteFailed { at: at.clone(), reason };
         deleted.map_err(|error| vault_error(error, delete_failed))
     }
@@ -143,6 +146,10 @@ impl CredentialVault for HashiCorpVault {
         let renewal = kv.tokens.status();
         let works = kv.http.works() && !renewal.is_in_trouble();
         BackendStatus { works, renewal: Some(renewal), ..BackendStatus::default() }
+    }
+
+    fn shared_metadata(&self) -> Option<&dyn SharedMetadata> {
+        self.namespaces.kv.http.settings.node.as_ref().map(|_| self as &dyn SharedMetadata)
     }
 
     fn close(&self) {

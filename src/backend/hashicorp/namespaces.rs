@@ -27,7 +27,6 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::slice;
 use std::sync::{Arc, Mutex};
 
-use crate::model::{CredentialRef, Namespace};
 use crate::secret::Secret;
 
 use super::kv::{Change, Found, Habits, Kv, Writer};
@@ -35,14 +34,14 @@ use super::lock;
 use super::message::Error;
 use super::single_flight::SingleFlight;
 
-/// The secrets of all namespaces.
+/// The secrets, by their names below the prefix.
 pub(super) struct Namespaces {
     pub(super) kv: Kv,
-    /// The namespaces that are in use.
-    used: Mutex<HashMap<Namespace, Arc<Calls>>>,
+    /// The secrets that are in use.
+    used: Mutex<HashMap<String, Arc<Calls>>>,
 }
 
-/// The reads and changes of one namespace.
+/// The reads and changes of one secret.
 #[derive(Default)]
 struct Calls {
     reads: SingleFlight<(), Arc<Found>>,
@@ -62,33 +61,49 @@ impl Namespaces {
         Self { kv, used: Mutex::default() }
     }
 
-    /// Uses a namespace's entry, which is kept for as long as it is used or holds habits.
-    fn with<T>(&self, namespace: &Namespace, act: impl FnOnce(&Calls) -> T) -> T {
-        let calls = Arc::clone(lock(&self.used).entry(namespace.clone()).or_default());
+    /// Uses a secret's entry, which is kept for as long as it is used or holds habits.
+    fn with<T>(&self, name: &str, act: impl FnOnce(&Calls) -> T) -> T {
+        let calls = Arc::clone(lock(&self.used).entry(name.to_owned()).or_default());
         let outcome = act(&calls);
         let mut used = lock(&self.used);
         // One reference is in the table, and one here.
         if Arc::strong_count(&calls) == 2 && lock(&calls.habits).are_usual() {
-            used.remove(namespace);
+            used.remove(name);
         }
         outcome
     }
 
-    /// The namespace's secret, as it is at some moment after the call has begun.
-    pub(super) fn read(&self, namespace: &Namespace) -> Result<Arc<Found>, Error> {
-        let run = |batch: &[()]| vec![self.kv.read(namespace).map(Arc::new); batch.len()];
-        self.with(namespace, |calls| calls.reads.call((), VecDeque::len, run))
+    /// The secret, as it is at some moment after the call has begun.
+    pub(super) fn read(&self, name: &str) -> Result<Arc<Found>, Error> {
+        let run = |batch: &[()]| vec![self.kv.read(name).map(Arc::new); batch.len()];
+        self.with(name, |calls| calls.reads.call((), VecDeque::len, run))
     }
 
-    /// Stores a value, or deletes it if `value` is `None`. Returns whether there was one to
-    /// delete.
-    pub(super) fn change(&self, at: &CredentialRef, value: Option<Secret>) -> Result<bool, Error> {
-        let change = Change { key: at.key().to_owned(), value };
-        self.with(at.namespace(), |calls| {
+    /// Stores a field, or deletes it. Returns whether there was one to delete.
+    pub(super) fn change(
+        &self,
+        name: &str,
+        key: &str,
+        value: Option<Secret>,
+    ) -> Result<bool, Error> {
+        let change = Change { key: key.to_owned(), value };
+        self.with(name, |calls| {
             calls.changes.call(change, batch_size, |batch| {
                 let mut habits = lock(&calls.habits);
-                make(batch, &mut Writer::new(&self.kv, at.namespace(), &mut habits))
+                make(batch, &mut Writer::new(&self.kv, name, &mut habits))
             })
+        })
+    }
+
+    /// Makes the changes that `revise` wants of the secret as it is at that moment.
+    pub(super) fn revise(
+        &self,
+        name: &str,
+        revise: impl Fn(&Found) -> Vec<Change>,
+    ) -> Result<(), Error> {
+        self.with(name, |calls| {
+            let mut habits = lock(&calls.habits);
+            Writer::new(&self.kv, name, &mut habits).revise(revise)
         })
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Settings {
     pub(super) namespace: Option<String>,
     pub(super) mount: String,
     pub(super) prefix: String,
+    /// The name of this host, if the metadata is on the server too.
+    pub(super) node: Option<String>,
     /// Only requests to an agent may have neither a token nor an `AppRole`: it adds its own
     /// token to them.
     pub(super) token: Option<Source>,
@@ -47,6 +49,11 @@ const HOSTS: Form<Vec<Authority>> =
         let hosts = text.split(',').map(str::trim).filter(|host| !host.is_empty());
         hosts.map(|host| host.parse().ok()).collect()
     });
+const METADATA: Form<bool> = ("local or vault", |text| match text {
+    "local" => Some(false),
+    "vault" => Some(true),
+    _ => None,
+});
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 const LARGEST_MAX_IN_FLIGHT: usize = 1024;
@@ -83,7 +90,11 @@ impl Settings {
         let namespace = setting("VAULT_NAMESPACE")
             .filter(|text| !text.trim_matches('/').is_empty())
             .map(|text| path("VAULT_NAMESPACE", text, |c| c.is_ascii_graphic()));
+        let is_shared = parsed(environment, "IF_VAULT_METADATA", METADATA, false)?;
+        let host_name = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let node = || setting("IF_VAULT_NODE").map_or_else(host_name, str::to_owned);
         Ok(Self {
+            node: is_shared.then(node),
             tls: Tls::new(environment, address.starts_with("https://"))?,
             redirect_hosts: parsed(environment, "VAULT_REDIRECT_HOSTS", HOSTS, Vec::new())?,
             address,

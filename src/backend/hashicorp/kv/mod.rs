@@ -8,8 +8,6 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::model::Namespace;
-
 use super::diagnose::TRIAL;
 use super::http::Http;
 use super::message::{Error, Reply, Request, Unavailable};
@@ -29,11 +27,11 @@ impl Kv {
         Self { tokens: Tokens::new(Arc::clone(&http)), http }
     }
 
-    /// The path of a secret's `data`, `metadata` or the like. No character of a namespace needs
+    /// The path of a secret's `data`, `metadata` or the like. No character of a name needs
     /// encoding in a URL.
-    pub(super) fn path(&self, what: &str, namespace: &str) -> String {
+    pub(super) fn path(&self, what: &str, name: &str) -> String {
         let Settings { mount, prefix, .. } = &self.http.settings;
-        format!("{mount}/{what}/{prefix}/{namespace}")
+        format!("{mount}/{what}/{prefix}/{name}")
     }
 
     /// Sends a request with the token, and once more with a new token if that one is dead.
@@ -52,9 +50,21 @@ impl Kv {
         }
     }
 
-    /// Reads the current version of the namespace's secret.
-    pub(super) fn read(&self, namespace: &Namespace) -> Result<Found, Error> {
-        self.read_at(&self.path("data", namespace.as_str()))
+    /// Reads the current version of a secret.
+    pub(super) fn read(&self, name: &str) -> Result<Found, Error> {
+        self.read_at(&self.path("data", name))
+    }
+
+    /// The names in a folder; those of folders end with a slash.
+    pub(super) fn list(&self, folder: &str) -> Result<Vec<String>, Error> {
+        let path = self.path("metadata", folder);
+        let reply = self.ask(Request::new("GET", &format!("{path}?list=true")))?;
+        if reply.status == 404 && reply.errors.is_empty() {
+            return Ok(Vec::new());
+        }
+        done(&reply, "list", &path)?;
+        let names = serde_json::from_value(reply.json()["data"]["keys"].take());
+        names.map_err(|_| format!("{path} is no listing, or longer than 1 MiB").into())
     }
 
     fn read_at(&self, path: &str) -> Result<Found, Error> {

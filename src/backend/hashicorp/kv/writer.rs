@@ -7,7 +7,6 @@ use crate::backend::hashicorp::clock;
 use crate::backend::hashicorp::message::{Error, Reply, Request, number};
 use crate::backend::hashicorp::settings::Settings;
 use crate::backoff::{Backoff, full_jitter};
-use crate::model::Namespace;
 
 use super::data::{Change, Found, patch, whole};
 use super::{Kv, done, refused};
@@ -35,27 +34,25 @@ impl Habits {
     }
 }
 
-/// Changes the secret of one namespace.
+/// Changes one secret.
 pub(in super::super) struct Writer<'a> {
     kv: &'a Kv,
-    namespace: &'a Namespace,
+    name: &'a str,
     /// The path of its data.
     path: String,
     habits: &'a mut Habits,
+    /// Whether changes name the version that they are made to.
+    is_checked: bool,
     /// How many more conflicts with other writers are tolerated.
     conflicts_left: u32,
     backoff: Backoff,
 }
 
 impl<'a> Writer<'a> {
-    pub(in super::super) fn new(
-        kv: &'a Kv,
-        namespace: &'a Namespace,
-        habits: &'a mut Habits,
-    ) -> Self {
-        let path = kv.path("data", namespace.as_str());
+    pub(in super::super) fn new(kv: &'a Kv, name: &'a str, habits: &'a mut Habits) -> Self {
+        let path = kv.path("data", name);
         let backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(200));
-        Self { kv, namespace, path, habits, conflicts_left: 16, backoff }
+        Self { kv, name, path, habits, is_checked: false, conflicts_left: 16, backoff }
     }
 
     /// Stores the fields, and keeps the others that the secret has.
@@ -67,7 +64,7 @@ impl<'a> Writer<'a> {
     pub(in super::super) fn merge(&mut self, changes: &[Change]) -> Result<(), Error> {
         loop {
             let is_blind = self.habits.may_patch() && !self.habits.cas_required;
-            let found = if is_blind { None } else { Some(self.kv.read(self.namespace)?) };
+            let found = if is_blind { None } else { Some(self.kv.read(self.name)?) };
             if self.try_to_change(found.as_ref(), changes)?.is_some() {
                 return Ok(());
             }
@@ -86,7 +83,8 @@ impl<'a> Writer<'a> {
         {
             return self.write(found, changes, "create and update");
         }
-        let cas = found.filter(|_| self.habits.cas_required).map(|found| found.version);
+        let is_checked = self.habits.cas_required || self.is_checked;
+        let cas = found.filter(|_| is_checked).map(|found| found.version);
         let reply = self.send("PATCH", &patch(changes, cas))?;
         match reply.status {
             403 | 405 => self.habits.patch_refused = Some(clock::now()),
@@ -101,6 +99,9 @@ impl<'a> Writer<'a> {
                 }
                 if changes.iter().all(|change| change.value.is_none()) {
                     return Ok(Some(version));
+                }
+                if self.is_checked && found.is_some_and(|found| found.version != version) {
+                    return Ok(None);
                 }
                 return self.write(&Found { version, fields: None }, changes, "create");
             }
@@ -144,7 +145,7 @@ impl<'a> Writer<'a> {
         let removal = [Change { key: key.to_owned(), value: None }];
         let mut tried = false;
         loop {
-            let found = self.kv.read(self.namespace)?;
+            let found = self.kv.read(self.name)?;
             if found.field(key).is_none() {
                 return Ok(tried);
             }
@@ -152,10 +153,7 @@ impl<'a> Writer<'a> {
                 let Some(version) = self.try_to_change(Some(&found), &removal)? else { continue };
                 // Another writer came between, and may have removed the other fields.
                 if Some(version) != found.version.checked_add(1) {
-                    let now = self.kv.read(self.namespace)?;
-                    if now.is_empty_secret() {
-                        self.remove_secret(&now)?;
-                    }
+                    self.remove_if_empty()?;
                 }
                 return Ok(true);
             }
@@ -176,9 +174,36 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Makes the changes that `revise` wants of the secret as it is at that moment.
+    pub(in super::super) fn revise(
+        &mut self,
+        revise: impl Fn(&Found) -> Vec<Change>,
+    ) -> Result<(), Error> {
+        self.is_checked = true;
+        loop {
+            let found = self.kv.read(self.name)?;
+            let changes = revise(&found);
+            if changes.is_empty() {
+                return Ok(());
+            }
+            if self.try_to_change(Some(&found), &changes)?.is_some() {
+                let is_removal = changes.iter().all(|change| change.value.is_none());
+                return if is_removal { self.remove_if_empty() } else { Ok(()) };
+            }
+        }
+    }
+
+    fn remove_if_empty(&mut self) -> Result<(), Error> {
+        let now = self.kv.read(self.name)?;
+        if now.is_empty_secret() {
+            self.remove_secret(&now)?;
+        }
+        Ok(())
+    }
+
     /// Removes the secret. Returns `false` if another writer was first.
     fn remove_secret(&mut self, found: &Found) -> Result<bool, Error> {
-        let path = self.kv.path("metadata", self.namespace.as_str());
+        let path = self.kv.path("metadata", self.name);
         let request = Request { may_repeat: false, ..Request::new("DELETE", &path) };
         let reply = self.kv.ask(request)?;
         if reply.status == 403 {
@@ -191,7 +216,7 @@ impl<'a> Writer<'a> {
     /// the condition that it is at `version`, and destroys that version and those before it.
     /// So it keeps what others have written since.
     fn destroy(&mut self, version: u64, metadata: &str, refusal: &Reply) -> Result<bool, Error> {
-        let path = self.kv.path("destroy", self.namespace.as_str());
+        let path = self.kv.path("destroy", self.name);
         let kv = self.kv;
         let destroy = |versions: &[u64]| {
             let body = serde_json::json!({ "versions": versions }).to_string();
@@ -209,7 +234,7 @@ impl<'a> Writer<'a> {
         }
         if self.write(&Found { version, fields: None }, &[], "update")?.is_none() {
             // It may have been this very request, repeated because its answer was lost.
-            let now = self.kv.read(self.namespace)?;
+            let now = self.kv.read(self.name)?;
             if Some(now.version) != version.checked_add(1) || !now.is_empty_secret() {
                 return Ok(false);
             }

@@ -45,6 +45,11 @@ impl Answer {
         Self::json(status, Zeroizing::new(json))
     }
 
+    /// The interface in the words of `OpenAPI` 3.1: docs/openapi.yaml as JSON.
+    pub(super) fn openapi() -> Self {
+        Self::json(200, Zeroizing::new(include_bytes!("openapi.json").to_vec()))
+    }
+
     /// `{"value":"..."}`: the only answer that contains a credential's value.
     pub(super) fn value(secret: &Secret) -> Self {
         Self::json(200, wiped_json(&BTreeMap::from([("value", secret.expose())])))

@@ -129,8 +129,8 @@ impl Router {
     ///
     /// # Errors
     ///
-    /// The answer, if the head alone decides it: mostly an error, but also the empty list of a
-    /// namespace that cannot exist. With status 401 or 403, the body must not be read.
+    /// The answer, if the head alone decides it: mostly an error, but also the description of the
+    /// interface, and the empty list of a namespace that cannot exist. With status 401 or 403, the body must not be read.
     pub fn resolve(&self, head: &RequestHead<'_>) -> Result<Call, Answer> {
         self.access.check(head)?;
         let call = Self::call(head)?;
@@ -153,6 +153,7 @@ impl Router {
                 credential_call(method, at, unit, head.content_type)
             }
             (Resource::Health, Method::Get) => Ok(Call::Health),
+            (Resource::OpenApi, Method::Get) => Err(Answer::openapi()),
             (Resource::Credentials, Method::Get) => Ok(Call::List(Filter::All, false, None)),
             (Resource::Records, Method::Get) => Ok(Call::List(Filter::All, true, None)),
             (Resource::RuntimeEnv, Method::Get) => Ok(Call::List(Filter::RuntimeEnv, false, None)),

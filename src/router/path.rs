@@ -8,6 +8,7 @@ use super::Answer;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Resource {
     Health,
+    OpenApi,
     Credentials,
     Namespace(String),
     /// With a systemd unit, if it is asked for on behalf of that.
@@ -50,6 +51,7 @@ impl Resource {
         };
         match *segments {
             ["health"] => Ok(Self::Health),
+            ["openapi.json"] => Ok(Self::OpenApi),
             ["v1", "runtime-env"] => Ok(Self::RuntimeEnv),
             ["v1", "records"] => Ok(Self::Records),
             ["v1", "credentials"] => Ok(Self::Credentials),

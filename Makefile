@@ -11,7 +11,7 @@ BINARY := $(TARGET_DIR)/release/credential-vault
 # CI builds exactly what Cargo.lock says; a developer may change a dependency.
 LOCKED := $(if $(CI),--locked)
 
-.PHONY: help dev test test-systemd test-windows torture lint bench fuzz models soak release install clean test-packages static dist deb wheel
+.PHONY: help dev test test-api test-systemd test-windows torture lint bench fuzz models soak release install clean test-packages static dist deb wheel
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ test: ## run every test, including those with a real gnome-keyring and OpenBao
 	@scripts/need cargo cc
 	scripts/install-test-deps
 	cargo test $(LOCKED)
+
+test-api: ## hold the interface against docs/openapi.yaml with schemathesis (PyPI)
+	@scripts/need cargo cc python3
+	cargo build $(LOCKED) --bin credential-vault
+	scripts/test-api $(ARGS)
 
 test-systemd: ## run the units of scripts/systemd under a real systemd, in a container (root, Debian)
 	@scripts/need cargo cc python3

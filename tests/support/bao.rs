@@ -218,30 +218,7 @@ pub struct DiskServer {
 
 impl DiskServer {
     pub fn start(program: &Path) -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
-        let (port, cluster) = (free_port(), free_port());
-        let address = format!("http://127.0.0.1:{port}");
-        // OpenBao does not use mlock; Vault must be told not to.
-        let mlock = if program.ends_with("vault") { "disable_mlock = true" } else { "" };
-        let configuration = format!(
-            r#"storage "raft" {{
-                path = "{}"
-                node_id = "one"
-            }}
-            listener "tcp" {{
-                address = "127.0.0.1:{port}"
-                tls_disable = true
-            }}
-            api_addr = "{address}"
-            cluster_addr = "http://127.0.0.1:{cluster}"
-            {mlock}"#,
-            directory.path().display()
-        );
-        fs::write(directory.path().join("config.hcl"), configuration).expect("writes");
-        let process = Some((Self::process(program, directory.path()), directory));
-        let server = Server { address, token: String::new(), own: true, process };
-        let mut disk = Self { server, program: program.to_owned(), unseal_key: String::new() };
-        disk.wait_until_listening();
+        let mut disk = Self::launch(program, "one");
         let shares = json!({ "secret_shares": 1, "secret_threshold": 1 });
         let keys = disk.server.done("PUT", "sys/init", Some(&shares));
         let text = |value: &Value| value.as_str().expect("a text").to_owned();
@@ -249,6 +226,44 @@ impl DiskServer {
         disk.server.token = text(&keys["root_token"]);
         disk.unseal();
         disk.server.mount_kv("", "secret", 2);
+        disk
+    }
+
+    /// Starts a server that is not initialised yet.
+    fn launch(program: &Path, name: &str) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let (port, cluster) = (free_port(), free_port());
+        let address = format!("http://127.0.0.1:{port}");
+        // OpenBao does not use mlock; Vault must be told not to. Only OpenBao's standby nodes answer
+        // reads themselves, from a copy that may be old.
+        let vendor = if program.ends_with("vault") {
+            "disable_mlock = true"
+        } else {
+            "disable_standby_reads = true"
+        };
+        let configuration = format!(
+            r#"storage "raft" {{
+                path = "{}"
+                node_id = "{name}"
+                performance_multiplier = 1
+                autopilot_reconcile_interval = "500ms"
+                autopilot_update_interval = "200ms"
+            }}
+            listener "tcp" {{
+                address = "127.0.0.1:{port}"
+                cluster_address = "127.0.0.1:{cluster}"
+                tls_disable = true
+            }}
+            api_addr = "{address}"
+            cluster_addr = "http://127.0.0.1:{cluster}"
+            {vendor}"#,
+            directory.path().display()
+        );
+        fs::write(directory.path().join("config.hcl"), configuration).expect("writes");
+        let process = Some((Self::process(program, directory.path()), directory));
+        let server = Server { address, token: String::new(), own: true, process };
+        let disk = Self { server, program: program.to_owned(), unseal_key: String::new() };
+        disk.wait_until_listening();
         disk
     }
 
@@ -277,6 +292,36 @@ impl DiskServer {
 
     fn unseal(&self) {
         self.server.done("PUT", "sys/unseal", Some(&json!({ "key": self.unseal_key })));
-        wait_until("it is unsealed", || self.server.operate("GET", "sys/health", None).0 == 200);
+        wait_until("it is unsealed", || self.is_active());
     }
+
+    /// Whether it is the node that answers all requests; the others forward them to it.
+    pub fn is_active(&self) -> bool {
+        self.server.try_operate("GET", "sys/health", &[], None).is_ok_and(|got| got.0 == 200)
+    }
+}
+
+/// Starts three servers with one store (raft). The first is active, the others are standbys.
+pub fn cluster(program: &Path) -> [DiskServer; 3] {
+    let first = DiskServer::start(program);
+    let operator = &first.server;
+    // A node votes when it has been stable for this time: 10 s by default.
+    let autopilot = json!({ "server_stabilization_time": "100ms" });
+    operator.done("POST", "sys/storage/raft/autopilot/configuration", Some(&autopilot));
+    let [second, third] = ["two", "three"].map(|name| {
+        let mut node = DiskServer::launch(program, name);
+        node.server.token.clone_from(&operator.token);
+        node.unseal_key.clone_from(&first.unseal_key);
+        let leader = json!({ "leader_api_addr": operator.address });
+        node.server.done("POST", "sys/storage/raft/join", Some(&leader));
+        node.server.done("PUT", "sys/unseal", Some(&json!({ "key": node.unseal_key })));
+        wait_until("the node forwards requests", || node.server.is_ready());
+        node
+    });
+    wait_until("all nodes vote", || {
+        let state = operator.done("GET", "sys/storage/raft/configuration", None);
+        let servers = state["data"]["config"]["servers"].as_array().cloned().unwrap_or_default();
+        servers.len() == 3 && servers.iter().all(|server| server["voter"] == true)
+    });
+    [first, second, third]
 }

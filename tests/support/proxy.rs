@@ -150,7 +150,7 @@ struct State {
 }
 
 struct Shared {
-    upstream: String,
+    upstream: Mutex<String>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -166,7 +166,7 @@ impl Proxy {
     pub fn start(upstream: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = format!("http://{}", listener.local_addr().expect("it listens"));
-        let upstream = upstream.replace("http://", "");
+        let upstream = Mutex::new(upstream.replace("http://", ""));
         let state = Mutex::default();
         let shared = Arc::new(Shared { upstream, state, changed: Condvar::new() });
         let accepting = Arc::clone(&shared);
@@ -225,6 +225,11 @@ impl Proxy {
 
     pub fn restart(&self) {
         self.shared.state().down = false;
+    }
+
+    /// Sends the requests of new connections to another server.
+    pub fn point_at(&self, upstream: &str) {
+        *self.shared.upstream() = upstream.replace("http://", "");
     }
 
     pub fn requests(&self) -> Vec<Arc<Request>> {
@@ -328,6 +333,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn upstream(&self) -> MutexGuard<'_, String> {
+        self.upstream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     #[track_caller]
     fn wait_for(&self, what: &str, condition: impl Fn(&State) -> bool) {
         let waiting = |state: &mut State| !condition(state);
@@ -355,7 +364,7 @@ impl Shared {
             let forward = || -> io::Result<Vec<u8>> {
                 let server = match &mut upstream {
                     Some(server) => server,
-                    none => none.insert(TcpStream::connect(&self.upstream)?),
+                    none => none.insert(TcpStream::connect(self.upstream().as_str())?),
                 };
                 server.set_nodelay(true)?;
                 server.write_all(&raw)?;

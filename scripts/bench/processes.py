@@ -58,7 +58,7 @@ class Connection(http.client.HTTPConnection):
     def __init__(self, address):
         address = str(address)
         self.path = address if address.startswith("/") else None
-        super().__init__("localhost" if self.path else address, timeout=30)
+        super().__init__("localhost" if self.path else address, timeout=60)
 
     def connect(self):
         if self.path is None:

@@ -170,7 +170,7 @@ fn the_active_node_is_killed_under_load() {
     let all: Vec<Stored> = loads.iter().flat_map(|load| load.stored().clone()).collect();
     for load in &loads {
         let (listings, from_copy) = (&load.listings, load.from_copy.load(Ordering::SeqCst));
-        println!(
+        eprintln!(
             "{}: after the kill, a node was active after {elected:.1?}, a read succeeded after \
              {:.1?}; {listings:?} listings, {from_copy} of them from the copy; {} stored by both",
             load.name,

@@ -1,7 +1,7 @@
 //! Ownership: whether a file or a directory is safe from other users.
 
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -118,6 +118,27 @@ pub fn check_file(path: &Path, metadata: &Metadata) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Reads a text file that steers this process, and its metadata. It and the directories of its path
+/// belong to this user or root, and nobody else may write to them. A link to such a file is followed.
+///
+/// # Errors
+///
+/// The problem, and what to do.
+pub fn read(path: &Path) -> Result<(String, Metadata), String> {
+    let said = |error: io::Error| error.to_string();
+    check_directory(parent(path))?;
+    let target = path.canonicalize().map_err(said)?;
+    check_directory(parent(&target))?;
+    let mut file = open(&target, OpenOptions::new().read(true)).map_err(said)?;
+    let metadata = file.metadata().map_err(said)?;
+    if is_writable_by_others(&metadata) {
+        return Err(format!("other users may write to it; run chmod go-w {}", target.display()));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(said)?;
+    Ok((text, metadata))
 }
 
 /// Whether others than its owner may write to a file.

@@ -41,6 +41,14 @@ impl Environment {
         self.var(name).map(Secret::expose).filter(|value| !value.is_empty())
     }
 
+    /// The same variables with further ones, which replace those of their names.
+    #[must_use]
+    pub fn with(&self, more: impl IntoIterator<Item = (String, String)>) -> Self {
+        let own = self.0.iter().map(|(name, value)| (name.clone(), value.duplicate()));
+        let more = more.into_iter().map(|(name, value)| (name, Secret::new(value)));
+        Self(Arc::new(own.chain(more).collect()))
+    }
+
     /// Iterates over the variables and their values, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Secret)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
@@ -68,27 +76,58 @@ pub struct PathError {
     reason: &'static str,
 }
 
+/// Returns the directory that a variable of the XDG base directory specification names. One that is
+/// not absolute is ignored, as the specification says.
+#[must_use]
+pub fn xdg<'a>(variable: &str, environment: &'a Environment) -> Option<&'a Path> {
+    environment.setting(variable).map(Path::new).filter(|path| path.is_absolute())
+}
+
+/// `~/.intentframe/<part>` if it exists or `variable` is not set, else the part's place in the
+/// directory that `variable` names. Each part decides for itself, so that one that is made later
+/// does not move the others.
+fn default_directory(
+    part: &str,
+    variable: &str,
+    below: &str,
+    environment: &Environment,
+) -> Result<PathBuf, PathError> {
+    let home = expand_tilde(&Path::new("~/.intentframe").join(part), environment);
+    match xdg(variable, environment) {
+        Some(base) if !home.as_ref().is_ok_and(|home| home.exists()) => Ok(base.join(below)),
+        _ => home,
+    }
+}
+
 /// Returns the socket's path: the one given, else [`SOCKET_VARIABLE`], else
-/// `~/.intentframe/run/credential-vault.sock`.
+/// `~/.intentframe/run/credential-vault.sock`. If `~/.intentframe/run` does not exist and
+/// `XDG_RUNTIME_DIR` is set, the default is `$XDG_RUNTIME_DIR/intentframe/credential-vault.sock`.
 ///
 /// # Errors
 ///
 /// [`PathError`].
 pub fn socket(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
     let path = given.or_else(|| environment.setting(SOCKET_VARIABLE).map(Path::new));
-    let default = Path::new("~/.intentframe/run/credential-vault.sock");
-    expand_tilde(path.unwrap_or(default), environment)
+    if let Some(path) = path {
+        return expand_tilde(path, environment);
+    }
+    let directory = default_directory("run", "XDG_RUNTIME_DIR", "intentframe", environment);
+    directory.map(|directory| directory.join("credential-vault.sock"))
 }
 
 /// Returns the data directory: the one given, else [`DATA_DIR_VARIABLE`], else
-/// `~/.intentframe/data`.
+/// `~/.intentframe/data`. If that does not exist and `XDG_STATE_HOME` is set, the default is
+/// `$XDG_STATE_HOME/intentframe/data`.
 ///
 /// # Errors
 ///
 /// [`PathError`].
 pub fn data_dir(given: Option<&Path>, environment: &Environment) -> Result<PathBuf, PathError> {
     let path = given.or_else(|| environment.setting(DATA_DIR_VARIABLE).map(Path::new));
-    expand_tilde(path.unwrap_or(Path::new("~/.intentframe/data")), environment)
+    match path {
+        Some(path) => expand_tilde(path, environment),
+        None => default_directory("data", "XDG_STATE_HOME", "intentframe/data", environment),
+    }
 }
 
 /// Returns the data directory for development: the one given, else `~/.intentframe/dev-data`.

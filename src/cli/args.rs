@@ -8,7 +8,7 @@ use intentframe_credentials::CredentialRef;
 
 use super::failure::Failure;
 use super::{
-    audit, backup, commands, dev, doctor, exec, export, import, metadata, policy, seal, serve,
+    audit, backup, commands, config, dev, doctor, exec, export, import, metadata, policy, seal, serve,
     store, systemd_credentials,
 };
 
@@ -42,6 +42,11 @@ pub struct Arguments {
     #[argh(option, arg_name = "path")]
     pub socket: Option<PathBuf>,
 
+    /// read this configuration file, instead of the user's and the system's; may also follow the
+    /// command (IF_VAULT_CONFIG)
+    #[argh(option, arg_name = "path")]
+    pub config: Option<PathBuf>,
+
     /// accept a service that runs as this user ID; without it, a command sends nothing
     /// unless the service runs as the current user or root
     #[argh(option, arg_name = "uid")]
@@ -68,6 +73,7 @@ pub enum Command {
     Delete(commands::Delete),
     RuntimeEnv(commands::RuntimeEnv),
     Check(commands::Check),
+    Config(config::ConfigCommand),
     Exec(exec::Exec),
     Policy(policy::PolicyCommand),
     Audit(audit::Audit),
@@ -86,7 +92,7 @@ pub fn command(arguments: &[OsString]) -> Option<&'static str> {
     let name = loop {
         match arguments.next()? {
             "--" => return None,
-            "--socket" | "--server-uid" => drop(arguments.next()),
+            "--socket" | "--config" | "--server-uid" => drop(arguments.next()),
             option if option.starts_with('-') => {}
             name => break name,
         }
@@ -118,14 +124,16 @@ pub fn split_assignments(arguments: Vec<OsString>) -> Result<Vec<String>, Failur
     Ok(split)
 }
 
-/// Takes the last `--socket PATH`: argh knows it only before the command.
-pub fn take_socket(arguments: &mut Vec<String>) -> Result<Option<PathBuf>, Failure> {
+/// Takes the last `--socket PATH` or `--config PATH`: argh knows it only before the command.
+pub fn take_path(arguments: &mut Vec<String>, option: &str) -> Result<Option<PathBuf>, Failure> {
     let end = arguments.iter().position(|it| it == "--").unwrap_or(arguments.len());
-    let Some(at) = arguments[..end].iter().rposition(|it| it == "--socket") else {
+    let Some(at) = arguments[..end].iter().rposition(|it| it == option) else {
         return Ok(None);
     };
     let path = arguments.drain(at..end.min(at + 2)).nth(1);
-    path.map(PathBuf::from).map(Some).ok_or_else(|| Failure::usage("--socket needs a path"))
+    path.map(PathBuf::from)
+        .map(Some)
+        .ok_or_else(|| Failure::usage(format!("{option} needs a path")))
 }
 
 /// The error for what argh rejected. argh repeats an argument that it does not know, which

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use argh::FromArgs;
-use intentframe_credentials::daemon::{DEFAULT_WORKERS, Settings};
+use intentframe_credentials::daemon::Settings;
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, Environment, Secret, mask_value, random, settings};
 use zeroize::Zeroizing;
@@ -17,7 +17,7 @@ use super::failure::Failure;
 use super::logging::keep_out;
 use super::output::{self, escaped, table};
 use super::seed::{self, Plan};
-use super::serve::serve_until_signal;
+use super::serve::{serve_until_signal, workers};
 
 const DEFAULT_PORT: u16 = 8765;
 
@@ -72,7 +72,7 @@ pub fn run(args: Dev, context: &Context) -> Result<(), Failure> {
     // Nothing but the seeds is given out: any variable of this process may be a secret.
     let options = BackendOptions::new(Environment::default());
     let mut settings = Settings::new(endpoint.clone(), data_dir, "env", options);
-    settings.workers = args.workers.map_or(DEFAULT_WORKERS, NonZero::get);
+    settings.workers = workers(args.workers, context)?;
     settings.seeds = plan.seeds;
     settings.forget_metadata_without_value = true;
     if args.tcp {

@@ -6,6 +6,7 @@ mod args;
 mod audit;
 mod backup;
 mod commands;
+mod config;
 mod dev;
 mod doctor;
 mod dotenv;
@@ -41,6 +42,7 @@ use intentframe_credentials::{Environment, settings};
 use log::LevelFilter;
 
 use args::{Arguments, Command};
+use config::Config;
 use failure::{Failure, USAGE};
 use hardening::CoreLimit;
 
@@ -60,6 +62,7 @@ struct Context {
     secrets: RegisteredSecrets,
     /// For the processes that `exec` starts.
     core_limit: CoreLimit,
+    config: Config,
     /// The command that `exec` runs, and its arguments.
     program: Vec<OsString>,
 }
@@ -80,9 +83,26 @@ impl Context {
         Ok(path.map(|path| settings::expand_tilde(&path, &self.environment)).transpose()?)
     }
 
+    /// The value of an option, else of a variable.
+    fn setting<T>(
+        &self,
+        given: Option<T>,
+        variable: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, Failure> {
+        let Some(text) = self.environment.setting(variable).filter(|_| given.is_none()) else {
+            return Ok(given);
+        };
+        let parsed =
+            parse(text).map_err(|problem| Failure::usage(format!("{variable}: {problem}")));
+        parsed.map(Some)
+    }
+
     /// A client of the service at the socket.
     fn client(&self) -> Result<VaultClient, Failure> {
-        let options = ClientOptions { timeout: TIMEOUT, server_uid: self.server_uid };
+        let uid = |text: &str| text.parse().map_err(|_| "it is a user ID, a number".to_owned());
+        let server_uid = self.setting(self.server_uid, "IF_VAULT_SERVER_UID", uid)?;
+        let options = ClientOptions { timeout: TIMEOUT, server_uid };
         Ok(VaultClient::with_options(self.socket()?, &options))
     }
 }
@@ -117,13 +137,14 @@ pub fn main() -> ExitCode {
 fn run(
     mut arguments: Vec<OsString>,
     name: Option<&str>,
-    environment: Environment,
+    mut environment: Environment,
     secrets: &RegisteredSecrets,
 ) -> Result<(), Failure> {
     let program =
         if name == Some("exec") { args::take_program(&mut arguments) } else { Vec::new() };
     let mut arguments = args::split_assignments(arguments)?;
-    let after = args::take_socket(&mut arguments)?;
+    let after = args::take_path(&mut arguments, "--socket")?;
+    let config = args::take_path(&mut arguments, "--config")?;
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     let parsed = match Arguments::from_args(&["credential-vault"], &arguments) {
         Ok(parsed) if parsed.version => return output::text(VERSION),
@@ -133,8 +154,10 @@ fn run(
         }
         Err(EarlyExit { output, status: Err(()) }) => return Err(args::rejected(&output, name)),
     };
-    let Arguments { socket, server_uid, command, .. } = parsed;
+    let Arguments { socket, config: before, server_uid, command, .. } = parsed;
     let Some(command) = command else { return Err(Failure::usage("no command given")) };
+    let config = config::load(config.or(before), &mut environment)?;
+    logging::register_environment(&environment, secrets);
     // Before any value is in memory.
     let core_limit = hardening::forbid_core();
     // `--files` makes links through /proc, which others must be able to follow.
@@ -146,12 +169,15 @@ fn run(
         matches!(command, Command::Serve(_) | Command::Dev(_) | Command::SystemdCredentials(_));
     let level = if is_service { LevelFilter::Info } else { LevelFilter::Warn };
     logging::init(&environment, level, secrets)?;
+    if let Some(file) = &config.unreadable {
+        log::info!("{} is not used: this user may not read it", file.display());
+    }
     if let Err(error) = hidden {
         log::warn!("the system may write a core of this process: {error}");
     }
     let (socket, secrets) = (after.or(socket), secrets.clone());
-    let context = Context { environment, socket, server_uid, secrets, core_limit, program };
-    match command {
+    let context = Context { environment, socket, server_uid, secrets, core_limit, config, program };
+    let done = match command {
         Command::Serve(args) => serve::run(args, &context),
         Command::Dev(args) => dev::run(args, &context),
         Command::Health(args) => commands::health(&args, &context),
@@ -161,6 +187,7 @@ fn run(
         Command::Store(args) => store::run(args, &context),
         Command::Delete(args) => commands::delete(&args, &context),
         Command::RuntimeEnv(args) => commands::runtime_env(&args, &context),
+        Command::Config(args) => config::run(&args, &context),
         Command::Check(args) => commands::check(args, &context),
         Command::Exec(args) => exec::run(args, &context),
         Command::Policy(args) => policy::run(args, &context),
@@ -172,5 +199,6 @@ fn run(
         Command::Backup(args) => backup::run(&args, &context),
         Command::Export(args) => export::run(args, &context),
         Command::Import(args) => import::run(&args, &context),
-    }
+    };
+    done.map_err(|failure| context.config.explain(failure))
 }

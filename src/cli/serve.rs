@@ -97,19 +97,29 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
     seal::unlock(&mut local, args.passphrase_fd, context)?;
     let Local { data_dir, backend, backend_options, .. } = local;
     let mut settings = Settings::new(endpoint, data_dir, &backend, backend_options);
-    settings.workers = args.workers.map_or(DEFAULT_WORKERS, NonZero::get);
+    settings.workers = workers(args.workers, context)?;
     settings.hide_previews = match environment.setting("IF_VAULT_PREVIEW") {
         None | Some("full") => false,
         Some("none") => true,
         Some(_) => return Err(Failure::usage("IF_VAULT_PREVIEW is either full or none")),
     };
     settings.socket_access = SocketAccess {
-        mode: args.socket_mode.unwrap_or(SocketAccess::default().mode),
-        group: args.socket_group.as_deref().map(group).transpose()?,
+        mode: context
+            .setting(args.socket_mode, "IF_VAULT_SOCKET_MODE", socket_mode)?
+            .unwrap_or(SocketAccess::default().mode),
+        group: context
+            .setting(args.socket_group, "IF_VAULT_SOCKET_GROUP", |name| Ok(name.to_owned()))?
+            .map(|name| group(&name))
+            .transpose()?,
     };
     settings.policy = context.setting_path(args.policy, "IF_VAULT_POLICY")?;
     settings.audit_log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
-    serve_until_signal(&settings, ready_fd, args.wait_for_backend, |daemon| {
+    let wait = context.setting(
+        args.wait_for_backend.then_some(true),
+        "IF_VAULT_WAIT_FOR_BACKEND",
+        |text| text.parse().map_err(|_| "it is either true or false".to_owned()),
+    )?;
+    serve_until_signal(&settings, ready_fd, wait.unwrap_or(false), |daemon| {
         if is_configured { Ok(()) } else { try_keyring(daemon).map_err(cannot("start a thread")) }
     })
 }
@@ -124,6 +134,13 @@ fn try_keyring(daemon: &Daemon) -> io::Result<()> {
             log::warn!("{error}");
         }
     })
+}
+
+/// The number of blocking workers.
+pub fn workers(given: Option<NonZero<usize>>, context: &Context) -> Result<usize, Failure> {
+    let number = |text: &str| text.parse().map_err(|_| "it is a number, at least 1".to_owned());
+    let workers = context.setting(given, "IF_VAULT_WORKERS", number)?;
+    Ok(workers.map_or(DEFAULT_WORKERS, NonZero::get))
 }
 
 fn socket_mode(text: &str) -> Result<u32, String> {

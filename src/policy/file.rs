@@ -1,8 +1,6 @@
 //! The policy file: TOML, read and checked as a whole.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Group, User};
@@ -74,24 +72,12 @@ impl Policy {
     /// [`PolicyError`].
     pub fn load(path: &Path, owner_uid: u32) -> Result<Self, PolicyError> {
         let name = path.display();
-        let text = read(path)
+        let (text, _) = ownership::read(path)
             .map_err(|reason| PolicyError(format!("the policy {name} cannot be used: {reason}")))?;
         parse(&text, owner_uid).map_err(|(offset, reason)| {
             PolicyError(format!("{name}:{}: {reason}", line(&text, offset)))
         })
     }
-}
-
-fn read(path: &Path) -> Result<String, String> {
-    let said = |error: io::Error| error.to_string();
-    let mut file = ownership::open(path, OpenOptions::new().read(true)).map_err(said)?;
-    if ownership::is_writable_by_others(&file.metadata().map_err(said)?) {
-        return Err(format!("other users may write to it; run chmod go-w {}", path.display()));
-    }
-    ownership::check_directory(ownership::parent(path))?;
-    let mut text = String::new();
-    file.read_to_string(&mut text).map_err(said)?;
-    Ok(text)
 }
 
 /// The line, from 1, of an offset in bytes.

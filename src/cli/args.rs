@@ -8,8 +8,8 @@ use intentframe_credentials::CredentialRef;
 
 use super::failure::Failure;
 use super::{
-    audit, backup, commands, config, dev, doctor, exec, export, import, metadata, policy, seal, serve,
-    store, systemd_credentials,
+    audit, backup, commands, config, dev, doctor, exec, export, import, metadata, policy, rotate,
+    seal, serve, store, systemd_credentials,
 };
 
 /// The IntentFrame credential vault: the service and its command-line client.
@@ -77,6 +77,7 @@ pub enum Command {
     Exec(exec::Exec),
     Policy(policy::PolicyCommand),
     Audit(audit::Audit),
+    Rotate(rotate::Rotate),
     Seal(seal::Seal),
     SystemdCredentials(systemd_credentials::SystemdCredentials),
     Doctor(doctor::Doctor),

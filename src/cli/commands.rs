@@ -297,7 +297,7 @@ pub fn check(args: Check, context: &Context) -> Result<(), Failure> {
     }
 }
 
-fn not_found(at: &CredentialRef) -> Failure {
+pub fn not_found(at: &CredentialRef) -> Failure {
     Failure::new(NOT_FOUND, format!("there is no credential {at}")).hint(&format!(
         "`credential-vault list` shows the existing ones; `credential-vault store {at}` creates it"
     ))

@@ -5,6 +5,7 @@
 mod args;
 mod audit;
 mod backup;
+mod child;
 mod commands;
 mod config;
 mod dev;
@@ -20,6 +21,7 @@ mod logging;
 mod metadata;
 mod output;
 mod policy;
+mod rotate;
 mod seal;
 mod seed;
 mod serve;
@@ -63,7 +65,7 @@ struct Context {
     /// For the processes that `exec` starts.
     core_limit: CoreLimit,
     config: Config,
-    /// The command that `exec` runs, and its arguments.
+    /// The words after `--`: the command that `exec` runs, or those of `rotate`.
     program: Vec<OsString>,
 }
 
@@ -140,8 +142,11 @@ fn run(
     mut environment: Environment,
     secrets: &RegisteredSecrets,
 ) -> Result<(), Failure> {
-    let program =
-        if name == Some("exec") { args::take_program(&mut arguments) } else { Vec::new() };
+    let program = if matches!(name, Some("exec" | "rotate")) {
+        args::take_program(&mut arguments)
+    } else {
+        Vec::new()
+    };
     let mut arguments = args::split_assignments(arguments)?;
     let after = args::take_path(&mut arguments, "--socket")?;
     let config = args::take_path(&mut arguments, "--config")?;
@@ -192,6 +197,7 @@ fn run(
         Command::Exec(args) => exec::run(args, &context),
         Command::Policy(args) => policy::run(args, &context),
         Command::Audit(args) => audit::run(args),
+        Command::Rotate(args) => rotate::run(&args, &context),
         Command::Seal(args) => seal::run(args, &context),
         Command::SystemdCredentials(args) => systemd_credentials::run(args, &context),
         Command::Doctor(args) => doctor::run(args, &context),

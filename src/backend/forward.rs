@@ -11,6 +11,7 @@ use crate::model::{
 };
 use crate::secret::Secret;
 use crate::settings;
+use crate::time::Timestamp;
 
 use super::registry::invalid;
 use super::{BackendOptions, BackendStatus, CredentialVault, MetadataKeeper};
@@ -190,6 +191,18 @@ impl MetadataKeeper for ServiceVault {
 
     fn records(&self) -> Result<Vec<RecordSummary>, VaultError> {
         self.client.records().map_err(unavailable)
+    }
+
+    fn note_validity(
+        &self,
+        at: &CredentialRef,
+        valid: Option<bool>,
+        stored_at: Option<Timestamp>,
+    ) -> Result<bool, VaultError> {
+        self.client.note_validity(at, valid, stored_at).map_err(|error| match error {
+            ClientError::Refused { status: 404, .. } => VaultError::NotFound(at.clone()),
+            error => unavailable(error),
+        })
     }
 
     fn store_request(&self, at: &CredentialRef, request: &StoreRequest) -> Result<(), VaultError> {

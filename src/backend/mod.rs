@@ -38,6 +38,7 @@ use crate::model::{
     StoreRequest,
 };
 use crate::secret::Secret;
+use crate::time::Timestamp;
 
 /// The backends of this crate. A host program adds its own with [`register_backend`].
 const BUILT_IN: &[(&str, BackendFactory)] = &[
@@ -221,6 +222,19 @@ pub trait MetadataKeeper {
     ///
     /// [`VaultError::BackendUnavailable`].
     fn records(&self) -> Result<Vec<RecordSummary>, VaultError>;
+
+    /// Notes the result of a validator for the value that was stored at `stored_at`. Returns whether
+    /// it is still that value.
+    ///
+    /// # Errors
+    ///
+    /// [`VaultError::NotFound`], [`VaultError::BackendUnavailable`].
+    fn note_validity(
+        &self,
+        at: &CredentialRef,
+        valid: Option<bool>,
+        stored_at: Option<Timestamp>,
+    ) -> Result<bool, VaultError>;
 
     /// Stores the value with its metadata.
     ///

@@ -9,7 +9,7 @@ use intentframe_credentials::CredentialRef;
 use super::failure::Failure;
 use super::{
     audit, backup, commands, config, dev, doctor, exec, export, import, metadata, policy, rotate,
-    seal, serve, store, systemd_credentials,
+    seal, serve, store, systemd_credentials, validate,
 };
 
 /// The IntentFrame credential vault: the service and its command-line client.
@@ -78,6 +78,7 @@ pub enum Command {
     Policy(policy::PolicyCommand),
     Audit(audit::Audit),
     Rotate(rotate::Rotate),
+    Validate(validate::Validate),
     Seal(seal::Seal),
     SystemdCredentials(systemd_credentials::SystemdCredentials),
     Doctor(doctor::Doctor),

@@ -70,9 +70,9 @@ pub fn run(args: Export, context: &Context) -> Result<(), Failure> {
         None
     };
     let entries = records.iter().filter_map(|record| match service.look(&record.at) {
-        // Another fleet has other hosts.
+        // Another fleet has other hosts, and validators of its own.
         Ok((Some(mut record), Some(value))) => {
-            record.stored_by = None;
+            (record.stored_by, record.valid) = (None, None);
             Some(Ok(Entry { record, value }))
         }
         Ok((Some(_), None)) => skip(format!("{}: it has no value", record.at)),

@@ -133,12 +133,15 @@ fn take(service: &VaultService, entry: &Entry, args: &Import) -> Result<bool, Va
     }
 }
 
-/// Whether two records are of the same store. A read changes one, and a setting the preview.
+/// Whether two records are of the same store. A read and a validator change one, and a setting the
+/// preview.
 pub fn is_same(one: &CredentialRecord, other: &CredentialRecord) -> bool {
     let other = CredentialRecord {
         last_used_at: one.last_used_at,
         masked_preview: one.masked_preview.clone(),
         stored_by: one.stored_by.clone(),
+        last_validated_at: one.last_validated_at,
+        valid: one.valid,
         ..other.clone()
     };
     *one == other

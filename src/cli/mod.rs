@@ -29,6 +29,7 @@ mod signals;
 mod store;
 mod supervised;
 mod systemd_credentials;
+mod validate;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -198,6 +199,7 @@ fn run(
         Command::Policy(args) => policy::run(args, &context),
         Command::Audit(args) => audit::run(args),
         Command::Rotate(args) => rotate::run(&args, &context),
+        Command::Validate(args) => validate::run(&args, &context),
         Command::Seal(args) => seal::run(args, &context),
         Command::SystemdCredentials(args) => systemd_credentials::run(args, &context),
         Command::Doctor(args) => doctor::run(args, &context),

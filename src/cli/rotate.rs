@@ -76,10 +76,13 @@ pub fn run(args: &Rotate, context: &Context) -> Result<(), Failure> {
 }
 
 fn find(client: &VaultClient, at: &CredentialRef) -> Result<RecordSummary, Failure> {
-    let is_it = |it: &RecordSummary| {
-        (&*it.summary.namespace, &*it.summary.key) == (at.namespace().as_str(), at.key())
-    };
-    client.records()?.into_iter().find(is_it).ok_or_else(|| commands::not_found(at))
+    let found = client.records()?.into_iter().find(|record| is_of(record, at));
+    found.ok_or_else(|| commands::not_found(at))
+}
+
+/// Whether it is the record of this credential.
+pub fn is_of(record: &RecordSummary, at: &CredentialRef) -> bool {
+    (&*record.summary.namespace, &*record.summary.key) == (at.namespace().as_str(), at.key())
 }
 
 fn command(words: &[OsString]) -> Command {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::model::{
@@ -19,6 +19,7 @@ use crate::model::{
 };
 use crate::secret::{Secret, wiped_json};
 use crate::settings::{self, Environment, PathError};
+use crate::time::Timestamp;
 use http::{Answer, Http};
 
 /// The default of [`ClientOptions::timeout`].
@@ -210,6 +211,26 @@ impl VaultClient {
         found(self.read("/v1/records"))?.ok_or_else(|| {
             self.0.protocol("it has no /v1/records: it is of an older version".to_owned())
         })
+    }
+
+    /// Notes the result of a validator, `None` if it could not tell, for the value that was stored at
+    /// `stored_at` (the `updated_at` of a listing). Returns whether it is still that value; if not,
+    /// nothing has changed.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub fn note_validity(
+        &self,
+        at: &CredentialRef,
+        valid: Option<bool>,
+        stored_at: Option<Timestamp>,
+    ) -> Result<bool, ClientError> {
+        let body = json!({ "valid": valid, "updated_at": stored_at }).to_string();
+        match self.call("PUT", &format!("/v1/validations/{}", segments(at)), body.as_bytes()) {
+            Err(ClientError::Refused { status: 409, .. }) => Ok(false),
+            outcome => outcome.map(|_| true),
+        }
     }
 
     /// Lists the credentials that are delivered as environment variables, without values.

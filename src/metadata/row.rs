@@ -13,12 +13,17 @@ type Result<T> = std::result::Result<T, MetadataError>;
 pub(super) const COLUMNS: &str = "namespace, key, delivery_mode, allowed_consumers, env_name, \
      validator_id, masked_preview, created_at, updated_at, last_validated_at, last_used_at";
 
-/// Selects [`COLUMNS`] and the name of the host that stored the credential, as [`read`] expects.
+/// Selects [`COLUMNS`], the name of the host that stored the credential, and the validator's result,
+/// as [`read`] expects.
 pub(super) fn select(condition: &str) -> String {
-    format!(
-        "SELECT {COLUMNS}, (SELECT node FROM vault_nodes AS it WHERE it.namespace = all_.namespace
-             AND it.key = all_.key) FROM credential_metadata AS all_ {condition}"
-    )
+    let other = |column: &str, table: &str| {
+        format!(
+            "(SELECT {column} FROM {table} AS it
+              WHERE it.namespace = all_.namespace AND it.key = all_.key)"
+        )
+    };
+    let (node, valid) = (other("node", "vault_nodes"), other("valid", "vault_validations"));
+    format!("SELECT {COLUMNS}, {node}, {valid} FROM credential_metadata AS all_ {condition}")
 }
 
 /// Returns the record of one credential. The outer error is about the database, the inner one
@@ -41,10 +46,15 @@ pub(super) fn set(
     record: Option<&CredentialRecord>,
 ) -> rusqlite::Result<()> {
     let (namespace, key) = (at.namespace().as_str(), at.key());
-    let sql = "DELETE FROM vault_nodes WHERE namespace = ?1 AND key = ?2";
-    execute(connection, sql, [namespace, key])?;
-    if let Some(node) = record.and_then(|record| record.stored_by.as_deref()) {
-        execute(connection, "INSERT INTO vault_nodes VALUES (?1, ?2, ?3)", [namespace, key, node])?;
+    let node = record.and_then(|record| record.stored_by.clone());
+    let valid = record.and_then(|record| record.valid).map(|valid| valid.to_string());
+    for (table, text) in [("vault_nodes", node), ("vault_validations", valid)] {
+        let sql = format!("DELETE FROM {table} WHERE namespace = ?1 AND key = ?2");
+        execute(connection, &sql, [namespace, key])?;
+        if let Some(text) = text {
+            let sql = format!("INSERT INTO {table} VALUES (?1, ?2, ?3)");
+            execute(connection, &sql, [namespace, key, &text])?;
+        }
     }
     let Some(record) = record else {
         let sql = "DELETE FROM credential_metadata WHERE namespace = ?1 AND key = ?2";
@@ -107,6 +117,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<CredentialRecord> {
         last_validated_at: optional(row, 9, Timestamp::parse)?,
         last_used_at: optional(row, 10, Timestamp::parse)?,
         stored_by: optional(row, 11, text)?,
+        valid: optional(row, 12, |valid| valid.parse().ok())?,
     })
 }
 

@@ -59,6 +59,12 @@ CREATE TABLE IF NOT EXISTS vault_nodes (
     node TEXT NOT NULL,
     PRIMARY KEY (namespace, key)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vault_validations (
+    namespace TEXT NOT NULL,
+    key TEXT NOT NULL,
+    valid TEXT NOT NULL,
+    PRIMARY KEY (namespace, key)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS vault_refresh (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     at TEXT NOT NULL

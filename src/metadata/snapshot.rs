@@ -64,15 +64,16 @@ impl Snapshot {
         Ok(lines.into_iter().filter(|line| line != "ok").collect())
     }
 
-    /// The records in the order of namespace and key, without the hosts that stored them: the
-    /// file may be of an older version.
+    /// The records in the order of namespace and key, without the hosts that stored them and
+    /// the results of validators: the file may be of an older version.
     ///
     /// # Errors
     ///
     /// [`MetadataError::Failed`], also if a row is invalid (the message says which one).
     pub fn records(&self) -> Result<Vec<CredentialRecord>, MetadataError> {
-        let sql =
-            format!("SELECT {COLUMNS}, NULL FROM credential_metadata ORDER BY namespace, key");
+        let sql = format!(
+            "SELECT {COLUMNS}, NULL, NULL FROM credential_metadata ORDER BY namespace, key"
+        );
         self.0.prepare(&sql)?.query_map([], |row| Ok(row::read(row)))?.map(|row| row?).collect()
     }
 

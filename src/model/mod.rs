@@ -72,6 +72,9 @@ pub struct CredentialRecord {
     /// The host that stored it, where hosts share metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored_by: Option<String>,
+    /// The result of a validator for this value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid: Option<bool>,
 }
 
 impl CredentialRecord {
@@ -90,6 +93,7 @@ impl CredentialRecord {
             last_validated_at: None,
             last_used_at: None,
             stored_by: None,
+            valid: None,
         }
     }
 
@@ -122,7 +126,7 @@ pub struct MaskedSummary {
     pub last_validated_at: Option<Timestamp>,
     /// When its value was last read.
     pub last_used_at: Option<Timestamp>,
-    /// The validator's result; unset until a validator has run.
+    /// The validator's result for this value; unset until a validator has run.
     pub valid: Option<bool>,
 }
 
@@ -138,7 +142,7 @@ impl From<CredentialRecord> for MaskedSummary {
             updated_at: record.updated_at,
             last_validated_at: record.last_validated_at,
             last_used_at: record.last_used_at,
-            valid: None,
+            valid: record.valid,
         }
     }
 }

@@ -6,13 +6,14 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::env_name;
 use crate::model::{DeliveryMode, MAX_CONSUMER_BYTES, MAX_CONSUMERS, StoreRequest};
 use crate::secret::Secret;
+use crate::time::Timestamp;
 
 use super::Answer;
 
@@ -74,6 +75,24 @@ fn invalid_json(body: &[u8], error: &serde_json::Error) -> Problem {
     let position = lines_before.map(<[u8]>::len).sum::<usize>() + column.saturating_sub(1);
     let msg = format!("JSON decode error at line {line} column {column}");
     Problem::new("json_invalid", json!(["body", position]), msg)
+}
+
+/// The result of a validator.
+#[derive(Deserialize)]
+pub(super) struct Validity {
+    /// `null` if it could not tell.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub(super) valid: Option<bool>,
+    /// When the value was stored that it has checked.
+    pub(super) updated_at: Option<Timestamp>,
+}
+
+pub(super) fn parse_validity(body: &[u8]) -> Result<Validity, Problem> {
+    serde_json::from_slice(body).map_err(|_| {
+        let msg = "Input should be an object with valid (true, false or null) and, if you like, \
+            updated_at (a time)";
+        Problem::new("model_type", json!(["body"]), msg)
+    })
 }
 
 /// The fields of a body, not parsed yet: what is not wanted is never kept, however deep it is.

@@ -61,6 +61,8 @@ pub enum Call {
     Head(CredentialRef),
     /// Stores what the body says.
     Put(CredentialRef),
+    /// Notes the result of a validator, which the body has.
+    Validate(CredentialRef),
     /// Deletes a credential.
     Delete(CredentialRef),
 }
@@ -91,7 +93,7 @@ impl Call {
             Self::List(Filter::RuntimeEnv, ..) => (Operation::Read, nothing),
             Self::Get(at, _) => (Operation::Read, at.into()),
             Self::Head(at) => (Operation::List, at.into()),
-            Self::Put(at) => (Operation::Write, at.into()),
+            Self::Put(at) | Self::Validate(at) => (Operation::Write, at.into()),
             Self::Delete(at) => (Operation::Delete, at.into()),
         })
     }
@@ -152,6 +154,11 @@ impl Router {
                 let unit = unit.map(|unit| Box::new(Peer::Process(Caller::of_unit(unit))));
                 credential_call(method, at, unit, head.content_type)
             }
+            (Resource::Validation(namespace, key), Method::Put) => {
+                body::check_content_type(head.content_type)?;
+                Ok(Call::Validate(CredentialRef::parse(&namespace, &key)?))
+            }
+            (Resource::Validation(..), _) => Err(Answer::method_not_allowed("PUT")),
             (Resource::Health, Method::Get) => Ok(Call::Health),
             (Resource::OpenApi, Method::Get) => Err(Answer::openapi()),
             (Resource::Credentials, Method::Get) => Ok(Call::List(Filter::All, false, None)),
@@ -169,7 +176,7 @@ impl Router {
     #[must_use]
     pub fn may_block(&self, call: &Call) -> bool {
         match call {
-            Call::Put(_) | Call::Delete(_) => true,
+            Call::Put(_) | Call::Validate(_) | Call::Delete(_) => true,
             Call::Get(..) | Call::Head(_) => self.service.reads_may_block(),
             Call::Health => self.service.metadata().is_none() && self.service.reads_may_block(),
             Call::List(..) => self.service.listings_may_block(),
@@ -200,6 +207,18 @@ impl Router {
                     done("stored")
                 }
                 Err(problems) => Answer::error(422, &problems),
+            },
+            Call::Validate(at) => match body::parse_validity(body) {
+                Ok(body::Validity { valid, updated_at }) => {
+                    let mut is_same = true;
+                    change(call, rights, || {
+                        is_same = self.service.note_validity(at, valid, updated_at)?;
+                        Ok(())
+                    })?;
+                    let stored_again = || Answer::error(409, "the credential was stored again");
+                    if is_same { done("noted") } else { stored_again() }
+                }
+                Err(problem) => Answer::error(422, &[problem]),
             },
             Call::Delete(at) => {
                 change(call, rights, || self.service.delete(at).map(drop))?;

@@ -19,6 +19,7 @@ pub(super) enum Resource {
     },
     RuntimeEnv,
     Records,
+    Validation(String, String),
 }
 
 impl Resource {
@@ -54,6 +55,9 @@ impl Resource {
             ["openapi.json"] => Ok(Self::OpenApi),
             ["v1", "runtime-env"] => Ok(Self::RuntimeEnv),
             ["v1", "records"] => Ok(Self::Records),
+            ["v1", "validations", namespace, key] => {
+                Ok(Self::Validation(namespace.to_owned(), key.to_owned()))
+            }
             ["v1", "credentials"] => Ok(Self::Credentials),
             ["v1", "credentials", namespace] => Ok(Self::Namespace(namespace.to_owned())),
             ["v1", "credentials", namespace, key] => Ok(credential(None, namespace, key)),

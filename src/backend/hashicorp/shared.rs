@@ -20,7 +20,7 @@ const FOLDER: &str = ".metadata";
 
 /// The fields of a record's JSON. Others, such as those of a later version, are ignored.
 const FIELDS: &str = "delivery_mode allowed_consumers env_name validator_id masked_preview created_at \
-     updated_at last_validated_at last_used_at stored_by";
+     updated_at last_validated_at last_used_at stored_by valid";
 
 impl SharedMetadata for HashiCorpVault {
     fn node(&self) -> &str {
@@ -145,6 +145,7 @@ mod tests {
         let request = StoreRequest::new(Secret::new("a-value-of-some-length".to_owned()));
         let mut record = CredentialRecord::new(at.clone(), &request, Timestamp::now());
         record.stored_by = Some("one".to_owned());
+        record.valid = Some(false);
         let json = json_of(&record);
         let later = json.expose().replacen('{', r#"{"later":[1],"#, 1);
         assert!(!later.contains("namespace"), "{later}");

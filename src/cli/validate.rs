@@ -1,0 +1,95 @@
+//! `validate`: asks the validators whether values still work.
+
+use std::io;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use argh::FromArgs;
+use intentframe_credentials::model::RecordSummary;
+use intentframe_credentials::{CredentialRef, VaultClient};
+
+use super::args::credential;
+use super::child::feed;
+use super::failure::{Failure, NOT_FOUND, OTHER, cannot};
+use super::logging::keep_out;
+use super::{Context, commands, output, rotate};
+
+/// Run the validators of credentials, and note the results.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "validate", help_triggers("-h", "--help"))]
+#[argh(note = "The validator of a credential is the command that the table [validators] of a\n\
+            configuration file has for its validator_id. It gets the value on its standard\n\
+            input. Its exit code is 0 if the value is valid, and 1 if not; with any other, or\n\
+            after 30 seconds (IF_VAULT_VALIDATOR_TIMEOUT), the result is unknown.\n\n\
+            The exit code is 0 if all are valid, 1 if one is invalid, else 5.")]
+pub struct Validate {
+    /// the credentials, as NAMESPACE/KEY; without any, all that have a validator
+    #[argh(positional)]
+    credentials: Vec<String>,
+}
+
+pub fn run(args: &Validate, context: &Context) -> Result<(), Failure> {
+    let client = context.client()?;
+    let number = |text: &str| text.parse().map_err(|_| "it is a number of seconds".to_owned());
+    let seconds = context.setting(None, "IF_VAULT_VALIDATOR_TIMEOUT", number)?.unwrap_or(30);
+    let named: Vec<_> =
+        args.credentials.iter().map(|it| credential(it)).collect::<Result<_, _>>()?;
+    let mut records = client.records()?;
+    if let Some(none) = named.iter().find(|at| !records.iter().any(|it| rotate::is_of(it, at))) {
+        return Err(commands::not_found(none));
+    }
+    records.retain(|it| match named.as_slice() {
+        [] => it.validator_id.is_some(),
+        named => named.iter().any(|at| rotate::is_of(it, at)),
+    });
+    let mut code = 0;
+    let mut rows = Vec::new();
+    for record in records {
+        let (result, why) = match check(&record, &client, context, Duration::from_secs(seconds)) {
+            Ok(true) => ("valid", String::new()),
+            Ok(false) => ("invalid", String::new()),
+            Err(failure) => ("unknown", failure.message),
+        };
+        code = match result {
+            "invalid" => NOT_FOUND,
+            "unknown" if code == 0 => OTHER,
+            _ => code,
+        };
+        rows.push([record.summary.namespace, record.summary.key, result.to_owned(), why]);
+    }
+    output::rows(["NAMESPACE", "KEY", "RESULT", "REASON"], &rows)?;
+    if code == 0 { Ok(()) } else { Err(Failure::silent(code)) }
+}
+
+/// Whether the value is valid. An error says why that is unknown.
+fn check(
+    record: &RecordSummary,
+    client: &VaultClient,
+    context: &Context,
+    limit: Duration,
+) -> Result<bool, Failure> {
+    let id = record.validator_id.as_deref();
+    let id = id.ok_or_else(|| Failure::other("it has no validator_id"))?;
+    let unknown = || Failure::other(format!("no configuration file has a validator {id:?}"));
+    let (words, _) = context.config.validators.get(id).ok_or_else(unknown)?;
+    let at = CredentialRef::parse(&record.summary.namespace, &record.summary.key);
+    let at = at.map_err(Failure::other)?;
+    let value = client.get(&at)?.ok_or_else(|| commands::not_found(&at))?;
+    keep_out(&value, &context.secrets);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).stdout(Stdio::from(io::stderr()));
+    let ended = feed(&mut command, &value, Some(limit), context);
+    let ended = ended.map_err(cannot(format!("run {}", words[0])))?;
+    let valid = match ended.map(|status| status.code()) {
+        Some(Some(0)) => Some(true),
+        Some(Some(1)) => Some(false),
+        _ => None,
+    };
+    if !client.note_validity(&at, valid, Some(record.summary.updated_at))? {
+        return Err(Failure::other("it was stored again meanwhile"));
+    }
+    valid.ok_or_else(|| match ended {
+        Some(status) => Failure::other(status),
+        None => Failure::other(format!("no result within {} s", limit.as_secs())),
+    })
+}

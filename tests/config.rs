@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use support::{Ended, Place};
+use support::{Ended, Place, wait_until};
 
 /// A command with these variables only.
 fn vault(arguments: &[&str], variables: &[(&str, &Path)]) -> Ended {
@@ -39,7 +39,8 @@ fn one_file_is_enough_for_the_service_and_its_clients() {
     let path = file(&place, ".config/intentframe/vault.toml", 0o600, &text);
     let service = place.bare_setup().start();
     assert_eq!(service.get("/health").json()["backend"], "EnvVault");
-    assert!(place.data_dir().exists() && service.log().contains("\"level\":\"INFO\""));
+    assert!(place.data_dir().exists());
+    wait_until("the log is JSON", || service.log().contains("\"level\":\"INFO\""));
     assert!(!service.log().contains("canary"), "{}", service.log());
 
     let home = [("HOME", place.root())];

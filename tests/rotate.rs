@@ -136,3 +136,79 @@ fn the_old_value_stays_until_the_new_one_passes_its_check() {
         vault.run(words).failed(2, "a command is missing");
     }
 }
+
+#[test]
+fn a_value_is_generated_and_printed_only_if_asked() {
+    let vault = Vault::start();
+    let store =
+        |options: &[&str]| vault.run(&[&["store", "app/made", "--generate"], options].concat());
+    let mut seen = Vec::new();
+    for (options, length, fits) in [
+        (&[][..], 32, (|c| c.is_ascii_alphanumeric()) as fn(char) -> bool),
+        (&["--alphabet", "hex", "--length=64"], 64, |c| matches!(c, '0'..='9' | 'a'..='f')),
+        (&["--alphabet=digits", "--length", "1"], 1, |c| c.is_ascii_digit()),
+        (&["--alphabet", "base64url"], 32, |c| c.is_ascii_alphanumeric() || "-_".contains(c)),
+        (&["--alphabet", "symbols", "--length", "262144"], 262_144, |c| c.is_ascii_graphic()),
+    ] {
+        assert_eq!(store(options).ok(), "", "{options:?}");
+        let value = vault.value("app/made");
+        assert!(value.len() == length && value.chars().all(fits), "{options:?}: {value}");
+        seen.push(value);
+    }
+    // Of 262,144 characters out of 94, each occurs 2,789 times; 6 sigma are 315.
+    let symbols = seen.pop().expect("the last one");
+    for c in '!'..='~' {
+        let count = symbols.matches(c).count();
+        assert!((2_470..=3_110).contains(&count), "{c}: {count}");
+    }
+    let printed = store(&["--print", "--delivery-mode", "runtime_env"]).ok();
+    assert_eq!(printed, vault.value("app/made") + "\n");
+    assert!(!seen.contains(&printed));
+    assert_eq!(vault.record("app/made")["delivery_mode"], "runtime_env");
+    for (options, reason) in [
+        (&["--length", "0"][..], "--length is from 1"),
+        (&["--length", "262145"], "--length is from 1"),
+        (&["--alphabet", "klingon"], "--alphabet is alphanumeric"),
+    ] {
+        store(options).failed(2, reason);
+    }
+    vault.run(&["store", "app/made", "--print"]).failed(2, "require --generate");
+    assert_eq!(vault.value("app/made") + "\n", printed);
+}
+
+#[test]
+fn stale_credentials_are_listed_and_the_latest_come_first() {
+    let place = Place::new();
+    place.seed_database(1);
+    let database = rusqlite::Connection::open(place.database()).expect("opens");
+    for (key, created, used) in [
+        ("a-never", "2026-01-01", "NULL"),
+        ("b-old", "2020-01-01", "'2020-02-01T00:00:00+00:00'"),
+        ("c-used", "2020-01-02", "strftime('%Y-%m-%dT%H:%M:%S+00:00', 'now')"),
+        ("d-new", "2020-01-03", "NULL"),
+    ] {
+        let created = match key {
+            "d-new" => "strftime('%Y-%m-%dT%H:%M:%S+00:00', 'now')".to_owned(),
+            _ => format!("'{created}T00:00:00+00:00'"),
+        };
+        let sql = format!(
+            "INSERT INTO credential_metadata (namespace, key, masked_preview, created_at,
+             updated_at, last_used_at) VALUES ('x', '{key}', '****', {created}, {created}, {used})"
+        );
+        database.execute(&sql, []).expect("inserts");
+    }
+    drop(database);
+    let service = place.start();
+    let vault = Vault { place, service };
+    let keys = |options: &[&str]| -> Vec<String> {
+        let listed = vault.run(&[&["list", "x"], options].concat()).ok();
+        listed.lines().map(|it| it.split('\t').nth(1).expect("a key").to_owned()).collect()
+    };
+    assert_eq!(keys(&["--sort", "name"]), ["a-never", "b-old", "c-used", "d-new"]);
+    assert_eq!(keys(&["--sort", "used"]), ["c-used", "b-old", "a-never", "d-new"]);
+    assert_eq!(keys(&["--sort", "created", "--long"]), ["d-new", "a-never", "c-used", "b-old"]);
+    assert_eq!(keys(&["--stale", "7"]), ["a-never", "b-old"]);
+    assert_eq!(keys(&["--stale=1000", "--sort=used"]), ["b-old"]);
+    assert_eq!(keys(&["--stale", "0"]).len(), 4);
+    vault.run(&["list", "--sort", "size"]).failed(2, "--sort is name, used or created");
+}

@@ -1,5 +1,6 @@
 //! The commands that ask one question: health, list, get, has, delete, runtime-env, check.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
@@ -61,6 +62,15 @@ pub struct List {
     #[argh(option, arg_name = "path")]
     audit_log: Option<PathBuf>,
 
+    /// only those that were not used for so many days; one that was never used counts from its
+    /// creation
+    #[argh(option, arg_name = "days")]
+    stale: Option<u32>,
+
+    /// the order: name (the default), used or created, the latest first
+    #[argh(option, arg_name = "order")]
+    sort: Option<String>,
+
     /// only those of this namespace
     #[argh(positional)]
     namespace: Option<String>,
@@ -74,6 +84,7 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
         records.retain(|it| {
             namespace.as_ref().is_none_or(|name| name.as_str() == it.summary.namespace)
         });
+        arrange(&mut records, |it| &it.summary, args.stale, args.sort.as_deref())?;
         if args.json {
             return output::json(&records);
         }
@@ -101,15 +112,39 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
         ];
         return output::rows(head, &rows.collect::<Vec<_>>());
     }
-    let summaries = match namespace {
+    let mut summaries = match namespace {
         None => client.list_all()?,
         Some(name) => client.list_namespace(&name)?,
     };
+    arrange(&mut summaries, |it| it, args.stale, args.sort.as_deref())?;
     if args.json {
         return output::json(&summaries);
     }
     let head = ["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED"];
     output::rows(head, &summaries.into_iter().map(row).collect::<Vec<_>>())
+}
+
+/// Chooses and sorts what is listed, as the options say.
+fn arrange<T>(
+    listed: &mut Vec<T>,
+    of: impl Fn(&T) -> &MaskedSummary,
+    stale: Option<u32>,
+    sort: Option<&str>,
+) -> Result<(), Failure> {
+    const DAY: u64 = 24 * 60 * 60;
+
+    if let Some(days) = stale {
+        let now = Timestamp::now();
+        let used = |it: &MaskedSummary| it.last_used_at.unwrap_or(it.created_at);
+        listed.retain(|it| now.seconds_since(used(of(it))) >= u64::from(days) * DAY);
+    }
+    match sort {
+        None | Some("name") => {}
+        Some("used") => listed.sort_by_key(|it| Reverse(of(it).last_used_at)),
+        Some("created") => listed.sort_by_key(|it| Reverse(of(it).created_at)),
+        Some(_) => return Err(Failure::usage("--sort is name, used or created")),
+    }
+    Ok(())
 }
 
 fn row(summary: MaskedSummary) -> [String; 6] {

@@ -14,6 +14,7 @@ mod dotenv;
 mod exec;
 mod export;
 mod failure;
+mod generate;
 mod hardening;
 mod import;
 mod local;

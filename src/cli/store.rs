@@ -8,20 +8,22 @@ use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest}
 use rustix::termios::{self, LocalModes, OptionalActions};
 use zeroize::Zeroizing;
 
-use super::Context;
 use super::args::credential;
 use super::failure::{Failure, cannot};
+use super::generate::generate;
 use super::logging::keep_out;
+use super::{Context, output};
 
 /// The longest value that the service accepts.
-const MAX_VALUE_BYTES: usize = 256 * 1024;
+pub const MAX_VALUE_BYTES: usize = 256 * 1024;
 
-/// Store a value, read from a prompt or standard input.
+/// Store a value, read from a prompt or standard input, or generated.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "store", help_triggers("-h", "--help"))]
 #[argh(
     example = "credential-vault store openai/api_key\n\
-               credential-vault store tls.example/private_key --keep-newline < key.pem",
+               credential-vault store tls.example/private_key --keep-newline < key.pem\n\
+               credential-vault store db.main/password --generate --length 24",
     note = "On a terminal, store prompts for the value and does not show it. Otherwise it\n\
             reads standard input: UTF-8 text of at most 256 KiB. One newline at the end\n\
             (\\n or \\r\\n) is removed, unless --keep-newline is given. A value is never taken\n\
@@ -54,6 +56,23 @@ pub struct Store {
     #[argh(switch)]
     allow_empty: bool,
 
+    /// store a value from the random numbers of the system, and read nothing
+    #[argh(switch)]
+    generate: bool,
+
+    /// with --generate: the number of characters (32 by default)
+    #[argh(option, arg_name = "count")]
+    length: Option<usize>,
+
+    /// with --generate: alphanumeric (the default), base64url, digits, hex or symbols (all of
+    /// ASCII that can be seen)
+    #[argh(option, arg_name = "name")]
+    alphabet: Option<String>,
+
+    /// with --generate: also print the value
+    #[argh(switch)]
+    print: bool,
+
     /// the credential, as NAMESPACE/KEY
     #[argh(positional)]
     credential: String,
@@ -68,7 +87,16 @@ pub fn run(args: Store, context: &Context) -> Result<(), Failure> {
             Failure::usage("--delivery-mode is either executor_only or runtime_env")
         })?,
     };
-    let value = read_value(&at, args.keep_newline)?;
+    let has_details = args.length.is_some() || args.alphabet.is_some() || args.print;
+    if has_details && !args.generate {
+        return Err(Failure::usage("--length, --alphabet and --print require --generate"));
+    }
+    let value = if args.generate {
+        let alphabet = args.alphabet.as_deref().unwrap_or("alphanumeric");
+        generate(args.length.unwrap_or(32), alphabet)?
+    } else {
+        read_value(&at, args.keep_newline)?
+    };
     keep_out(&value, &context.secrets);
     if value.is_empty() && !args.allow_empty {
         return Err(Failure::usage(format!("the value for {at} is empty; nothing was stored"))
@@ -81,7 +109,8 @@ pub fn run(args: Store, context: &Context) -> Result<(), Failure> {
         env_name: args.env_name,
         validator_id: args.validator_id,
     };
-    Ok(client.store(&at, &request)?)
+    client.store(&at, &request)?;
+    if args.print { output::value(request.value.expose()) } else { Ok(()) }
 }
 
 fn read_value(at: &CredentialRef, keep_newline: bool) -> Result<Secret, Failure> {

@@ -11,9 +11,10 @@ use crate::backend::CredentialVault;
 use crate::backoff::Backoff;
 use crate::error::VaultError;
 use crate::metadata::{Kind, Mark, MetadataStore, lock};
-use crate::model::{CredentialRecord, CredentialRef, HIDDEN, mask_value};
+use crate::model::{CredentialRecord, CredentialRef, HIDDEN, Validity, mask_value};
 use crate::secret::Secret;
 use crate::shared::Shared;
+use crate::time::Timestamp;
 
 /// The pauses between two attempts to settle what is open.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -139,6 +140,24 @@ impl Changes {
 }
 
 impl ChangeLock<'_> {
+    /// Notes the result of a validator, unless the value is not the one that it checked.
+    pub(crate) fn note_validity(&self, result: Validity) -> Result<bool, VaultError> {
+        let Self { at, changes } = self;
+        self.settle()?;
+        let mut record = changes.find(at)?.ok_or_else(|| VaultError::NotFound((*at).clone()))?;
+        if result.updated_at.is_some_and(|it| it != record.updated_at) {
+            return Ok(false);
+        }
+        record.valid = result.valid;
+        record.last_validated_at =
+            result.valid.map(|_| Timestamp::now()).or(record.last_validated_at);
+        if let Some(shared) = &changes.shared {
+            shared.backend().write(at, Some(&record))?;
+        }
+        changes.metadata.change(at, Some(record), Kind::Undo { is_final: false })?;
+        Ok(true)
+    }
+
     /// Commits the new row with an intent, makes the change, and undoes the row if that fails.
     /// `value` is `None` for a delete.
     pub(crate) fn make<T>(

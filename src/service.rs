@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::backend::{BackendStatus, CredentialVault, MetadataKeeper};
 use crate::changes::{ChangeLock, Changes};
 use crate::error::{Field, VaultError};
-use crate::metadata::{Filter, Kind, MetadataError, MetadataStore};
+use crate::metadata::{Filter, MetadataError, MetadataStore};
 use crate::model::{
     CredentialRecord, CredentialRef, HIDDEN, MaskedSummary, Namespace, RuntimeEnvEntry,
-    StoreRequest, mask_value,
+    StoreRequest, Validity, mask_value,
 };
 use crate::secret::Secret;
 use crate::shared::Shared;
@@ -251,35 +251,16 @@ impl VaultService {
         Ok(())
     }
 
-    /// Notes the result of a validator: `None` if it could not tell, which keeps
-    /// `last_validated_at`. Nothing changes if the value was stored at another time than
-    /// `stored_at`. Returns whether it is the value of that time.
+    /// Notes the result of a validator, if the value is still the one that it checked. Returns that.
     ///
     /// # Errors
     ///
     /// [`VaultError::NotFound`]; the error of the database or the backend.
-    pub fn note_validity(
-        &self,
-        at: &CredentialRef,
-        valid: Option<bool>,
-        stored_at: Option<Timestamp>,
-    ) -> Result<bool, VaultError> {
-        let Some(changes) = &self.changes else {
-            return self.keeper().note_validity(at, valid, stored_at);
-        };
-        let lock = changes.lock(at);
-        lock.settle()?;
-        let mut record = changes.find(at)?.ok_or_else(|| VaultError::NotFound(at.clone()))?;
-        if stored_at.is_some_and(|it| it != record.updated_at) {
-            return Ok(false);
+    pub fn note_validity(&self, at: &CredentialRef, result: Validity) -> Result<bool, VaultError> {
+        match &self.changes {
+            Some(changes) => changes.lock(at).note_validity(result),
+            None => self.keeper().note_validity(at, result),
         }
-        record.valid = valid;
-        record.last_validated_at = valid.map(|_| Timestamp::now()).or(record.last_validated_at);
-        if let Some(shared) = &changes.shared {
-            shared.backend().write(at, Some(&record))?;
-        }
-        changes.metadata.change(at, Some(record), Kind::Undo { is_final: false })?;
-        Ok(true)
     }
 
     /// Visits all credentials, or those of one namespace, in the order of namespace and key.

@@ -7,11 +7,10 @@ use std::time::Duration;
 use crate::client::{ClientError, ClientOptions, Health, VaultClient};
 use crate::error::VaultError;
 use crate::model::{
-    CredentialRef, MaskedSummary, Namespace, RecordSummary, RuntimeEnvEntry, StoreRequest,
+    CredentialRef, MaskedSummary, Namespace, RecordSummary, RuntimeEnvEntry, StoreRequest, Validity,
 };
 use crate::secret::Secret;
 use crate::settings;
-use crate::time::Timestamp;
 
 use super::registry::invalid;
 use super::{BackendOptions, BackendStatus, CredentialVault, MetadataKeeper};
@@ -193,13 +192,8 @@ impl MetadataKeeper for ServiceVault {
         self.client.records().map_err(unavailable)
     }
 
-    fn note_validity(
-        &self,
-        at: &CredentialRef,
-        valid: Option<bool>,
-        stored_at: Option<Timestamp>,
-    ) -> Result<bool, VaultError> {
-        self.client.note_validity(at, valid, stored_at).map_err(|error| match error {
+    fn note_validity(&self, at: &CredentialRef, result: Validity) -> Result<bool, VaultError> {
+        self.client.note_validity(at, result).map_err(|error| match error {
             ClientError::Refused { status: 404, .. } => VaultError::NotFound(at.clone()),
             error => unavailable(error),
         })

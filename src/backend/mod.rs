@@ -35,10 +35,9 @@ use crate::error::VaultError;
 use crate::metadata::MetadataStore;
 use crate::model::{
     CredentialRecord, CredentialRef, MaskedSummary, Namespace, RecordSummary, RuntimeEnvEntry,
-    StoreRequest,
+    StoreRequest, Validity,
 };
 use crate::secret::Secret;
-use crate::time::Timestamp;
 
 /// The backends of this crate. A host program adds its own with [`register_backend`].
 const BUILT_IN: &[(&str, BackendFactory)] = &[
@@ -223,18 +222,12 @@ pub trait MetadataKeeper {
     /// [`VaultError::BackendUnavailable`].
     fn records(&self) -> Result<Vec<RecordSummary>, VaultError>;
 
-    /// Notes the result of a validator for the value that was stored at `stored_at`. Returns whether
-    /// it is still that value.
+    /// Notes the result of a validator. Returns whether the value is still the one that it checked.
     ///
     /// # Errors
     ///
     /// [`VaultError::NotFound`], [`VaultError::BackendUnavailable`].
-    fn note_validity(
-        &self,
-        at: &CredentialRef,
-        valid: Option<bool>,
-        stored_at: Option<Timestamp>,
-    ) -> Result<bool, VaultError>;
+    fn note_validity(&self, at: &CredentialRef, result: Validity) -> Result<bool, VaultError>;
 
     /// Stores the value with its metadata.
     ///

@@ -32,7 +32,7 @@ pub fn all() -> impl Iterator<Item = Setting> {
     })
 }
 
-/// What the configuration files say.
+/// The content of the configuration files.
 #[derive(Debug, Default)]
 pub struct Config {
     /// The commands of validators, and where they come from, by the validator's name.

@@ -1,6 +1,6 @@
 //! Values from the random numbers of the system.
 
-use intentframe_credentials::Secret;
+use intentframe_credentials::{Secret, random};
 use zeroize::Zeroizing;
 
 use super::failure::Failure;
@@ -22,9 +22,8 @@ pub fn generate(length: usize, alphabet: &str) -> Result<Secret, Failure> {
         return Err(Failure::usage(format!("--length is from 1 to {MAX_VALUE_BYTES}")));
     }
     let mut value = String::with_capacity(length);
-    let mut bytes = Zeroizing::new([0; 256]);
     while value.len() < length {
-        getrandom::getrandom(&mut *bytes).map_err(Failure::other)?;
+        let bytes = Zeroizing::new(random::bytes::<256>().map_err(Failure::other)?);
         // All others are rejected, so that none is more likely.
         let fitting = bytes.iter().filter(|byte| is_in(byte)).take(length - value.len());
         value.extend(fitting.map(|byte| char::from(*byte)));

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use argh::FromArgs;
-use intentframe_credentials::model::RecordSummary;
+use intentframe_credentials::model::{RecordSummary, Validity};
 use intentframe_credentials::{CredentialRef, VaultClient};
 
 use super::args::credential;
@@ -85,7 +85,8 @@ fn check(
         Some(Some(1)) => Some(false),
         _ => None,
     };
-    if !client.note_validity(&at, valid, Some(record.summary.updated_at))? {
+    let result = Validity { valid, updated_at: Some(record.summary.updated_at) };
+    if !client.note_validity(&at, result)? {
         return Err(Failure::other("it was stored again meanwhile"));
     }
     valid.ok_or_else(|| match ended {

@@ -15,11 +15,10 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::model::{
-    CredentialRef, MaskedSummary, Namespace, RecordSummary, RuntimeEnvEntry, StoreRequest,
+    CredentialRef, MaskedSummary, Namespace, RecordSummary, RuntimeEnvEntry, StoreRequest, Validity,
 };
 use crate::secret::{Secret, wiped_json};
 use crate::settings::{self, Environment, PathError};
-use crate::time::Timestamp;
 use http::{Answer, Http};
 
 /// The default of [`ClientOptions::timeout`].
@@ -213,20 +212,14 @@ impl VaultClient {
         })
     }
 
-    /// Notes the result of a validator, `None` if it could not tell, for the value that was stored at
-    /// `stored_at` (the `updated_at` of a listing). Returns whether it is still that value; if not,
-    /// nothing has changed.
+    /// Notes the result of a validator. Returns whether the value is still the one that it checked;
+    /// if not, nothing has changed.
     ///
     /// # Errors
     ///
     /// [`ClientError`].
-    pub fn note_validity(
-        &self,
-        at: &CredentialRef,
-        valid: Option<bool>,
-        stored_at: Option<Timestamp>,
-    ) -> Result<bool, ClientError> {
-        let body = json!({ "valid": valid, "updated_at": stored_at }).to_string();
+    pub fn note_validity(&self, at: &CredentialRef, result: Validity) -> Result<bool, ClientError> {
+        let body = json!(result).to_string();
         match self.call("PUT", &format!("/v1/validations/{}", segments(at)), body.as_bytes()) {
             Err(ClientError::Refused { status: 409, .. }) => Ok(false),
             outcome => outcome.map(|_| true),

@@ -147,6 +147,16 @@ impl From<CredentialRecord> for MaskedSummary {
     }
 }
 
+/// The result of a validator, as the body of `PUT /v1/validations/{namespace}/{key}` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Validity {
+    /// Whether the value works. `None` if that is unknown, which keeps `last_validated_at`.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub valid: Option<bool>,
+    /// The `updated_at` of the value that was checked; `None` for whatever is there.
+    pub updated_at: Option<Timestamp>,
+}
+
 /// One credential with all its metadata. The answer to `GET /v1/records` is a list of these.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordSummary {

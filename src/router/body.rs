@@ -6,14 +6,13 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::env_name;
-use crate::model::{DeliveryMode, MAX_CONSUMER_BYTES, MAX_CONSUMERS, StoreRequest};
+use crate::model::{DeliveryMode, MAX_CONSUMER_BYTES, MAX_CONSUMERS, StoreRequest, Validity};
 use crate::secret::Secret;
-use crate::time::Timestamp;
 
 use super::Answer;
 
@@ -77,16 +76,7 @@ fn invalid_json(body: &[u8], error: &serde_json::Error) -> Problem {
     Problem::new("json_invalid", json!(["body", position]), msg)
 }
 
-/// The result of a validator.
-#[derive(Deserialize)]
-pub(super) struct Validity {
-    /// `null` if it could not tell.
-    #[serde(deserialize_with = "Option::deserialize")]
-    pub(super) valid: Option<bool>,
-    /// When the value was stored that it has checked.
-    pub(super) updated_at: Option<Timestamp>,
-}
-
+/// Parses the body of a result.
 pub(super) fn parse_validity(body: &[u8]) -> Result<Validity, Problem> {
     serde_json::from_slice(body).map_err(|_| {
         let msg = "Input should be an object with valid (true, false or null) and, if you like, \

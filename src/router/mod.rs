@@ -209,10 +209,10 @@ impl Router {
                 Err(problems) => Answer::error(422, &problems),
             },
             Call::Validate(at) => match body::parse_validity(body) {
-                Ok(body::Validity { valid, updated_at }) => {
+                Ok(result) => {
                     let mut is_same = true;
                     change(call, rights, || {
-                        is_same = self.service.note_validity(at, valid, updated_at)?;
+                        is_same = self.service.note_validity(at, result)?;
                         Ok(())
                     })?;
                     let stored_again = || Answer::error(409, "the credential was stored again");

@@ -78,7 +78,9 @@ fn invalid_json(body: &[u8], error: &serde_json::Error) -> Problem {
 
 /// Parses the body of a result.
 pub(super) fn parse_validity(body: &[u8]) -> Result<Validity, Problem> {
-    serde_json::from_slice(body).map_err(|_| {
+    // Through a map: serde takes a list for a struct too.
+    let fields = serde_json::from_slice::<serde_json::Map<_, _>>(body);
+    fields.and_then(|it| serde_json::from_value(it.into())).map_err(|_| {
         let msg = "Input should be an object with valid (true, false or null) and, if you like, \
             updated_at (a time)";
         Problem::new("model_type", json!(["body"]), msg)

@@ -86,17 +86,20 @@ impl Shared {
             let began = Instant::now();
             let outcome = self.read(namespace);
             let when = if outcome.is_ok() { began } else { Instant::now() };
+            if let Err(error) = &outcome
+                && !matches!(&*last, Some((_, Err(_))))
+            {
+                log::warn!("listings come from this host's copy of the metadata: {error}");
+            }
             if outcome.is_ok() && namespace.is_some() {
+                *last = None;
                 return Ok(None);
             }
             *last = Some((when, outcome));
         }
         let Some((_, Err(error))) = &*last else { return Ok(None) };
         match (error, self.age()) {
-            (VaultError::BackendUnavailable { .. }, Some(age)) => {
-                log::warn!("a listing is {age} s old: {error}");
-                Ok(Some(age))
-            }
+            (VaultError::BackendUnavailable { .. }, Some(age)) => Ok(Some(age)),
             _ => Err(error.clone()),
         }
     }

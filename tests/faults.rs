@@ -2,6 +2,8 @@
 //! docs/faults.md lists them all, with the tests of those that other test programs cover.
 #![cfg(target_os = "linux")]
 
+#[path = "support/clock.rs"]
+mod clock;
 #[path = "support/hashicorp.rs"]
 mod hashicorp;
 mod support;
@@ -405,43 +407,20 @@ fn without_descriptors_for_vault_requests_are_refused_until_there_are_some() {
 
 // The clock.
 
-/// A clock that the test sets, for the process that this environment is given to. Only the date
-/// changes; the time since boot goes on, as with a real clock that is set.
-fn clock(setup: Setup, file: &Path) -> Option<Setup> {
-    let folders = fs::read_dir("/usr/lib").ok()?.flatten();
-    let library = folders
-        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"))
-        .find(|library| library.exists())?;
-    let settings = [
-        ("LD_PRELOAD", library.to_str().expect("UTF-8")),
-        ("FAKETIME_TIMESTAMP_FILE", file.to_str().expect("UTF-8")),
-        ("FAKETIME_NO_CACHE", "1"),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-    ];
-    Some(settings.iter().fold(setup, |setup, (name, value)| setup.env(name, value)))
-}
-
-/// Replaces the file at once, so that no half of it is read.
-fn set_clock(file: &Path, offset: &str) {
-    let written = file.with_extension("written");
-    fs::write(&written, offset).expect("writes");
-    fs::rename(written, file).expect("replaces");
-}
-
 #[test]
 fn a_clock_that_is_set_back_or_forward_changes_no_answer_and_no_lease() {
     let Some(target) = Target::new() else { return };
     let role = target.approle("r", json!({ "token_ttl": "1h" }));
     let file = target.place.root().join("clock");
-    let Some(setup) = clock(target.setup_with_role(&target.place, &role), &file) else {
+    let Some(setup) = clock::set_by(&file, target.setup_with_role(&target.place, &role)) else {
         return skip("no clock to set; run: apt-get install libfaketime");
     };
-    set_clock(&file, "+0");
+    clock::set(&file, "+0");
     let mut service = setup.clone().start();
     let kept = || service.get("/v1/credentials/faults").json()[0].take();
     let mut before = Value::Null;
     for offset in ["+0", "-30d", "+400d", "-400d"] {
-        set_clock(&file, offset);
+        clock::set(&file, offset);
         for value in [NEXT, OLD] {
             stored(&service, KEPT, value);
             assert_eq!(service.get(KEPT).value(), value);
@@ -463,7 +442,7 @@ fn a_clock_that_is_set_back_or_forward_changes_no_answer_and_no_lease() {
     assert_eq!(service.wait().code(), Some(0), "{}", service.log());
 
     // A start long before all of its times.
-    set_clock(&file, "-800d");
+    clock::set(&file, "-800d");
     let service = setup.start();
     assert_listed(&service, &[("kept", NEXT), ("new", OLD)]);
     assert_eq!(service.get(KEPT).value(), NEXT);

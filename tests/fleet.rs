@@ -2,6 +2,8 @@
 //! server.
 #![cfg(target_os = "linux")]
 
+#[path = "support/clock.rs"]
+mod clock;
 #[path = "support/hashicorp.rs"]
 mod hashicorp;
 mod support;
@@ -374,4 +376,35 @@ fn the_record_in_vault_decides_who_may_read() {
     assert_eq!(read(), 403);
     store(&other, "jarvis");
     assert_eq!(read(), 200);
+}
+
+#[test]
+fn clocks_that_differ_change_nothing_but_times_and_an_hour_shares_uses() {
+    let Some(target) = Target::new() else { return };
+    let [one, two] = ["one", "two"].map(|name| Host::new(&target, name));
+    let file = |host: &Host| host.place.root().join("clock");
+    let start = |host: &Host, offset: &str| {
+        clock::set(&file(host), offset);
+        let setup = host.setup(&target, &target.token_for(POLICY));
+        clock::set_by(&file(host), setup)
+            .map(|setup| setup.env("FAKETIME_DONT_FAKE_MONOTONIC", "0").start())
+    };
+    let (Some(ahead), Some(behind)) = (start(&one, "+60"), start(&two, "-60")) else {
+        return support::skip("no clock to set; run: apt-get install libfaketime");
+    };
+    for (first, second) in [(&ahead, &behind), (&behind, &ahead)] {
+        stored(first, "n", "key", "the-value-of-the-first");
+        stored(second, "n", "key", "the-value-of-the-second");
+        for host in [first, second] {
+            assert_eq!(fetch(host, "n", "key").value(), "the-value-of-the-second");
+            assert_eq!(names(host), ["n/key"]);
+        }
+        assert_eq!(without_uses(first), without_uses(second));
+        assert_eq!(without_uses(first)[0]["masked_preview"], "the-va....nd");
+    }
+    let used = |service: &Service| list(service, "/v1/records").0[0]["last_used_at"].clone();
+    clock::set(&file(&one), "+3700");
+    fetch(&ahead, "n", "key").value();
+    wait_until("the use is shared", || used(&behind) == used(&ahead));
+    drop((ahead, behind));
 }

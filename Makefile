@@ -8,10 +8,12 @@ SECONDS ?=
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET_DIR)/release/credential-vault
+SHARE = $(DESTDIR)$(PREFIX)/share
+COMPLETIONS := bash-completion/completions fish/vendor_completions.d zsh/site-functions
 # CI builds exactly what Cargo.lock says; a developer may change a dependency.
 LOCKED := $(if $(CI),--locked)
 
-.PHONY: help dev test test-api test-systemd test-windows torture lint bench fuzz models soak release install clean test-packages static dist deb wheel
+.PHONY: help dev docs-files test test-api test-systemd test-windows torture lint bench fuzz models soak release install clean test-packages static dist deb wheel
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,10 +107,19 @@ wheel: ## make a Python wheel of the static binary
 	scripts/wheel
 
 # `sudo make install` often finds no cargo. It then installs the result of `make release`.
-install: ## install the binary to $(PREFIX)/bin; DESTDIR is honoured
+install: ## install the binary, manual pages and completions to $(PREFIX); DESTDIR is honoured
 	@if command -v cargo >/dev/null || [ ! -f "$(BINARY)" ]; then $(MAKE) --no-print-directory release; fi
-	install -d "$(DESTDIR)$(PREFIX)/bin"
+	scripts/docs-files "$(BINARY)" "$(TARGET_DIR)"
+	install -d "$(DESTDIR)$(PREFIX)/bin" $(foreach folder,man/man1 man/man5 $(COMPLETIONS),"$(SHARE)/$(folder)")
 	install -m 0755 "$(BINARY)" "$(DESTDIR)$(PREFIX)/bin/credential-vault"
+	install -m 0644 "$(TARGET_DIR)"/man/man1/*.1 "$(SHARE)/man/man1"
+	install -m 0644 "$(TARGET_DIR)"/man/man5/*.5 "$(SHARE)/man/man5"
+	install -m 0644 "$(TARGET_DIR)/completions/credential-vault" "$(SHARE)/bash-completion/completions"
+	install -m 0644 "$(TARGET_DIR)/completions/credential-vault.fish" "$(SHARE)/fish/vendor_completions.d"
+	install -m 0644 "$(TARGET_DIR)/completions/_credential-vault" "$(SHARE)/zsh/site-functions"
+
+docs-files: release ## make the manual pages and completions: target/man, target/completions
+	scripts/docs-files "$(BINARY)" "$(TARGET_DIR)"
 
 clean: ## remove the build output
 	@scripts/need cargo

@@ -172,29 +172,6 @@ fn a_stored_value_is_returned_unchanged() {
     assert!(run(&service.socket, &["get", "n/k"]).ok() == longest, "it is unchanged");
 }
 
-#[test]
-fn a_value_on_the_command_line_is_rejected_without_repeating_it() {
-    let fake = Fake::new(|_| json("200 OK", r#"{"status":"stored"}"#));
-    for arguments in [
-        &["n/k", SECRET][..],
-        &["n", "k", SECRET],
-        &["n/k", "--value", SECRET],
-        &["n/k", &format!("--value={SECRET}")],
-        &["n/k", &format!("-{SECRET}")],
-        &["n/k", "--", SECRET],
-        &[SECRET],
-        &["n/k", "--delivery-mode", SECRET],
-    ] {
-        let refused = store(&fake.socket, arguments, b"v").expect(2);
-        assert!(!refused.stderr.contains("canary"), "{arguments:?}: {}", refused.stderr);
-        assert_eq!(refused.stdout, "");
-    }
-    let refused = store(&fake.socket, &["n/k", SECRET], b"v");
-    assert!(refused.stderr.contains("process list"), "why: {}", refused.stderr);
-    assert!(refused.stderr.contains("standard input"), "how: {}", refused.stderr);
-    assert!(fake.asked().is_empty());
-}
-
 // Against a fake service.
 
 #[test]
@@ -284,57 +261,6 @@ fn options_select_the_socket_before_variables_and_defaults() {
     let mut homeless = command(Path::new("~/s"), &["health"]);
     let stderr = Ended::from(homeless.output().expect("runs")).expect(2).stderr;
     assert!(stderr.contains("HOME is not set"), "{stderr}");
-}
-
-#[test]
-fn usage_errors_are_code_2_and_help_is_code_0() {
-    let nowhere = Path::new("/nonexistent/vault.sock");
-    for arguments in [
-        &[][..],
-        &["nonsense"],
-        &["get"],
-        &["get", "n"],
-        &["get", "n/"],
-        &["get", "n/a/b"],
-        &["get", "n/k", "n/l"],
-        &["get", "-n/k"],
-        &["list", "a b"],
-        &["health", "--nonsense"],
-        &["serve", "--workers", "0"],
-        &["health", "--socket", "/a", "--socket", "/b"],
-        &["serve", "--workers", "many"],
-        &["dev", "--port", "1"],
-        &["dev", "--tcp", "--port", "70000"],
-    ] {
-        let ended = run(nowhere, arguments).expect(2);
-        assert!(ended.stderr.starts_with("credential-vault: "), "{arguments:?}: {}", ended.stderr);
-        assert_eq!(ended.stdout, "", "{arguments:?}");
-    }
-    let all = "serve dev health list get has store delete runtime-env check exec";
-    for command in all.split(' ') {
-        let ended = run(nowhere, &[command, "--nonsense", "n/k"]).expect(2);
-        // What `store` does not know may be a value.
-        assert_eq!(ended.stderr.contains("--nonsense"), command != "store", "{}", ended.stderr);
-        let hint = format!("see `credential-vault {command} --help`\n");
-        assert!(ended.stderr.ends_with(&hint), "{}", ended.stderr);
-        let help = run(nowhere, &[command, "--help"]).ok();
-        assert!(help.starts_with(&format!("Usage: credential-vault {command}")), "{help}");
-    }
-    let slashes = run(nowhere, &["get", "github/myorg/token"]).expect(2);
-    assert!(slashes.stderr.contains("github.myorg/token"), "{}", slashes.stderr);
-
-    for arguments in [&["--help"][..], &["-h"], &["help"], &["get", "-h"]] {
-        let help = run(nowhere, arguments).ok();
-        assert!(help.starts_with("Usage: credential-vault"), "{help}");
-    }
-    let help = run(nowhere, &["--help"]).ok();
-    for line in ["  1 not found", "  2 usage", "  3 unreachable", "  4 refused", "  5 any other"] {
-        assert!(help.contains(line), "{help}");
-    }
-    assert_eq!(
-        run(nowhere, &["--version"]).ok(),
-        concat!("credential-vault ", env!("CARGO_PKG_VERSION"), "\n")
-    );
 }
 
 #[test]

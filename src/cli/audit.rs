@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::audit::{self, Entry};
 use intentframe_credentials::ownership;
 
@@ -15,14 +15,14 @@ use super::failure::{Failure, cannot};
 use super::output;
 
 /// Check an audit log, or follow it.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "audit", help_triggers("-h", "--help"))]
 pub struct Audit {
     #[argh(subcommand)]
     command: Subcommand,
 }
 
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand)]
 enum Subcommand {
     Verify(Verify),
@@ -30,7 +30,7 @@ enum Subcommand {
 }
 
 /// Check that no line of an audit log was changed, removed or added.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "verify", help_triggers("-h", "--help"))]
 #[argh(note = "Two hashes are printed: the one that the first line continues, and that of the\n\
             last line. Of two files in a row, the second continues the last one of the first.\n\
@@ -43,7 +43,7 @@ struct Verify {
 }
 
 /// Print the last lines of an audit log, and those that are added.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "tail", help_triggers("-h", "--help"))]
 #[argh(note = "If standard output is not a terminal, the lines are printed as they are.")]
 struct Tail {

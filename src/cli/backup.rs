@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::VaultError;
 use intentframe_credentials::metadata::Snapshot;
 use intentframe_credentials::text::counted;
@@ -13,7 +13,7 @@ use super::local::{Local, create_whole};
 use super::output;
 
 /// Copy the database to a new file, also while the service runs.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "backup", help_triggers("-h", "--help"))]
 #[argh(note = "The copy is the database as it was at one moment, in a file that only you can\n\
             read. It has names, times and previews. It has no values, unless the backend is\n\

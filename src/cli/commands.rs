@@ -4,8 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
-use argh::FromArgs;
-use intentframe_credentials::client::ClientError;
+use argh::{ArgsInfo, FromArgs};
+use intentframe_credentials::client::{ClientError, VaultClient};
+use intentframe_credentials::text::nearest;
 use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{CredentialRef, MaskedSummary, Namespace};
 use serde::Serialize;
@@ -17,7 +18,7 @@ use super::failure::{Failure, NOT_FOUND};
 use super::{audit, output};
 
 /// Show the state of the service.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "health", help_triggers("-h", "--help"))]
 pub struct Health {
     /// print JSON
@@ -43,7 +44,7 @@ pub fn health(args: &Health, context: &Context) -> Result<(), Failure> {
 }
 
 /// List credentials without their values.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "list", help_triggers("-h", "--help"))]
 #[argh(note = "If standard output is not a terminal, each line has these fields, separated by\n\
             tabs: namespace, key, delivery mode, masked preview, time stored, time last used;\n\
@@ -91,7 +92,7 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
         let log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
         let mut users = log.map_or_else(|| Ok(HashMap::new()), |log| audit::last_users(&log))?;
         let rows = records.into_iter().map(|it| {
-            let user = users.remove(&format!("{}/{}", it.summary.namespace, it.summary.key));
+            let user = users.remove(&name(&it.summary));
             let [namespace, key, delivery, value, stored, last_used] = row(it.summary);
             let (user, node) = (user.unwrap_or_default(), it.stored_by.unwrap_or_default());
             let consumers = it.allowed_consumers.join(",");
@@ -168,7 +169,7 @@ fn row(summary: MaskedSummary) -> [String; 6] {
 }
 
 /// Print the value of a credential.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "get", help_triggers("-h", "--help"))]
 #[argh(note = "If standard output is a terminal, a newline follows the value, and control\n\
             characters other than newlines and tabs are escaped.")]
@@ -185,7 +186,7 @@ pub struct Get {
 pub fn get(args: &Get, context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
     let at = credential(&args.credential)?;
-    let value = client.get(&at)?.ok_or_else(|| not_found(&at))?;
+    let value = client.get(&at)?.ok_or_else(|| not_found(&at, &client))?;
     if args.json {
         output::json(&BTreeMap::from([("value", value.expose())]))
     } else if output::is_terminal() {
@@ -196,7 +197,7 @@ pub fn get(args: &Get, context: &Context) -> Result<(), Failure> {
 }
 
 /// Test whether a credential exists. The exit code is 0 if it does, and 1 if not.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "has", help_triggers("-h", "--help"))]
 pub struct Has {
     /// print JSON
@@ -218,12 +219,12 @@ pub fn has(args: &Has, context: &Context) -> Result<(), Failure> {
     match exists {
         true => Ok(()),
         false if args.json => Err(Failure::silent(NOT_FOUND)),
-        false => Err(not_found(&at)),
+        false => Err(not_found(&at, &client)),
     }
 }
 
 /// Delete a credential. This succeeds even if the credential does not exist.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "delete", help_triggers("-h", "--help"))]
 pub struct Delete {
     /// the credential, as NAMESPACE/KEY
@@ -237,7 +238,7 @@ pub fn delete(args: &Delete, context: &Context) -> Result<(), Failure> {
 }
 
 /// List the credentials delivered as environment variables, without their values.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "runtime-env", help_triggers("-h", "--help"))]
 #[argh(note = "If standard output is not a terminal, each line has these fields, separated by\n\
             tabs: namespace, key, variable, consumers (separated by commas; empty if every\n\
@@ -269,7 +270,7 @@ pub fn runtime_env(args: &RuntimeEnv, context: &Context) -> Result<(), Failure> 
 }
 
 /// Test that the service answers and has all the named credentials.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "check", help_triggers("-h", "--help"))]
 #[argh(note = "The exit code is 0 if all of them exist. Otherwise it is 1, even if no service\n\
             answers, and the missing ones are printed, one per line.")]
@@ -313,12 +314,12 @@ pub fn check(args: Check, context: &Context) -> Result<(), Failure> {
         },
     });
     let count = missing.len();
-    let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
+    let lacking: Vec<_> = missing.iter().map(ToString::to_string).collect();
     if args.json {
         let error = error.as_ref().map(ToString::to_string);
-        output::json(&Report { ok: count == 0, missing, error })?;
+        output::json(&Report { ok: count == 0, missing: lacking, error })?;
     } else {
-        let lines = missing.iter().map(|name| output::escaped(name).into_owned() + "\n");
+        let lines = lacking.iter().map(|name| output::escaped(name).into_owned() + "\n");
         output::text(&lines.collect::<String>())?;
     }
     match error {
@@ -327,13 +328,28 @@ pub fn check(args: Check, context: &Context) -> Result<(), Failure> {
         None => {
             let message = format!("{count} of {} credentials are missing", names.len());
             let hint = "`credential-vault store NAMESPACE/KEY` adds one";
-            Err(Failure::new(NOT_FOUND, message).hint(hint))
+            Err(Failure::new(NOT_FOUND, message).hint(&near(&missing, &client)).hint(hint))
         }
     }
 }
 
-pub fn not_found(at: &CredentialRef) -> Failure {
-    Failure::new(NOT_FOUND, format!("there is no credential {at}")).hint(&format!(
+pub fn not_found(at: &CredentialRef, client: &VaultClient) -> Failure {
+    let near = near(std::slice::from_ref(at), client);
+    Failure::new(NOT_FOUND, format!("there is no credential {at}")).hint(&near).hint(&format!(
         "`credential-vault list` shows the existing ones; `credential-vault store {at}` creates it"
     ))
+}
+
+/// The names most like the missing ones, of those that the caller may list.
+fn near(missing: &[CredentialRef], client: &VaultClient) -> String {
+    let listed = client.list_all().unwrap_or_default();
+    let names: Vec<_> = listed.iter().map(name).collect();
+    let near = |it: &CredentialRef| nearest(&it.to_string(), names.iter().map(String::as_str));
+    let near = missing.iter().filter_map(near);
+    near.map(|name| format!("did you mean {name}?")).collect::<Vec<_>>().join("\n  ")
+}
+
+/// `NAMESPACE/KEY`, as commands take it.
+pub fn name(summary: &MaskedSummary) -> String {
+    format!("{}/{}", summary.namespace, summary.key)
 }

@@ -5,7 +5,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::text::nearest;
 use intentframe_credentials::{Environment, ownership, settings};
 use rustix::fs::{Access, access};
@@ -177,7 +177,7 @@ fn validators(table: &Spanned<DeValue<'_>>) -> Result<Vec<(String, Vec<String>)>
 }
 
 /// Show every setting in effect, and where it comes from.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "config", help_triggers("-h", "--help"))]
 #[argh(note = "Options win over the environment, that over the user's file\n\
             ($XDG_CONFIG_HOME/intentframe/vault.toml, else ~/.config/intentframe/vault.toml), and\n\

@@ -5,7 +5,7 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::daemon::Settings;
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, Environment, Secret, mask_value, random, settings};
@@ -22,7 +22,7 @@ use super::serve::{serve_until_signal, workers};
 const DEFAULT_PORT: u16 = 8765;
 
 /// Run a service for development. Values stay in memory and are seeded from .env.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "dev", help_triggers("-h", "--help"))]
 #[argh(note = "The seeds are OPENAI_API_KEY, ANTHROPIC_API_KEY, and each pair of\n\
             EMAIL_<LABEL>_ADDRESS and EMAIL_<LABEL>_PASSWORD. Without a .env file, the\n\

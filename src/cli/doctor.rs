@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::backend::{Finding, KEY_FILE, SharedMetadata, create_vault};
 use intentframe_credentials::caller::Caller;
 use intentframe_credentials::client::{ClientError, Health, VaultClient};
@@ -24,7 +24,7 @@ use super::{Context, output, seal};
 
 /// Examine what the service depends on: files, socket, database, backend, credentials. The exit
 /// code is 1 if there is a problem.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "doctor", help_triggers("-h", "--help"))]
 #[argh(
     note = "Run it as the user of the service, with the options and the environment of `serve`.\n\

@@ -5,7 +5,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use indicatif::{ProgressBar, ProgressFinish};
 use intentframe_credentials::export_file::{Entry, ExportError, Header, Reader, Writer};
 use intentframe_credentials::metadata::MetadataStore;
@@ -20,7 +20,7 @@ use super::local::{Local, create_whole};
 use super::{output, seal};
 
 /// Write all credentials, with values and metadata, to a new encrypted file.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, Default, FromArgs)]
 #[argh(subcommand, name = "export", help_triggers("-h", "--help"))]
 #[argh(
     example = "credential-vault export --key-file vault-export.key vault.export\n\
@@ -31,27 +31,27 @@ use super::{output, seal};
 pub struct Export {
     /// the data directory of the service (INTENTFRAME_DATA_DIR, else ~/.intentframe/data)
     #[argh(option, arg_name = "path")]
-    data_dir: Option<PathBuf>,
+    pub data_dir: Option<PathBuf>,
 
     /// the backend of the service (IF_VAULT_BACKEND, else keyring)
     #[argh(option, arg_name = "name")]
-    backend: Option<String>,
+    pub backend: Option<String>,
 
     /// encrypt with the key in this file, which is made if it is missing
     #[argh(option, arg_name = "path")]
-    key_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
 
     /// encrypt with the passphrase from this file descriptor
     #[argh(option, arg_name = "number")]
-    passphrase_fd: Option<i32>,
+    pub passphrase_fd: Option<i32>,
 
     /// read everything, print the names, and write nothing
     #[argh(switch)]
-    dry_run: bool,
+    pub dry_run: bool,
 
     /// the file to create; an existing one is not replaced
     #[argh(positional)]
-    file: PathBuf,
+    pub file: PathBuf,
 }
 
 pub fn run(args: Export, context: &Context) -> Result<(), Failure> {

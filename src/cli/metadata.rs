@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::backend::{Revision, SharedMetadata, create_vault};
 use intentframe_credentials::metadata::{Filter, MetadataStore};
 use intentframe_credentials::time::Timestamp;
@@ -16,7 +16,7 @@ use super::local::Local;
 use super::{Context, output};
 
 /// Move metadata between this host's database and Vault, where hosts share it.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "metadata", help_triggers("-h", "--help"))]
 #[argh(
     example = "IF_VAULT_METADATA=vault credential-vault metadata push --backend hashicorp",

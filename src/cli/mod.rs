@@ -7,6 +7,7 @@ mod audit;
 mod backup;
 mod child;
 mod commands;
+mod completions;
 mod config;
 mod dev;
 mod doctor;
@@ -14,6 +15,7 @@ mod dotenv;
 mod exec;
 mod export;
 mod failure;
+mod foreign;
 mod generate;
 mod hardening;
 mod import;
@@ -30,6 +32,7 @@ mod signals;
 mod store;
 mod supervised;
 mod systemd_credentials;
+mod usage;
 mod validate;
 
 use std::ffi::OsString;
@@ -49,6 +52,7 @@ use args::{Arguments, Command};
 use config::Config;
 use failure::{Failure, USAGE};
 use hardening::CoreLimit;
+use usage::Usage;
 
 /// How long a command waits for an answer. Longer than the 30 s that the service gives a
 /// keyring, so that the user sees what the service says about a locked one.
@@ -122,13 +126,13 @@ pub fn main() -> ExitCode {
     let secrets = RegisteredSecrets::default();
     logging::register_environment(&environment, &secrets);
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let name = args::command(&arguments);
-    let Err(mut failure) = run(arguments, name, environment, &secrets) else {
+    let usage = Usage::new(arguments.iter().map(|it| it.to_str().unwrap_or_default()));
+    let help = [&["credential-vault"], &usage.path[..], &["--help"]].concat().join(" ");
+    let Err(mut failure) = run(&arguments, usage, environment, &secrets) else {
         return ExitCode::SUCCESS;
     };
     if failure.code == USAGE {
-        let command = name.map(|name| format!("{name} ")).unwrap_or_default();
-        failure = failure.hint(&format!("see `credential-vault {command}--help`"));
+        failure = failure.hint(&format!("see `{help}`"));
     }
     if !failure.message.is_empty() {
         let message = secrets.redact(failure.printable());
@@ -139,31 +143,32 @@ pub fn main() -> ExitCode {
 }
 
 fn run(
-    mut arguments: Vec<OsString>,
-    name: Option<&str>,
+    arguments: &[OsString],
+    mut usage: Usage<'_>,
     mut environment: Environment,
     secrets: &RegisteredSecrets,
 ) -> Result<(), Failure> {
-    let program = if matches!(name, Some("exec" | "rotate")) {
-        args::take_program(&mut arguments)
-    } else {
-        Vec::new()
-    };
-    let mut arguments = args::split_assignments(arguments)?;
-    let after = args::take_path(&mut arguments, "--socket")?;
-    let config = args::take_path(&mut arguments, "--config")?;
-    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let parsed = match Arguments::from_args(&["credential-vault"], &arguments) {
+    if let Some(done) = completions::run(arguments, &environment) {
+        return done;
+    }
+    let dashes = arguments.iter().position(|it| usage.has_program() && it == "--");
+    let end = dashes.unwrap_or(arguments.len());
+    if arguments[..end].iter().any(|it| it.to_str().is_none()) {
+        return Err(Failure::usage("an argument is not UTF-8"));
+    }
+    // The program of `exec` or `rotate` need not be UTF-8.
+    let program = arguments.iter().skip(end + 1).cloned().collect();
+    let parsed = match Arguments::from_args(&["credential-vault"], &usage.arguments()?) {
         Ok(parsed) if parsed.version => return output::text(VERSION),
         Ok(parsed) => parsed,
         Err(EarlyExit { output, status: Ok(()) }) => {
             return output::text(&format!("{}\n", output.trim_end()));
         }
-        Err(EarlyExit { output, status: Err(()) }) => return Err(args::rejected(&output, name)),
+        Err(EarlyExit { status: Err(()), .. }) => return Err(usage.error()),
     };
-    let Arguments { socket, config: before, server_uid, command, .. } = parsed;
+    let Arguments { socket, config, server_uid, command, .. } = parsed;
     let Some(command) = command else { return Err(Failure::usage("no command given")) };
-    let config = config::load(config.or(before), &mut environment)?;
+    let config = config::load(config, &mut environment)?;
     logging::register_environment(&environment, secrets);
     // Before any value is in memory.
     let core_limit = hardening::forbid_core();
@@ -182,7 +187,7 @@ fn run(
     if let Err(error) = hidden {
         log::warn!("the system may write a core of this process: {error}");
     }
-    let (socket, secrets) = (after.or(socket), secrets.clone());
+    let secrets = secrets.clone();
     let context = Context { environment, socket, server_uid, secrets, core_limit, config, program };
     let done = match command {
         Command::Serve(args) => serve::run(args, &context),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::caller::{Caller, Supervisor};
 use intentframe_credentials::daemon::DATABASE;
 use intentframe_credentials::metadata::Snapshot;
@@ -15,14 +15,14 @@ use super::failure::{Failure, REFUSED, cannot};
 use super::output;
 
 /// Check a policy file, or explain what it decides.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "policy", help_triggers("-h", "--help"))]
 pub struct PolicyCommand {
     #[argh(subcommand)]
     command: Subcommand,
 }
 
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand)]
 enum Subcommand {
     Check(Check),
@@ -30,7 +30,7 @@ enum Subcommand {
 }
 
 /// Check a policy file. The exit code is 0 if a service can use it.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "check", help_triggers("-h", "--help"))]
 struct Check {
     /// the policy file
@@ -40,7 +40,7 @@ struct Check {
 
 /// Explain what a policy decides for a running process. The exit code is 0 if it allows the
 /// operation, and 4 if not.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "explain", help_triggers("-h", "--help"))]
 #[argh(note = "The service's user is the one that the service at the socket runs as, or the\n\
             current user if none answers. Reading the program of another user's process\n\

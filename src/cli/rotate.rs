@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::process::{Command, ExitStatus, Stdio};
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::model::RecordSummary;
 use intentframe_credentials::{CredentialRef, StoreRequest, VaultClient};
 
@@ -15,7 +15,7 @@ use super::logging::keep_out;
 use super::{Context, commands, store};
 
 /// Replace a value by what a command prints: rotate name -- command [--check -- command]
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "rotate", help_triggers("-h", "--help"))]
 #[argh(
     example = "credential-vault rotate github.myorg/token -- ./new-token\n\
@@ -77,7 +77,7 @@ pub fn run(args: &Rotate, context: &Context) -> Result<(), Failure> {
 
 fn find(client: &VaultClient, at: &CredentialRef) -> Result<RecordSummary, Failure> {
     let found = client.records()?.into_iter().find(|record| is_of(record, at));
-    found.ok_or_else(|| commands::not_found(at))
+    found.ok_or_else(|| commands::not_found(at, client))
 }
 
 /// Whether it is the record of this credential.

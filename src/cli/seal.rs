@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::backend::{InDatabase as _, SealedVault};
 use intentframe_credentials::daemon::DaemonError;
 use intentframe_credentials::seal::KeySource;
@@ -20,7 +20,7 @@ use super::output;
 use super::store::{self, prompt};
 
 /// Manage the key of the backend sealed: init, rekey, rewrap or status.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "seal", help_triggers("-h", "--help"))]
 #[argh(note = "seal init    make a sealed store, as the first `serve --backend sealed` does\n\
             seal rekey   encrypt all values with a new data key; what opens it stays the same\n\

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use intentframe_credentials::backoff::Backoff;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
@@ -25,7 +25,7 @@ use super::supervised::{self, ReadyFd};
 use super::{Context, start_thread};
 
 /// Run the service.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "serve", help_triggers("-h", "--help"))]
 #[argh(note = "Under a service manager, the service uses the socket passed in LISTEN_FDS. It\n\
             reports to NOTIFY_SOCKET when it is ready and when it stops, and, if\n\
@@ -58,7 +58,7 @@ pub struct Serve {
     #[argh(option, arg_name = "count")]
     workers: Option<NonZero<usize>>,
 
-    /// the mode of the socket's file, such as 0660 (0600 by default); another one needs a policy
+    /// the mode of the socket's file in octal, such as 0660 (0600 by default); another one needs a policy
     #[argh(option, arg_name = "mode", from_str_fn(socket_mode))]
     socket_mode: Option<u32>,
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest};
 use rustix::termios::{self, LocalModes, OptionalActions};
 use zeroize::Zeroizing;
@@ -18,7 +18,7 @@ use super::{Context, output};
 pub const MAX_VALUE_BYTES: usize = 256 * 1024;
 
 /// Store a value, read from a prompt or standard input, or generated.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "store", help_triggers("-h", "--help"))]
 #[argh(
     example = "credential-vault store openai/api_key\n\

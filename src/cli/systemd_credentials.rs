@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::client::VaultClient;
 use intentframe_credentials::peer::Process;
 use intentframe_credentials::server::{Endpoint, Listener, SocketAccess};
@@ -34,7 +34,7 @@ const WORKERS: usize = 8;
 const ROOT: u32 = 0;
 
 /// Serve the credentials that other systemd units load with LoadCredential=.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "systemd-credentials", help_triggers("-h", "--help"))]
 #[argh(note = "A unit loads a credential with LoadCredential=NAMESPACE~KEY:PATH, where PATH is\n\
             that of --listen, and gets it if the policy of the service lets the unit read it.\n\

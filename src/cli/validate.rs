@@ -4,7 +4,7 @@ use std::io;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::model::{RecordSummary, Validity};
 use intentframe_credentials::{CredentialRef, VaultClient};
 
@@ -15,7 +15,7 @@ use super::logging::keep_out;
 use super::{Context, commands, output, rotate};
 
 /// Run the validators of credentials, and note the results.
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "validate", help_triggers("-h", "--help"))]
 #[argh(note = "The validator of a credential is the command that the table [validators] of a\n\
             configuration file has for its validator_id. It gets the value on its standard\n\
@@ -36,7 +36,7 @@ pub fn run(args: &Validate, context: &Context) -> Result<(), Failure> {
         args.credentials.iter().map(|it| credential(it)).collect::<Result<_, _>>()?;
     let mut records = client.records()?;
     if let Some(none) = named.iter().find(|at| !records.iter().any(|it| rotate::is_of(it, at))) {
-        return Err(commands::not_found(none));
+        return Err(commands::not_found(none, &client));
     }
     records.retain(|it| match named.as_slice() {
         [] => it.validator_id.is_some(),
@@ -74,7 +74,7 @@ fn check(
     let (words, _) = context.config.validators.get(id).ok_or_else(unknown)?;
     let at = CredentialRef::parse(&record.summary.namespace, &record.summary.key);
     let at = at.map_err(Failure::other)?;
-    let value = client.get(&at)?.ok_or_else(|| commands::not_found(&at))?;
+    let value = client.get(&at)?.ok_or_else(|| commands::not_found(&at, client))?;
     keep_out(&value, &context.secrets);
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).stdout(Stdio::from(io::stderr()));

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::Namespace;
 use intentframe_credentials::spawn::Selection;
 
@@ -12,7 +12,7 @@ use crate::cli::args::credential;
 use crate::cli::failure::Failure;
 
 /// Run a command with credentials in its environment: exec [options] -- command [arguments]
-#[derive(FromArgs)]
+#[derive(ArgsInfo, FromArgs)]
 #[argh(subcommand, name = "exec", help_triggers("-h", "--help"))]
 #[argh(
     example = "credential-vault exec --consumer jarvis -- jarvis --port 8080\n\
@@ -40,7 +40,7 @@ pub struct Exec {
     pub only: Vec<String>,
 
     /// only those of this namespace; may be repeated and combined with --only
-    #[argh(option, arg_name = "name")]
+    #[argh(option, arg_name = "namespace")]
     pub namespace: Vec<String>,
 
     /// deliver this credential too, as NAME=NAMESPACE/KEY, in this variable; may be repeated

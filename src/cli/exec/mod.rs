@@ -3,6 +3,7 @@
 mod environment;
 #[cfg(target_os = "linux")]
 mod files;
+mod git;
 mod masking;
 mod options;
 mod supervise;
@@ -37,6 +38,9 @@ use supervise::{Event, Supervisor};
 pub fn run(args: Exec, context: &Context) -> Result<(), Failure> {
     const EXAMPLE: &str = "put -- before it, as in `credential-vault exec --mask -- make test`";
 
+    if !args.git_credential.is_empty() {
+        return git::answer(&args, context);
+    }
     let client = context.client()?;
     let selection = args.selection()?;
     let inherited = Inherited::new(&args, std::env::vars_os());

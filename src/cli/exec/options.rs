@@ -96,7 +96,12 @@ pub struct Exec {
     #[argh(option, arg_name = "count")]
     pub max_restarts: Option<u32>,
 
-    /// rejected: the command follows --
+    /// instead of running a command, be a git credential helper: the password for HOST, as
+    /// HOST=NAMESPACE/KEY; may be repeated
+    #[argh(option, arg_name = "mapping")]
+    pub git_credential: Vec<String>,
+
+    /// what git adds; else rejected: the command follows --
     #[argh(positional, hidden_help)]
     pub misplaced: Vec<String>,
 }

@@ -93,6 +93,27 @@ pub fn copy_program(from: &Path, to: &Path) {
     assert!(copied.expect("cp runs").success());
 }
 
+/// The program of an example. Cargo builds it before it runs all tests, but not for one of them alone.
+#[track_caller]
+pub fn example(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_BIN_EXE_credential-vault")).parent().expect("a folder");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--offline", "--example", name, "--target-dir"]);
+    build.arg(folder.parent().expect("a folder")).current_dir(env!("CARGO_MANIFEST_DIR"));
+    // These variables are for tests; they would cause a rebuild.
+    for (name, _) in std::env::vars_os() {
+        let is_for_tests = |beginning: &str| name.to_string_lossy().starts_with(beginning);
+        if is_for_tests("CARGO_MANIFEST_") || is_for_tests("CARGO_PKG_") {
+            build.env_remove(name);
+        }
+    }
+    if folder.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().expect("cargo runs").success());
+    folder.join("examples").join(name)
+}
+
 /// Checks the wire contract on the service at `socket`, with the script that operators use.
 #[track_caller]
 pub fn assert_wire_contract(socket: &Path) {

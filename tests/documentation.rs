@@ -1,0 +1,109 @@
+//! Every code block of README.md and docs/*.md, as it is written; and the way of a newcomer.
+#![cfg(target_os = "linux")]
+
+#[path = "support/hashicorp.rs"]
+mod hashicorp;
+mod support;
+
+use std::process::Command;
+
+use support::{Ended, cannot_here, example, skip};
+
+const TREE: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Runs scripts/test-docs, or says what is missing for it.
+fn run(pages: &[&str]) {
+    let needed = ["git", "setsid", "dbus-run-session", "gnome-keyring-daemon", "systemd-analyze"];
+    let has = |program: &&str| {
+        Command::new(program).arg("--version").output().is_ok_and(|it| it.status.success())
+    };
+    if let Some(missing) = needed.iter().find(|it| !has(it)) {
+        return skip(&format!("the documentation's blocks need {missing}"));
+    }
+    let Some(bao) = hashicorp::bao::program() else {
+        return skip("the documentation's blocks need bao or vault; run: scripts/install-test-deps");
+    };
+    let ended = Ended::of(
+        Command::new(format!("{TREE}/scripts/test-docs"))
+            .args(pages)
+            .env("CREDENTIAL_VAULT_BIN", env!("CARGO_BIN_EXE_credential-vault"))
+            .env("SUPERVISOR", example("supervisor"))
+            .env("BAO", bao),
+    );
+    assert!(ended.status.success(), "{}\n{}", ended.stdout, ended.stderr);
+    for line in ended.stdout.lines().filter(|line| line.starts_with("not run: ")) {
+        cannot_here(line);
+    }
+}
+
+#[test]
+fn every_block_of_the_pages() {
+    let pages = std::fs::read_dir(format!("{TREE}/docs")).expect("the pages");
+    let pages = pages.map(|it| it.expect("readable").path());
+    let pages: Vec<_> = pages.filter(|it| it.extension().is_some_and(|it| it == "md")).collect();
+    run(&pages.iter().map(|it| it.to_str().expect("UTF-8")).collect::<Vec<_>>());
+}
+
+/// The front page in a clean clone: install, start with a store that persists, store at a prompt,
+/// run a program, see that the credential was used. The terminal shows what the page says.
+#[test]
+fn a_newcomer_gets_from_a_clone_to_a_used_credential() {
+    run(&[&format!("{TREE}/README.md")]);
+}
+
+/// The blocks of docs/embedding.md, which scripts/test-docs looks for here. They compile; the other
+/// tests of the library run what they show.
+#[allow(dead_code, reason = "their paths are made up")]
+#[rustfmt::skip]
+mod embedding {
+    use std::error::Error;
+
+    use intentframe_credentials::Secret;
+
+    type Tested = Result<(), Box<dyn Error>>;
+
+    fn asking(authenticate: impl Fn(&str)) -> Tested {
+        use intentframe_credentials::CredentialRef;
+        use intentframe_credentials::client::VaultClient;
+
+        let vault = VaultClient::new("/run/user/1000/credential-vault.sock");
+        if let Some(key) = vault.get(&CredentialRef::parse("openai", "api_key")?)? {
+            authenticate(key.expose());
+        }
+        Ok(())
+    }
+
+    fn starting(vault: &intentframe_credentials::client::VaultClient) -> Tested {
+        use std::process::Command;
+        use intentframe_credentials::spawn::{CommandCredentials as _, runtime_env};
+
+        let credentials = runtime_env(&vault, Some("jarvis"))?;
+        let mut agent = Command::new("jarvis").credentials(&credentials).spawn()?;
+        agent.wait()?;
+        Ok(())
+    }
+
+    fn running(data_dir: std::path::PathBuf) -> Tested {
+        use intentframe_credentials::daemon::{Daemon, Settings};
+        use intentframe_credentials::server::Endpoint;
+        use intentframe_credentials::{BackendOptions, Environment};
+
+        let endpoint = Endpoint::Unix("/run/user/1000/vault/credential-vault.sock".into());
+        let options = BackendOptions::new(Environment::of_process());
+        let daemon = Daemon::start(&Settings::new(endpoint, data_dir, "keyring", options))?;
+        // ... later, from any thread:
+        daemon.stop();
+        daemon.join()?;
+        Ok(())
+    }
+
+    fn redacting(your_logger: impl log::Log + 'static, token: Secret) -> Tested {
+        use intentframe_credentials::redact::{RegisteredSecrets, redact_credentials};
+
+        let secrets = RegisteredSecrets::default();
+        log::set_boxed_logger(Box::new(redact_credentials(your_logger, &secrets)))?;
+        log::set_max_level(log::LevelFilter::Info);
+        let _registered = secrets.register(&token);     // for as long as this lives
+        Ok(())
+    }
+}

@@ -21,7 +21,9 @@ fn run(pages: &[&str]) {
         return skip(&format!("the documentation's blocks need {missing}"));
     }
     let Some(bao) = hashicorp::bao::program() else {
-        return skip("the documentation's blocks need bao or vault; run: scripts/install-test-deps");
+        return skip(
+            "the documentation's blocks need bao or vault; run: scripts/install-test-deps",
+        );
     };
     let ended = Ended::of(
         Command::new(format!("{TREE}/scripts/test-docs"))

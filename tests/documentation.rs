@@ -5,6 +5,7 @@
 mod hashicorp;
 mod support;
 
+use std::fs;
 use std::process::Command;
 
 use support::{Ended, cannot_here, example, skip};
@@ -40,12 +41,35 @@ fn run(pages: &[&str]) {
 
 #[test]
 fn every_block_of_the_pages() {
-    let pages = std::fs::read_dir(format!("{TREE}/docs")).expect("the pages");
+    let pages = fs::read_dir(format!("{TREE}/docs")).expect("the pages");
     let pages = pages.map(|it| it.expect("readable").path());
     // tests/help.rs runs docs/commands.md.
     let pages = pages.filter(|it| it.extension().is_some_and(|it| it == "md"));
     let pages: Vec<_> = pages.filter(|it| !it.ends_with("commands.md")).collect();
     run(&pages.iter().map(|it| it.to_str().expect("UTF-8")).collect::<Vec<_>>());
+}
+
+#[test]
+fn every_page_is_in_the_index_and_the_changelog_has_its_form() {
+    let index = include_str!("../docs/README.md");
+    for page in fs::read_dir(format!("{TREE}/docs")).expect("the pages") {
+        let name = page.expect("readable").file_name().into_string().expect("UTF-8");
+        assert!(name == "README.md" || index.contains(&format!("]({name})")), "{name}");
+    }
+    // https://keepachangelog.com/en/1.1.0/
+    let kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"];
+    let mut last = 0;
+    for line in include_str!("../CHANGELOG.md").lines() {
+        if let Some(version) = line.strip_prefix("## ") {
+            last = 0;
+            let date = version.split_once("] - ").map(|(_, date)| date.len());
+            assert!(version == "[Unreleased]" || date == Some("2026-11-24".len()), "{line}");
+        } else if let Some(kind) = line.strip_prefix("### ") {
+            let place = kinds.iter().position(|it| *it == kind).expect("a kind of change") + 1;
+            assert!(place > last, "{line} is out of order");
+            last = place;
+        }
+    }
 }
 
 /// The front page in a clean clone: install, start with a store that persists, store at a prompt,
@@ -78,7 +102,8 @@ mod embedding {
     }
 
     fn starting(vault: &intentframe_credentials::client::VaultClient) -> Tested {
-        use std::process::Command;
+        use std::fs;
+use std::process::Command;
         use intentframe_credentials::spawn::{CommandCredentials as _, runtime_env};
 
         let credentials = runtime_env(&vault, Some("jarvis"))?;

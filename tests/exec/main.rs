@@ -10,6 +10,7 @@ mod support;
 
 #[cfg(target_os = "linux")]
 mod files;
+mod git;
 mod library;
 mod masking;
 mod replaced;

@@ -13,8 +13,7 @@ use crate::cli::{Context, output};
 /// Answers git, which sends what it wants to know on standard input. Prints nothing for a host
 /// without a mapping, so that git asks its next helper.
 pub fn answer(args: &Exec, context: &Context) -> Result<(), Failure> {
-    const EXAMPLE: &str = "git config --global credential.helper \\\n    \
-        '!credential-vault exec --git-credential github.com=github.myorg/token'";
+    const EXAMPLE: &str = "git runs it, and adds what it wants; docs/programs.md has an example";
 
     let mappings = args.git_credential.iter().map(|mapping| {
         let mapping = mapping.split_once('=');
@@ -24,8 +23,7 @@ pub fn answer(args: &Exec, context: &Context) -> Result<(), Failure> {
     });
     let mappings = mappings.collect::<Result<Vec<_>, Failure>>()?;
     let ([operation], []) = (&args.misplaced[..], &context.program[..]) else {
-        let message = "--git-credential runs no command; git runs it, and adds `get`";
-        return Err(Failure::usage(message).hint(EXAMPLE));
+        return Err(Failure::usage("--git-credential runs no command").hint(EXAMPLE));
     };
     // git also sends `store` and `erase`. A helper ignores what it does not do.
     if operation != "get" {

@@ -101,7 +101,7 @@ pub struct Exec {
     #[argh(option, arg_name = "mapping")]
     pub git_credential: Vec<String>,
 
-    /// what git adds; else rejected: the command follows --
+    /// the operation that git adds; without --git-credential, rejected: the command follows --
     #[argh(positional, hidden_help)]
     pub misplaced: Vec<String>,
 }

@@ -102,7 +102,6 @@ mod embedding {
     }
 
     fn starting(vault: &intentframe_credentials::client::VaultClient) -> Tested {
-        use std::fs;
 use std::process::Command;
         use intentframe_credentials::spawn::{CommandCredentials as _, runtime_env};
 

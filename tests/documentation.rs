@@ -31,6 +31,7 @@ fn run(pages: &[&str]) {
             .args(pages)
             .env("CREDENTIAL_VAULT_BIN", env!("CARGO_BIN_EXE_credential-vault"))
             .env("SUPERVISOR", example("supervisor"))
+            .env("CARGO", env!("CARGO"))
             .env("BAO", bao),
     );
     assert!(ended.status.success(), "{}\n{}", ended.stdout, ended.stderr);
@@ -72,7 +73,8 @@ fn every_page_is_in_the_index_and_the_changelog_has_its_form() {
     }
 }
 
-/// The front page in a clean clone: install, start with a store that persists, store at a prompt,
+/// The front page in a clean clone, where `cargo build` copies the program of this test, since an
+/// optimised one takes minutes: install, start with a store that persists, store at a prompt,
 /// run a program, see that the credential was used. The terminal shows what the page says.
 #[test]
 fn a_newcomer_gets_from_a_clone_to_a_used_credential() {
@@ -81,7 +83,7 @@ fn a_newcomer_gets_from_a_clone_to_a_used_credential() {
 
 /// The blocks of docs/embedding.md, which scripts/test-docs looks for here. They compile; the other
 /// tests of the library run what they show.
-#[allow(dead_code, reason = "their paths are made up")]
+#[allow(dead_code, clippy::needless_borrow, clippy::needless_pass_by_value, reason = "as the page has them")]
 #[rustfmt::skip]
 mod embedding {
     use std::error::Error;

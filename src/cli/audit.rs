@@ -173,10 +173,8 @@ fn next_line(log: &mut BufReader<File>, line: &mut String) -> std::io::Result<bo
 /// The line as it is printed, if it passes the filters.
 fn shown(args: &Tail, line: &str) -> Option<String> {
     let Some((entry, _)) = audit::parse(line.trim_end()) else {
-        return Some(format!(
-            "not a line of the audit log: {}\n",
-            output::escaped(line.trim_end())
-        ));
+        let line = output::escaped(line.trim_end());
+        return Some(format!("not a line of the audit log: {line}\n"));
     };
     let Entry { op, outcome, namespace, consumer, .. } = &entry;
     let credential = credential(&entry);

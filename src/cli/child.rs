@@ -1,5 +1,6 @@
 //! Commands that get a value on their standard input.
 
+use std::ffi::OsStr;
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus, Stdio};
@@ -9,7 +10,20 @@ use crossbeam_channel::bounded;
 use intentframe_credentials::Secret;
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use super::failure::{Failure, cannot};
 use super::{Context, start_thread};
+
+/// A program and its arguments; there is at least the program.
+pub fn command(words: &[impl AsRef<OsStr>]) -> Command {
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
+    command
+}
+
+/// For `map_err`.
+pub fn cannot_run(command: &Command) -> impl FnOnce(io::Error) -> Failure + use<> {
+    cannot(format!("run {}", command.get_program().display()))
+}
 
 /// Runs a command to its end. Returns `None` if it, with its children, was ended for the limit.
 pub fn feed(

@@ -40,7 +40,7 @@ pub fn health(args: &Health, context: &Context) -> Result<(), Failure> {
     rows.extend(health.more.into_iter().map(|(name, value)| {
         [name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)]
     }));
-    output::rows(["VAULT", &client.socket().display().to_string()], &rows)
+    output::rows(&["VAULT", &client.socket().display().to_string()], &rows)
 }
 
 /// List credentials without their values.
@@ -79,13 +79,14 @@ pub struct List {
 
 pub fn list(args: List, context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
-    let namespace = args.namespace.map(Namespace::new).transpose().map_err(Failure::usage)?;
+    let namespace = args.namespace.as_deref().map(Namespace::new).transpose();
+    let namespace = namespace.map_err(Failure::usage)?;
     if args.long {
         let mut records = client.records()?;
         records.retain(|it| {
             namespace.as_ref().is_none_or(|name| name.as_str() == it.summary.namespace)
         });
-        arrange(&mut records, |it| &it.summary, args.stale, args.sort.as_deref())?;
+        arrange(&mut records, |it| &it.summary, &args)?;
         if args.json {
             return output::json(&records);
         }
@@ -93,53 +94,38 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
         let mut users = log.map_or_else(|| Ok(HashMap::new()), |log| audit::last_users(&log))?;
         let rows = records.into_iter().map(|it| {
             let user = users.remove(&name(&it.summary));
-            let [namespace, key, delivery, value, stored, last_used] = row(it.summary);
-            let (user, node) = (user.unwrap_or_default(), it.stored_by.unwrap_or_default());
-            let consumers = it.allowed_consumers.join(",");
-            let variable = it.env_name.unwrap_or_default();
-            [namespace, key, delivery, value, stored, last_used, user, node, consumers, variable]
+            let more = [user, it.stored_by, Some(it.allowed_consumers.join(",")), it.env_name];
+            let more = more.map(Option::unwrap_or_default);
+            [&row(it.summary)[..], &more].concat()
         });
-        let head = [
-            "NAMESPACE",
-            "KEY",
-            "DELIVERY",
-            "VALUE",
-            "STORED",
-            "LAST USED",
-            "BY",
-            "STORED BY",
-            "CONSUMERS",
-            "VARIABLE",
-        ];
-        return output::rows(head, &rows.collect::<Vec<_>>());
+        let head = [HEAD, &["BY", "STORED BY", "CONSUMERS", "VARIABLE"]].concat();
+        return output::rows(&head, &rows.collect::<Vec<_>>());
     }
     let mut summaries = match namespace {
         None => client.list_all()?,
         Some(name) => client.list_namespace(&name)?,
     };
-    arrange(&mut summaries, |it| it, args.stale, args.sort.as_deref())?;
+    arrange(&mut summaries, |it| it, &args)?;
     if args.json {
         return output::json(&summaries);
     }
-    let head = ["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED"];
-    output::rows(head, &summaries.into_iter().map(row).collect::<Vec<_>>())
+    output::rows(HEAD, &summaries.into_iter().map(row).collect::<Vec<_>>())
 }
 
 /// Chooses and sorts what is listed, as the options say.
 fn arrange<T>(
     listed: &mut Vec<T>,
     of: impl Fn(&T) -> &MaskedSummary,
-    stale: Option<u32>,
-    sort: Option<&str>,
+    args: &List,
 ) -> Result<(), Failure> {
     const DAY: u64 = 24 * 60 * 60;
 
-    if let Some(days) = stale {
+    if let Some(days) = args.stale {
         let now = Timestamp::now();
         let used = |it: &MaskedSummary| it.last_used_at.unwrap_or(it.created_at);
         listed.retain(|it| now.seconds_since(used(of(it))) >= u64::from(days) * DAY);
     }
-    match sort {
+    match args.sort.as_deref() {
         None | Some("name") => {}
         Some("used") => listed.sort_by_key(|it| Reverse(of(it).last_used_at)),
         Some("created") => listed.sort_by_key(|it| Reverse(of(it).created_at)),
@@ -148,6 +134,9 @@ fn arrange<T>(
     Ok(())
 }
 
+const HEAD: &[&str] = &["NAMESPACE", "KEY", "DELIVERY", "VALUE", "STORED", "LAST USED"];
+
+/// The cells below [`HEAD`].
 fn row(summary: MaskedSummary) -> [String; 6] {
     // People read minutes; programs get the microseconds of the wire.
     let is_terminal = output::is_terminal();
@@ -259,14 +248,12 @@ pub fn runtime_env(args: &RuntimeEnv, context: &Context) -> Result<(), Failure> 
     let rows: Vec<_> = entries
         .into_iter()
         .map(|entry| {
-            let consumers = match entry.allowed_consumers.as_slice() {
-                [] => everyone.to_owned(),
-                consumers => consumers.join(","),
-            };
+            let consumers = Some(entry.allowed_consumers.join(",")).filter(|it| !it.is_empty());
+            let consumers = consumers.unwrap_or_else(|| everyone.to_owned());
             [entry.namespace, entry.key, entry.env_name.unwrap_or_default(), consumers]
         })
         .collect();
-    output::rows(["NAMESPACE", "KEY", "VARIABLE", "CONSUMERS"], &rows)
+    output::rows(&["NAMESPACE", "KEY", "VARIABLE", "CONSUMERS"], &rows)
 }
 
 /// Test that the service answers and has all the named credentials.

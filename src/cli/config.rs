@@ -52,11 +52,8 @@ pub fn load(given: Option<PathBuf>, environment: &mut Environment) -> Result<Con
         config.add(&settings::expand_tilde(&file, environment)?, environment)?;
         return Ok(config);
     }
-    let user = settings::xdg("XDG_CONFIG_HOME", environment).map_or_else(
-        || settings::expand_tilde(Path::new("~/.config"), environment),
-        |directory| Ok(directory.to_owned()),
-    );
-    let user = user.map(|directory| directory.join("intentframe/vault.toml"));
+    let xdg = settings::xdg("XDG_CONFIG_HOME", environment).unwrap_or(Path::new("~/.config"));
+    let user = settings::expand_tilde(&xdg.join("intentframe/vault.toml"), environment);
     for file in user.into_iter().chain([SYSTEM_FILE.into()]) {
         match access(&file, Access::READ_OK) {
             Err(Errno::NOENT | Errno::NOTDIR) => {}
@@ -107,11 +104,9 @@ impl Config {
             let mut text = text_of(kind, value.get_ref())
                 .map_err(|form| wrong(value.span().start, &format!("{key} is {form}")))?;
             if kind == "secret" && is_exposed(&metadata) {
-                return Err(wrong(
-                    start,
-                    &format!("{key} is a secret, and others can read this file"),
-                )
-                .hint(&format!("run chmod 600 {name}, or use {key}_file")));
+                let reason = format!("{key} is a secret, and others can read this file");
+                let advice = format!("run chmod 600 {name}, or use {key}_file");
+                return Err(wrong(start, &reason).hint(&advice));
             }
             if kind == "path" {
                 text = settings::expand_tilde(Path::new(&text), environment)?.display().to_string();
@@ -198,11 +193,11 @@ pub fn run(args: &ConfigCommand, context: &Context) -> Result<(), Failure> {
             _ => None,
         };
         let given = option.as_deref().or_else(|| environment.setting(variable));
-        let source = match (&option, config.origins.get(variable)) {
-            (Some(_), _) => "option".to_owned(),
-            (None, Some(place)) => place.clone(),
-            (None, None) if given.is_some() => format!("environment {variable}"),
-            (None, None) => "default".to_owned(),
+        let source = match config.origins.get(variable) {
+            _ if option.is_some() => "option".to_owned(),
+            Some(place) => place.clone(),
+            None if given.is_some() => format!("environment {variable}"),
+            None => "default".to_owned(),
         };
         let path = match key {
             "socket" => settings::socket(given.map(Path::new), environment).ok(),
@@ -222,7 +217,7 @@ pub fn run(args: &ConfigCommand, context: &Context) -> Result<(), Failure> {
     });
     let rows: Vec<_> = all().map(row).chain(validators).collect();
     if !args.json {
-        return output::rows(["SETTING", "VALUE", "FROM"], &rows);
+        return output::rows(&["SETTING", "VALUE", "FROM"], &rows);
     }
     let object = |[setting, value, from]: &[String; 3]| json!({ "setting": setting, "value": value, "from": from });
     output::json(&rows.iter().map(object).collect::<Vec<_>>())

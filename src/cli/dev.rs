@@ -127,7 +127,7 @@ fn report(dotenv: &Dotenv, plan: &Plan) -> String {
             ]
         })
         .collect();
-    let head = ["NAMESPACE", "KEY", "DELIVERY", "VARIABLE", "CONSUMERS", "VALUE"];
+    let head = &["NAMESPACE", "KEY", "DELIVERY", "VARIABLE", "CONSUMERS", "VALUE"];
     let seeded = match rows.as_slice() {
         [] => "\nNothing is seeded.\n".to_owned(),
         rows => section("Seeded", table(head, rows).lines()),

@@ -1,6 +1,7 @@
 //! `doctor`: examines what the service depends on, and mends what can be mended safely.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -102,10 +103,10 @@ impl Report {
     }
 
     /// Adds a finding. With `--fix`, calls `mend`, which returns what it did.
-    fn mend(&mut self, mut finding: Finding, mend: impl FnOnce() -> Result<String, String>) {
+    fn mend<E: Display>(&mut self, mut finding: Finding, mend: impl FnOnce() -> Result<String, E>) {
         match self.fix.then(mend) {
             Some(Ok(done)) => finding.fixed = Some(done),
-            Some(Err(reason)) => finding.what.extend(["; not fixed: ", &reason]),
+            Some(Err(reason)) => finding.what.extend(["; not fixed: ", &reason.to_string()]),
             None => {}
         }
         self.findings.push(finding);
@@ -126,10 +127,8 @@ impl Report {
                 let finding = Finding::new("socket-stale", about, "no service answers on it");
                 // A listener takes the lock of the path before it removes what is stale.
                 let endpoint = Endpoint::Unix(socket.to_owned());
-                self.mend(finding, || {
-                    let bound = Listener::bind(&endpoint, SocketAccess::default());
-                    bound.map(|_| "removed".to_owned()).map_err(|error| error.to_string())
-                });
+                let bind = || Listener::bind(&endpoint, SocketAccess::default());
+                self.mend(finding, || bind().map(|_| "removed".to_owned()));
             }
             Err(ClientError::Unreachable { .. }) => {
                 self.add("service-absent", about, "no service runs");
@@ -164,17 +163,19 @@ impl Report {
             // Everybody may write to a sticky directory such as /tmp.
             if mode != private && mode & 0o1000 == 0 && !found.is_symlink() {
                 let finding = Finding::new("mode-open", &about, format!("its mode is {mode:04o}"));
-                self.mend(finding, || {
-                    let set = fs::set_permissions(&path, Permissions::from_mode(private));
-                    set.map(|()| format!("mode {private:04o}")).map_err(|error| error.to_string())
-                });
+                let set = || fs::set_permissions(&path, Permissions::from_mode(private));
+                self.mend(finding, || set().map(|()| format!("mode {private:04o}")));
             }
-            let safe = match () {
-                () if path == socket => Ok(()),
-                () if path.is_dir() => ownership::check_directory(&path),
-                () => ownership::check_file(&path, &found),
+            let checked = if path.is_dir() {
+                ownership::check_directory(&path)
+            } else {
+                ownership::check_file(&path, &found)
             };
-            safe.unwrap_or_else(|reason| self.add("path-unsafe", about, reason));
+            if let Err(reason) = checked
+                && path != socket
+            {
+                self.add("path-unsafe", about, reason);
+            }
         }
         if let Ok(disk) = rustix::fs::statvfs(data_dir) {
             let free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -207,18 +208,15 @@ impl Report {
         let wrapped = local.backend_options.environment.setting("VAULT_SECRET_ID_WRAPPED");
         // Any question tells whether a keyring is there and unlocked.
         let probe = CredentialRef::parse("vault", "probe").expect("a valid name");
+        let seal = || Snapshot::open(&local.database)?.seal();
+        let is_sealed = || seal().is_ok_and(|(header, _)| header.is_some());
         if let Some(other) = service.filter(|it| !it.is_empty() && *it != vault.name()) {
             self.add("service-other-backend", name, format!("the service uses {other}"));
         } else if name == "env" {
             self.add("backend-memory", name, "only the service has the values");
         } else if name == "hashicorp" && !matches!(wrapped, None | Some("0" | "f" | "false")) {
             self.add("backend-skipped", name, "its wrapped secret ID can be used once");
-        } else if vault.in_database().is_some()
-            && (service.is_some()
-                || !Snapshot::open(&local.database)
-                    .and_then(|it| it.seal())
-                    .is_ok_and(|(header, _)| header.is_some()))
-        {
+        } else if vault.in_database().is_some() && (service.is_some() || !is_sealed()) {
             self.add("backend-sealed", name, "values and metadata change together");
         } else if let Err(error) = vault.check().and_then(|()| vault.has(&probe)) {
             self.add("backend-failed", name, error);
@@ -287,16 +285,16 @@ fn correct(
     database: &Path,
     vault: &dyn CredentialVault,
     record: CredentialRecord,
-) -> Result<String, String> {
+) -> Result<String, VaultError> {
     let store = match vault.in_database() {
-        Some(vault) => vault.database(),
-        None => MetadataStore::open(database).map(Arc::new).map_err(VaultError::from),
+        Some(vault) => vault.database()?,
+        None => Arc::new(MetadataStore::open(database)?),
     };
-    let corrected = store.and_then(|it| match vault.shared_metadata() {
-        Some(shared) => shared.write(&record.at, Some(&record)),
-        None => Ok(it.restore(&record.at.clone(), Some(record))?),
-    });
-    corrected.map(|()| "corrected".to_owned()).map_err(|error| error.to_string())
+    match vault.shared_metadata() {
+        Some(shared) => shared.write(&record.at, Some(&record))?,
+        None => store.restore(&record.at.clone(), Some(record))?,
+    }
+    Ok("corrected".to_owned())
 }
 
 /// The differences between backend and database, with the records that correct a preview. The

@@ -61,9 +61,10 @@ pub fn run(args: Metadata, context: &Context) -> Result<(), Failure> {
     let there: Records = shared.read_all()?.into_iter().map(|it| (it.at.clone(), it)).collect();
     match args.action.as_str() {
         "push" => {
-            let pushed = here.values().map(|record| push(shared, record, args.replace));
-            let written =
-                pushed.filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()?.len();
+            let mut written = 0;
+            for record in here.values() {
+                written += usize::from(push(shared, record, args.replace)?);
+            }
             store.set_refreshed(Some(Timestamp::now())).map_err(VaultError::from)?;
             output::text(&format!("{written} of {} written to Vault\n", here.len()))
         }
@@ -81,21 +82,20 @@ pub fn run(args: Metadata, context: &Context) -> Result<(), Failure> {
 }
 
 /// Writes a record to Vault, unless Vault has the same, or a newer one and `replace` is not set.
+/// Returns whether it is written.
 fn push(
     shared: &dyn SharedMetadata,
     record: &CredentialRecord,
     replace: bool,
-) -> Result<Option<()>, VaultError> {
-    let is_written = Cell::new(None);
+) -> Result<bool, VaultError> {
+    let is_written = Cell::new(false);
     shared.revise(record.at.namespace(), &|there| {
         let on = there.iter().find(|it| it.at == record.at);
-        let is_wanted = |on: &CredentialRecord| {
-            !is_same(record, on) && (replace || on.updated_at < record.updated_at)
-        };
-        is_written.set(on.is_none_or(is_wanted).then_some(()));
+        let is_older = |on: &CredentialRecord| replace || on.updated_at < record.updated_at;
+        is_written.set(on.is_none_or(|on| !is_same(record, on) && is_older(on)));
         let node = record.stored_by.clone().or_else(|| Some(shared.node().to_owned()));
         let record = CredentialRecord { stored_by: node, ..record.clone() };
-        is_written.get().map(|()| (record.at.clone(), Some(record))).into_iter().collect()
+        is_written.get().then(|| (record.at.clone(), Some(record))).into_iter().collect()
     })?;
     Ok(is_written.get())
 }

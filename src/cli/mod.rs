@@ -16,7 +16,6 @@ mod exec;
 mod export;
 mod failure;
 mod foreign;
-mod generate;
 mod hardening;
 mod import;
 mod local;
@@ -39,6 +38,7 @@ use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
@@ -91,25 +91,24 @@ impl Context {
         Ok(path.map(|path| settings::expand_tilde(&path, &self.environment)).transpose()?)
     }
 
-    /// The value of an option, else of a variable.
-    fn setting<T>(
+    /// The value of an option, else of a variable, which has this form.
+    fn setting<T: FromStr>(
         &self,
         given: Option<T>,
         variable: &str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
+        form: &str,
     ) -> Result<Option<T>, Failure> {
-        let Some(text) = self.environment.setting(variable).filter(|_| given.is_none()) else {
-            return Ok(given);
-        };
-        let parsed =
-            parse(text).map_err(|problem| Failure::usage(format!("{variable}: {problem}")));
-        parsed.map(Some)
+        match self.environment.setting(variable) {
+            Some(text) if given.is_none() => text.parse().map(Some),
+            _ => Ok(given),
+        }
+        .map_err(|_| Failure::usage(format!("{variable}: {form}")))
     }
 
     /// A client of the service at the socket.
     fn client(&self) -> Result<VaultClient, Failure> {
-        let uid = |text: &str| text.parse().map_err(|_| "it is a user ID, a number".to_owned());
-        let server_uid = self.setting(self.server_uid, "IF_VAULT_SERVER_UID", uid)?;
+        let form = "it is a user ID, a number";
+        let server_uid = self.setting(self.server_uid, "IF_VAULT_SERVER_UID", form)?;
         let options = ClientOptions { timeout: TIMEOUT, server_uid };
         Ok(VaultClient::with_options(self.socket()?, &options))
     }

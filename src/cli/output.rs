@@ -34,35 +34,32 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
 }
 
 /// Writes rows: a table on a terminal, else tab-separated lines without a head.
-pub fn rows<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Result<(), Failure> {
+pub fn rows(head: &[&str], rows: &[impl AsRef<[String]>]) -> Result<(), Failure> {
     text(&if is_terminal() { table(head, rows) } else { tab_separated(rows) })
 }
 
-fn tab_separated<const N: usize>(rows: &[[String; N]]) -> String {
-    rows.iter().map(|row| row.each_ref().map(|cell| escaped(cell)).join("\t") + "\n").collect()
+fn tab_separated(rows: &[impl AsRef<[String]>]) -> String {
+    let line = |row: &[String]| row.iter().map(|cell| escaped(cell)).collect::<Vec<_>>().join("\t");
+    rows.iter().map(|row| line(row.as_ref()) + "\n").collect()
 }
 
 /// Columns as wide as their widest cell, two blanks between them, `-` for an empty cell.
-pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
-    let mut lines = vec![head.map(Cow::Borrowed)];
+pub fn table(head: &[&str], rows: &[impl AsRef<[String]>]) -> String {
+    let mut lines = vec![head.iter().map(|it| Cow::from(*it)).collect::<Vec<_>>()];
     lines.extend(rows.iter().map(|row| {
-        row.each_ref().map(|cell| if cell.is_empty() { "-".into() } else { escaped(cell) })
+        let cells = row.as_ref().iter();
+        cells.map(|it| if it.is_empty() { "-".into() } else { escaped(it) }).collect()
     }));
-    let mut widths = [0; N];
-    for line in &lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = (*width).max(cell.width());
-        }
-    }
+    let widest = |column: usize| lines.iter().map(|line| line[column].width()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..head.len()).map(widest).collect();
     let mut text = String::new();
     for line in &lines {
-        let start = text.len();
-        for (width, cell) in widths.iter().zip(line) {
-            text.push_str(cell);
-            text.extend(std::iter::repeat_n(' ', width - cell.width() + 2));
+        let mut shown = String::new();
+        for (cell, width) in line.iter().zip(&widths) {
+            shown.push_str(cell);
+            shown.extend(std::iter::repeat_n(' ', width - cell.width() + 2));
         }
-        text.truncate(start + text[start..].trim_end().len());
-        text.push('\n');
+        text.extend([shown.trim_end(), "\n"]);
     }
     text
 }
@@ -114,7 +111,7 @@ mod tests {
     fn columns_line_up_for_wide_characters_too() {
         let rows = [row(["a", "東京", ""]), row(["email.you", "k", "x"])];
         assert_eq!(
-            table(["NAME", "KEY", "LAST"], &rows),
+            table(&["NAME", "KEY", "LAST"], &rows),
             "NAME       KEY   LAST\n\
              a          東京  -\n\
              email.you  k     x\n"

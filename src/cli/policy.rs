@@ -107,18 +107,13 @@ fn explain(args: Explain, context: &Context) -> Result<(), Failure> {
         },
         Err(refusal) => format!("refused: {refusal}"),
     };
+    let allows = if allowed.is_empty() { "everyone".to_owned() } else { allowed.join(", ") };
     let rows = [
         ["process".to_owned(), caller.to_string()],
         ["consumers".to_owned(), consumers.join(", ")],
-        [
-            "the credential allows".to_owned(),
-            match allowed.as_slice() {
-                [] => "everyone".to_owned(),
-                names => names.join(", "),
-            },
-        ],
+        ["the credential allows".to_owned(), allows],
         ["decision".to_owned(), outcome],
     ];
-    output::rows([&args.operation.to_uppercase(), &at.to_string()], &rows)?;
+    output::rows(&[&args.operation.to_uppercase(), &at.to_string()], &rows)?;
     decision.map(drop).map_err(|_| Failure::silent(REFUSED))
 }

@@ -1,18 +1,18 @@
 //! `rotate`: replaces a value by what a command makes.
 
 use std::ffi::OsString;
-use std::io;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 
 use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::model::RecordSummary;
-use intentframe_credentials::{CredentialRef, StoreRequest, VaultClient};
+use intentframe_credentials::{CredentialRef, Secret, StoreRequest, VaultClient};
 
 use super::args::credential;
-use super::child::feed;
-use super::failure::{Failure, cannot};
+use super::child::{cannot_run, command, feed};
+use super::commands::{name, not_found};
+use super::failure::Failure;
 use super::logging::keep_out;
-use super::{Context, commands, store};
+use super::{Context, store};
 
 /// Replace a value by what a command prints: rotate name -- command [--check -- command]
 #[derive(ArgsInfo, FromArgs)]
@@ -45,24 +45,8 @@ pub fn run(args: &Rotate, context: &Context) -> Result<(), Failure> {
     }
     find(&client, &at)?;
 
-    let stays = |failure: Failure| failure.hint(&format!("{at} keeps its old value"));
-    let mut making = command(make);
-    let child = context.core_limit.lifted(|| making.stdout(Stdio::piped()).spawn());
-    let mut child = child.map_err(cannot_run(make)).map_err(stays)?;
-    let value = store::value(child.stdout.take().expect("it is piped"), false);
-    let ended = child.wait().map_err(cannot_run(make))?;
-    // A command whose output is too long is ended by that.
-    let value = value.map_err(stays)?;
-    succeeded(make, ended).map_err(stays)?;
-    keep_out(&value, &context.secrets);
-    if value.is_empty() {
-        return Err(stays(Failure::usage("the output of the command is empty")));
-    }
-    if let Some(check) = check {
-        let ended = feed(&mut command(check), &value, None, context).map_err(cannot_run(check));
-        let status = ended.map_err(stays)?.expect("there is no limit");
-        succeeded(check, status).map_err(stays)?;
-    }
+    let value = new_value(make, check, context)
+        .map_err(|failure| failure.hint(&format!("{at} keeps its old value")))?;
     // As it is now, since the commands may have taken long.
     let record = find(&client, &at)?;
     let request = StoreRequest {
@@ -76,23 +60,34 @@ pub fn run(args: &Rotate, context: &Context) -> Result<(), Failure> {
 }
 
 fn find(client: &VaultClient, at: &CredentialRef) -> Result<RecordSummary, Failure> {
-    let found = client.records()?.into_iter().find(|record| is_of(record, at));
-    found.ok_or_else(|| commands::not_found(at, client))
+    let found = client.records()?.into_iter().find(|it| name(&it.summary) == at.to_string());
+    found.ok_or_else(|| not_found(at, client))
 }
 
-/// Whether it is the record of this credential.
-pub fn is_of(record: &RecordSummary, at: &CredentialRef) -> bool {
-    (&*record.summary.namespace, &*record.summary.key) == (at.namespace().as_str(), at.key())
-}
-
-fn command(words: &[OsString]) -> Command {
-    let mut command = Command::new(&words[0]);
-    command.args(&words[1..]);
-    command
-}
-
-fn cannot_run(words: &[OsString]) -> impl FnOnce(io::Error) -> Failure {
-    cannot(format!("run {}", words[0].display()))
+/// What a command prints, if the other one accepts it.
+fn new_value(
+    make: &[OsString],
+    check: Option<&[OsString]>,
+    context: &Context,
+) -> Result<Secret, Failure> {
+    let mut making = command(make);
+    let child = context.core_limit.lifted(|| making.stdout(Stdio::piped()).spawn());
+    let mut child = child.map_err(cannot_run(&making))?;
+    let value = store::value(child.stdout.take().expect("it is piped"), false);
+    let ended = child.wait().map_err(cannot_run(&making))?;
+    // A command whose output is too long is ended by that.
+    let value = value?;
+    succeeded(make, ended)?;
+    keep_out(&value, &context.secrets);
+    if value.is_empty() {
+        return Err(Failure::usage("the output of the command is empty"));
+    }
+    if let Some(check) = check {
+        let mut checking = command(check);
+        let ended = feed(&mut checking, &value, None, context).map_err(cannot_run(&checking))?;
+        succeeded(check, ended.expect("there is no limit"))?;
+    }
+    Ok(value)
 }
 
 fn succeeded(words: &[OsString], status: ExitStatus) -> Result<(), Failure> {

@@ -110,7 +110,7 @@ fn status(vault: &SealedVault) -> Result<(), Failure> {
     };
     let key = if header.needs_passphrase() { "passphrase" } else { "key file" };
     let rows = [("store", header.id()), ("key", key), ("values", &values.to_string())];
-    output::rows(["SEAL", ""], &rows.map(|(name, value)| [name.to_owned(), value.to_owned()]))
+    output::rows(&["SEAL", ""], &rows.map(|(name, value)| [name.to_owned(), value.to_owned()]))
 }
 
 /// The file, or a new one in its place.
@@ -131,18 +131,17 @@ pub fn unlock(
     context: &Context,
 ) -> Result<(), Failure> {
     let options = &mut local.backend_options;
-    let passphrase = match descriptor {
-        _ if local.backend != "sealed" => return Ok(()),
-        Some(number) => from_descriptor(number, context)?,
-        None => {
-            let sealed = SealedVault::from_options(options)?.status_of_seal()?;
-            let is_needed = sealed.is_some_and(|(header, _)| header.needs_passphrase());
-            if !is_needed || options.key_file.is_some() || !io::stdin().is_terminal() {
-                return Ok(());
-            }
-            ask("Passphrase of the vault (not shown): ", context)?
+    if local.backend != "sealed" {
+        return Ok(());
+    }
+    if descriptor.is_none() {
+        let sealed = SealedVault::from_options(options)?.status_of_seal()?;
+        let is_needed = sealed.is_some_and(|(header, _)| header.needs_passphrase());
+        if !is_needed || options.key_file.is_some() || !io::stdin().is_terminal() {
+            return Ok(());
         }
-    };
+    }
+    let passphrase = passphrase(descriptor, "Passphrase of the vault (not shown): ", context)?;
     options.passphrase = Some(Arc::new(passphrase));
     Ok(())
 }
@@ -159,37 +158,49 @@ pub fn key(
     let passphrase = match (file, passphrase_fd, is_passphrase) {
         (Some(path), None, None) => return key_file(path),
         (Some(path), None, Some(_)) => return Ok(KeySource::File(path)),
-        (None, Some(number), _) => from_descriptor(number, context),
-        (None, None, None) => new_passphrase(context),
-        (None, None, Some(true)) => ask("Passphrase of the export (not shown): ", context),
+        (Some(_), Some(_), _) => Err(Failure::usage("give a key file or a passphrase, not both")),
         (None, None, Some(false)) => {
             Err(Failure::usage("a key file opens it; give --key-file FILE"))
         }
-        (Some(_), Some(_), _) => Err(Failure::usage("give a key file or a passphrase, not both")),
+        (None, None, None) => new_passphrase(context),
+        (None, fd, _) => passphrase(fd, "Passphrase of the export (not shown): ", context),
     };
     passphrase.map(KeySource::Passphrase)
 }
 
 fn new_passphrase(context: &Context) -> Result<Secret, Failure> {
-    let passphrase = ask("New passphrase (not shown): ", context)?;
-    if ask("Again: ", context)?.expose() != passphrase.expose() {
+    let first = passphrase(None, "New passphrase (not shown): ", context)?;
+    if passphrase(None, "Again: ", context)?.expose() != first.expose() {
         return Err(Failure::usage("the two passphrases are not the same; nothing was changed"));
     }
+    Ok(first)
+}
+
+/// A passphrase from the descriptor, else from the terminal.
+fn passphrase(
+    descriptor: Option<i32>,
+    question: &str,
+    context: &Context,
+) -> Result<Secret, Failure> {
+    let passphrase = descriptor.map_or_else(|| ask(question), from_descriptor)?;
+    if passphrase.is_empty() {
+        return Err(Failure::usage("the passphrase is empty"));
+    }
+    keep_out(&passphrase, &context.secrets);
     Ok(passphrase)
 }
 
-fn ask(question: &str, context: &Context) -> Result<Secret, Failure> {
+fn ask(question: &str) -> Result<Secret, Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::usage("without a terminal, nobody can be asked for a passphrase")
             .hint("--passphrase-fd 5 5< FILE (for rewrap: --new-passphrase-fd) reads it; --key-file FILE\n  \
                  needs none"));
     }
-    let line = prompt(question).map_err(cannot("read a passphrase from the terminal"))?;
-    checked(Secret::new(line), context)
+    prompt(question).map(Secret::new).map_err(cannot("read a passphrase from the terminal"))
 }
 
 /// Reads a passphrase to the end of what the descriptor refers to.
-fn from_descriptor(number: i32, context: &Context) -> Result<Secret, Failure> {
+fn from_descriptor(number: i32) -> Result<Secret, Failure> {
     // Only unsafe code can own a descriptor by its number. Opening it again is safe.
     let file = File::open(format!("/dev/fd/{number}")).map_err(|error| {
         Failure::usage(format!("cannot read a passphrase from descriptor {number}: {error}"))
@@ -200,14 +211,6 @@ fn from_descriptor(number: i32, context: &Context) -> Result<Secret, Failure> {
     if number > 2 {
         let _ = nix::unistd::close(number);
     }
-    checked(passphrase, context)
-}
-
-fn checked(passphrase: Secret, context: &Context) -> Result<Secret, Failure> {
-    if passphrase.is_empty() {
-        return Err(Failure::usage("the passphrase is empty"));
-    }
-    keep_out(&passphrase, &context.secrets);
     Ok(passphrase)
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use argh::{ArgsInfo, FromArgs};
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use intentframe_credentials::backoff::Backoff;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
-use intentframe_credentials::server::{Endpoint, SocketAccess};
+use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{CredentialRef, VaultError};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGXFSZ};
@@ -59,8 +60,8 @@ pub struct Serve {
     workers: Option<NonZero<usize>>,
 
     /// the mode of the socket's file in octal, such as 0660 (0600 by default); another one needs a policy
-    #[argh(option, arg_name = "mode", from_str_fn(socket_mode))]
-    socket_mode: Option<u32>,
+    #[argh(option, arg_name = "mode")]
+    socket_mode: Option<SocketMode>,
 
     /// the group of the socket's file; needs a policy
     #[argh(option, arg_name = "name")]
@@ -103,22 +104,17 @@ pub fn run(args: Serve, context: &Context) -> Result<(), Failure> {
         Some("none") => true,
         Some(_) => return Err(Failure::usage("IF_VAULT_PREVIEW is either full or none")),
     };
-    settings.socket_access = SocketAccess {
-        mode: context
-            .setting(args.socket_mode, "IF_VAULT_SOCKET_MODE", socket_mode)?
-            .unwrap_or(SocketAccess::default().mode),
-        group: context
-            .setting(args.socket_group, "IF_VAULT_SOCKET_GROUP", |name| Ok(name.to_owned()))?
-            .map(|name| group(&name))
-            .transpose()?,
-    };
+    if let Some(SocketMode(mode)) =
+        context.setting(args.socket_mode, "IF_VAULT_SOCKET_MODE", SOCKET_MODE)?
+    {
+        settings.socket_access.mode = mode;
+    }
+    let name = args.socket_group.as_deref().or(environment.setting("IF_VAULT_SOCKET_GROUP"));
+    settings.socket_access.group = name.map(group).transpose()?;
     settings.policy = context.setting_path(args.policy, "IF_VAULT_POLICY")?;
     settings.audit_log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
-    let wait = context.setting(
-        args.wait_for_backend.then_some(true),
-        "IF_VAULT_WAIT_FOR_BACKEND",
-        |text| text.parse().map_err(|_| "it is either true or false".to_owned()),
-    )?;
+    let wait = args.wait_for_backend.then_some(true);
+    let wait = context.setting(wait, "IF_VAULT_WAIT_FOR_BACKEND", "it is either true or false")?;
     serve_until_signal(&settings, ready_fd, wait.unwrap_or(false), |daemon| {
         if is_configured { Ok(()) } else { try_keyring(daemon).map_err(cannot("start a thread")) }
     })
@@ -138,16 +134,22 @@ fn try_keyring(daemon: &Daemon) -> io::Result<()> {
 
 /// The number of blocking workers.
 pub fn workers(given: Option<NonZero<usize>>, context: &Context) -> Result<usize, Failure> {
-    let number = |text: &str| text.parse().map_err(|_| "it is a number, at least 1".to_owned());
-    let workers = context.setting(given, "IF_VAULT_WORKERS", number)?;
+    let workers = context.setting(given, "IF_VAULT_WORKERS", "it is a number, at least 1")?;
     Ok(workers.map_or(DEFAULT_WORKERS, NonZero::get))
 }
 
-fn socket_mode(text: &str) -> Result<u32, String> {
-    const OWN: u32 = 0o600;
-    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| mode & !0o777 == 0);
-    mode.filter(|mode| mode & OWN == OWN)
-        .ok_or_else(|| "give it in octal, with 0600 for the service's own user, as in 0660".into())
+/// A mode in octal.
+struct SocketMode(u32);
+
+const SOCKET_MODE: &str = "give it in octal, with 0600 for the service's own user, as in 0660";
+
+impl FromStr for SocketMode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let mode = u32::from_str_radix(text, 8).ok();
+        mode.filter(|mode| (0o600..=0o777).contains(mode)).map(Self).ok_or(SOCKET_MODE)
+    }
 }
 
 fn group(name: &str) -> Result<u32, Failure> {

@@ -4,18 +4,17 @@ use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
 
 use argh::{ArgsInfo, FromArgs};
-use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest};
+use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest, random};
 use rustix::termios::{self, LocalModes, OptionalActions};
 use zeroize::Zeroizing;
 
 use super::args::credential;
 use super::failure::{Failure, cannot};
-use super::generate::generate;
 use super::logging::keep_out;
 use super::{Context, output};
 
 /// The longest value that the service accepts.
-pub const MAX_VALUE_BYTES: usize = 256 * 1024;
+const MAX_VALUE_BYTES: usize = 256 * 1024;
 
 /// Store a value, read from a prompt or standard input, or generated.
 #[derive(ArgsInfo, FromArgs)]
@@ -157,6 +156,31 @@ pub fn value(input: impl Read, keep_newline: bool) -> Result<Secret, Failure> {
         Failure::usage("the value is not UTF-8 text")
             .hint("encode it first, as in `base64 < FILE | credential-vault store NAMESPACE/KEY`")
     })
+}
+
+const ALPHABETS: &str = "alphanumeric, base64url, digits, hex or symbols";
+
+/// A value of `length` characters, each as likely as any other of the alphabet.
+fn generate(length: usize, alphabet: &str) -> Result<Secret, Failure> {
+    let is_in: fn(&u8) -> bool = match alphabet {
+        "alphanumeric" => u8::is_ascii_alphanumeric,
+        "base64url" => |c| c.is_ascii_alphanumeric() || b"-_".contains(c),
+        "digits" => u8::is_ascii_digit,
+        "hex" => |c| c.is_ascii_digit() || (b'a'..=b'f').contains(c),
+        "symbols" => u8::is_ascii_graphic,
+        _ => return Err(Failure::usage(format!("--alphabet is {ALPHABETS}"))),
+    };
+    if !(1..=MAX_VALUE_BYTES).contains(&length) {
+        return Err(Failure::usage(format!("--length is from 1 to {MAX_VALUE_BYTES}")));
+    }
+    let mut value = String::with_capacity(length);
+    while value.len() < length {
+        let bytes = Zeroizing::new(random::bytes::<256>().map_err(Failure::other)?);
+        // All others are rejected, so that none is more likely.
+        let fitting = bytes.iter().filter(|byte| is_in(byte)).take(length - value.len());
+        value.extend(fitting.map(|byte| char::from(*byte)));
+    }
+    Ok(Secret::new(value))
 }
 
 #[cfg(test)]

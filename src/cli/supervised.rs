@@ -28,19 +28,16 @@ pub fn inherited_socket(environment: &Environment) -> Result<Option<Endpoint>, F
         return Ok(None);
     }
     let mut sockets = ListenFd::from_env();
-    match sockets.len() {
-        0 => Ok(None),
-        1 => match sockets.take_unix_listener(0) {
-            Ok(listener) => Ok(listener.map(|it| Endpoint::Inherited(Arc::new(it)))),
-            Err(error) => {
-                Err(Failure::usage(format!("cannot use the socket of LISTEN_FDS: {error}")))
-            }
-        },
-        count => Err(Failure::usage(format!(
+    let count = sockets.len();
+    if count > 1 {
+        return Err(Failure::usage(format!(
             "LISTEN_FDS passes {count} sockets, and the vault serves one; configure a single \
              ListenStream="
-        ))),
+        )));
     }
+    let unusable = |error| Failure::usage(format!("cannot use the socket of LISTEN_FDS: {error}"));
+    let socket = sockets.take_unix_listener(0).map_err(unusable)?;
+    Ok(socket.map(|it| Endpoint::Inherited(Arc::new(it))))
 }
 
 /// Tells the service manager, if there is one (`NOTIFY_SOCKET`).

@@ -4,6 +4,7 @@
 //! it connects from (systemd.exec(5)). A credential that ends too early cannot be told from a
 //! whole one, so a refusal is an answer that is too long: systemd then does not start the unit.
 
+use std::fmt::Display;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -18,12 +19,11 @@ use intentframe_credentials::server::{Endpoint, Listener, SocketAccess};
 use intentframe_credentials::{CredentialRef, Secret, settings};
 use rustix::event::{PollFd, PollFlags, poll};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
-use super::Context;
 use super::failure::{Failure, cannot};
-use super::supervised;
+use super::signals::STOP;
+use super::{Context, supervised};
 
 /// systemd takes a credential of at most 1 MiB.
 const TOO_LONG: u64 = 2 * 1024 * 1024;
@@ -73,7 +73,7 @@ pub fn run(args: SystemdCredentials, context: &Context) -> Result<(), Failure> {
 /// Readable once SIGTERM or SIGINT has arrived.
 fn on_signal() -> io::Result<UnixStream> {
     let (stopped, stop) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGINT] {
+    for signal in STOP {
         pipe::register(signal, stop.try_clone()?)?;
     }
     Ok(stopped)
@@ -126,12 +126,11 @@ fn value(from: &SocketAddr, client: &VaultClient) -> Result<Secret, String> {
     let (unit, name) = address
         .and_then(unit_and_name)
         .ok_or("systemd connects from the address RANDOM/unit/UNIT/CREDENTIAL")?;
-    let failed = |reason: String| format!("{unit}, credential {name:?}: {reason}");
-    let (namespace, key) =
-        name.split_once('~').ok_or_else(|| failed("it is named NAMESPACE~KEY".to_owned()))?;
-    let at = CredentialRef::parse(namespace, key).map_err(|error| failed(error.to_string()))?;
-    let value = client.get_for_unit(unit, &at).map_err(|error| failed(error.to_string()))?;
-    value.ok_or_else(|| failed("there is no such credential".to_owned()))
+    let failed = |reason: &dyn Display| format!("{unit}, credential {name:?}: {reason}");
+    let names = name.split_once('~').ok_or_else(|| failed(&"it is named NAMESPACE~KEY"))?;
+    let at = CredentialRef::parse(names.0, names.1).map_err(|error| failed(&error))?;
+    let value = client.get_for_unit(unit, &at).map_err(|error| failed(&error))?;
+    value.ok_or_else(|| failed(&"there is no such credential"))
 }
 
 /// The unit, and its name for the credential.

@@ -1,7 +1,6 @@
 //! `validate`: asks the validators whether values still work.
 
 use std::io;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use argh::{ArgsInfo, FromArgs};
@@ -9,10 +8,11 @@ use intentframe_credentials::model::{RecordSummary, Validity};
 use intentframe_credentials::{CredentialRef, VaultClient};
 
 use super::args::credential;
-use super::child::feed;
-use super::failure::{Failure, NOT_FOUND, OTHER, cannot};
+use super::child::{cannot_run, command, feed};
+use super::commands::{self, name};
+use super::failure::{Failure, NOT_FOUND, OTHER};
 use super::logging::keep_out;
-use super::{Context, commands, output, rotate};
+use super::{Context, output};
 
 /// Run the validators of credentials, and note the results.
 #[derive(ArgsInfo, FromArgs)]
@@ -30,19 +30,19 @@ pub struct Validate {
 
 pub fn run(args: &Validate, context: &Context) -> Result<(), Failure> {
     let client = context.client()?;
-    let number = |text: &str| text.parse().map_err(|_| "it is a number of seconds".to_owned());
-    let seconds = context.setting(None, "IF_VAULT_VALIDATOR_TIMEOUT", number)?.unwrap_or(30);
+    let form = "it is a number of seconds";
+    let seconds = context.setting(None, "IF_VAULT_VALIDATOR_TIMEOUT", form)?.unwrap_or(30);
     let named: Vec<_> =
         args.credentials.iter().map(|it| credential(it)).collect::<Result<_, _>>()?;
     let mut records = client.records()?;
-    if let Some(none) = named.iter().find(|at| !records.iter().any(|it| rotate::is_of(it, at))) {
+    let is_of = |it: &RecordSummary, at: &CredentialRef| name(&it.summary) == at.to_string();
+    if let Some(none) = named.iter().find(|at| !records.iter().any(|it| is_of(it, at))) {
         return Err(commands::not_found(none, &client));
     }
     records.retain(|it| match named.as_slice() {
         [] => it.validator_id.is_some(),
-        named => named.iter().any(|at| rotate::is_of(it, at)),
+        named => named.iter().any(|at| is_of(it, at)),
     });
-    let mut code = 0;
     let mut rows = Vec::new();
     for record in records {
         let (result, why) = match check(&record, &client, context, Duration::from_secs(seconds)) {
@@ -50,15 +50,14 @@ pub fn run(args: &Validate, context: &Context) -> Result<(), Failure> {
             Ok(false) => ("invalid", String::new()),
             Err(failure) => ("unknown", failure.message),
         };
-        code = match result {
-            "invalid" => NOT_FOUND,
-            "unknown" if code == 0 => OTHER,
-            _ => code,
-        };
         rows.push([record.summary.namespace, record.summary.key, result.to_owned(), why]);
     }
-    output::rows(["NAMESPACE", "KEY", "RESULT", "REASON"], &rows)?;
-    if code == 0 { Ok(()) } else { Err(Failure::silent(code)) }
+    output::rows(&["NAMESPACE", "KEY", "RESULT", "REASON"], &rows)?;
+    let has = |result| rows.iter().any(|[_, _, it, _]| it == result);
+    if has("invalid") {
+        return Err(Failure::silent(NOT_FOUND));
+    }
+    if has("unknown") { Err(Failure::silent(OTHER)) } else { Ok(()) }
 }
 
 /// Whether the value is valid. An error says why that is unknown.
@@ -76,10 +75,9 @@ fn check(
     let at = at.map_err(Failure::other)?;
     let value = client.get(&at)?.ok_or_else(|| commands::not_found(&at, client))?;
     keep_out(&value, &context.secrets);
-    let mut command = Command::new(&words[0]);
-    command.args(&words[1..]).stdout(Stdio::from(io::stderr()));
-    let ended = feed(&mut command, &value, Some(limit), context);
-    let ended = ended.map_err(cannot(format!("run {}", words[0])))?;
+    let mut command = command(words);
+    let ended = feed(command.stdout(io::stderr()), &value, Some(limit), context);
+    let ended = ended.map_err(cannot_run(&command))?;
     let valid = match ended.map(|status| status.code()) {
         Some(Some(0)) => Some(true),
         Some(Some(1)) => Some(false),

@@ -22,11 +22,9 @@ use signal_hook::consts::{
     SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
 };
 
-use super::Context;
 use super::failure::{Failure, cannot};
 use super::output::escaped;
-use super::signals;
-use super::start_thread;
+use super::{Context, child, signals, start_thread};
 
 use environment::{Inherited, Variables};
 use masking::Masks;
@@ -127,8 +125,8 @@ fn warn(why: &str) {
 
 /// The command after `--`, with exactly these variables.
 fn command(context: &Context, variables: &Variables) -> Command {
-    let mut command = Command::new(&context.program[0]);
-    command.args(&context.program[1..]).env_clear().envs(variables);
+    let mut command = child::command(&context.program);
+    command.env_clear().envs(variables);
     command
 }
 

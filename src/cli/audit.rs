@@ -3,16 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::audit::{self, Entry};
 use intentframe_credentials::ownership;
 
-use super::failure::{Failure, cannot};
-use super::output;
+use super::prelude::*;
 
 /// Check an audit log, or follow it.
 #[derive(ArgsInfo, FromArgs)]

@@ -1,16 +1,11 @@
 //! `backup`: copies the database, while a service may be using it.
 
-use std::path::PathBuf;
-
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::VaultError;
 use intentframe_credentials::metadata::Snapshot;
 use intentframe_credentials::text::counted;
 
-use super::Context;
-use super::failure::Failure;
 use super::local::{Local, create_whole};
-use super::output;
+use super::prelude::*;
 
 /// Copy the database to a new file, also while the service runs.
 #[derive(ArgsInfo, FromArgs)]

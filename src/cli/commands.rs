@@ -2,9 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::client::{ClientError, VaultClient};
 use intentframe_credentials::text::nearest;
 use intentframe_credentials::time::Timestamp;
@@ -12,10 +10,8 @@ use intentframe_credentials::{CredentialRef, MaskedSummary, Namespace};
 use serde::Serialize;
 use serde_json::json;
 
-use super::Context;
-use super::args::credential;
-use super::failure::{Failure, NOT_FOUND};
-use super::{audit, output};
+use super::audit;
+use super::prelude::*;
 
 /// Show the state of the service.
 #[derive(ArgsInfo, FromArgs)]

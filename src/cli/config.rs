@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::text::nearest;
 use intentframe_credentials::{Environment, ownership, settings};
 use rustix::fs::{Access, access};
@@ -14,9 +12,7 @@ use serde_json::json;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Context;
-use super::failure::Failure;
-use super::output;
+use super::prelude::*;
 
 const SYSTEM_FILE: &str = "/etc/intentframe/vault.toml";
 

@@ -2,20 +2,17 @@
 
 use std::net::SocketAddr;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::daemon::Settings;
 use intentframe_credentials::server::Endpoint;
 use intentframe_credentials::{BackendOptions, Environment, Secret, mask_value, random, settings};
 use zeroize::Zeroizing;
 
-use super::Context;
 use super::dotenv::{self, Dotenv};
-use super::failure::Failure;
 use super::logging::keep_out;
 use super::output::{self, escaped, table};
+use super::prelude::*;
 use super::seed::{self, Plan};
 use super::serve::{serve_until_signal, workers};
 

@@ -4,12 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::backend::{Finding, KEY_FILE, SharedMetadata, create_vault};
 use intentframe_credentials::caller::Caller;
 use intentframe_credentials::client::{ClientError, Health, VaultClient};
@@ -19,9 +17,9 @@ use intentframe_credentials::{
     CredentialRecord, CredentialRef, CredentialVault, VaultError, mask_value, ownership,
 };
 
-use super::failure::{Failure, NOT_FOUND};
 use super::local::Local;
-use super::{Context, output, seal};
+use super::prelude::*;
+use super::seal;
 
 /// Examine what the service depends on: files, socket, database, backend, credentials. The exit
 /// code is 1 if there is a problem.

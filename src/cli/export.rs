@@ -2,10 +2,8 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use argh::{ArgsInfo, FromArgs};
 use indicatif::{ProgressBar, ProgressFinish};
 use intentframe_credentials::export_file::{Entry, ExportError, Header, Reader, Writer};
 use intentframe_credentials::metadata::MetadataStore;
@@ -14,10 +12,10 @@ use intentframe_credentials::service::VaultService;
 use intentframe_credentials::text::counted;
 use intentframe_credentials::{VaultError, create_vault};
 
-use super::Context;
-use super::failure::{Failure, OTHER_DATA_DIR};
+use super::failure::OTHER_DATA_DIR;
 use super::local::{Local, create_whole};
-use super::{output, seal};
+use super::prelude::*;
+use super::seal;
 
 /// Write all credentials, with values and metadata, to a new encrypted file.
 #[derive(ArgsInfo, Default, FromArgs)]

@@ -3,20 +3,17 @@
 use std::borrow::Borrow;
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal as _};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use argh::{ArgsInfo, FromArgs};
 use indicatif::{ProgressBar, ProgressFinish};
 use intentframe_credentials::export_file::{Entry, ExportError, Header};
 use intentframe_credentials::service::VaultService;
 use intentframe_credentials::{CredentialRecord, Secret, VaultError};
 
-use super::Context;
 use super::export::{Export, check, open, read};
-use super::failure::{Failure, NOT_FOUND, OTHER, USAGE, cannot};
 use super::local::Local;
-use super::{export, foreign, output, seal, signals};
+use super::prelude::*;
+use super::{export, foreign, seal, signals};
 
 /// Store the credentials of an export, or of another program. The service must be stopped.
 #[derive(ArgsInfo, Clone, FromArgs)]

@@ -2,18 +2,15 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::backend::{Revision, SharedMetadata, create_vault};
 use intentframe_credentials::metadata::{Filter, MetadataStore};
 use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{CredentialRecord, CredentialRef, VaultError};
 
-use super::failure::{Failure, NOT_FOUND};
 use super::import::is_same;
 use super::local::Local;
-use super::{Context, output};
+use super::prelude::*;
 
 /// Move metadata between this host's database and Vault, where hosts share it.
 #[derive(ArgsInfo, FromArgs)]

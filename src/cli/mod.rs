@@ -54,6 +54,17 @@ use failure::{Failure, USAGE};
 use hardening::CoreLimit;
 use usage::Usage;
 
+/// The imports that nearly all commands share.
+mod prelude {
+    pub use std::path::{Path, PathBuf};
+
+    pub use argh::{ArgsInfo, FromArgs};
+
+    pub(super) use super::args::credential;
+    pub(super) use super::failure::{Failure, NOT_FOUND, OTHER, REFUSED, USAGE, cannot};
+    pub(super) use super::{Context, output};
+}
+
 /// How long a command waits for an answer. Longer than the 30 s that the service gives a
 /// keyring, so that the user sees what the service says about a locked one.
 const TIMEOUT: Duration = Duration::from_secs(35);

@@ -1,18 +1,12 @@
 //! `policy`: checks a policy file, and explains what it decides.
 
-use std::path::PathBuf;
-
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::caller::{Caller, Supervisor};
 use intentframe_credentials::daemon::DATABASE;
 use intentframe_credentials::metadata::Snapshot;
 use intentframe_credentials::policy::{Operation, Policy};
 use intentframe_credentials::settings;
 
-use super::Context;
-use super::args::credential;
-use super::failure::{Failure, REFUSED, cannot};
-use super::output;
+use super::prelude::*;
 
 /// Check a policy file, or explain what it decides.
 #[derive(ArgsInfo, FromArgs)]

@@ -3,16 +3,14 @@
 use std::ffi::OsString;
 use std::process::{ExitStatus, Stdio};
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::model::RecordSummary;
 use intentframe_credentials::{CredentialRef, Secret, StoreRequest, VaultClient};
 
-use super::args::credential;
 use super::child::{cannot_run, command, feed};
 use super::commands::{name, not_found};
-use super::failure::Failure;
 use super::logging::keep_out;
-use super::{Context, store};
+use super::prelude::*;
+use super::store;
 
 /// Replace a value by what a command prints: rotate name -- command [--check -- command]
 #[derive(ArgsInfo, FromArgs)]

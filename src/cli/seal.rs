@@ -2,21 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _};
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::backend::{InDatabase as _, SealedVault};
 use intentframe_credentials::daemon::DaemonError;
 use intentframe_credentials::seal::KeySource;
 use intentframe_credentials::text::counted;
 use intentframe_credentials::{CredentialVault as _, Secret, VaultError, settings};
 
-use super::Context;
-use super::failure::{Failure, cannot};
 use super::local::Local;
 use super::logging::keep_out;
-use super::output;
+use super::prelude::*;
 use super::store::{self, prompt};
 
 /// Manage the key of the backend sealed: init, rekey, rewrap or status.

@@ -2,12 +2,10 @@
 
 use std::io;
 use std::num::NonZero;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use argh::{ArgsInfo, FromArgs};
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use intentframe_credentials::backoff::Backoff;
 use intentframe_credentials::daemon::{DEFAULT_WORKERS, Daemon, DaemonError, Settings};
@@ -18,12 +16,12 @@ use signal_hook::consts::{SIGHUP, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::low_level::signal_name;
 
-use super::failure::{Failure, cannot};
 use super::local::Local;
+use super::prelude::*;
 use super::seal;
 use super::signals;
+use super::start_thread;
 use super::supervised::{self, ReadyFd};
-use super::{Context, start_thread};
 
 /// Run the service.
 #[derive(ArgsInfo, FromArgs)]

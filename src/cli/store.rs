@@ -3,15 +3,12 @@
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::{CredentialRef, DeliveryMode, Secret, StoreRequest, random};
 use rustix::termios::{self, LocalModes, OptionalActions};
 use zeroize::Zeroizing;
 
-use super::args::credential;
-use super::failure::{Failure, cannot};
 use super::logging::keep_out;
-use super::{Context, output};
+use super::prelude::*;
 
 /// The longest value that the service accepts.
 const MAX_VALUE_BYTES: usize = 256 * 1024;

@@ -8,11 +8,9 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::client::VaultClient;
 use intentframe_credentials::peer::Process;
 use intentframe_credentials::server::{Endpoint, Listener, SocketAccess};
@@ -21,9 +19,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use sd_notify::NotifyState;
 use signal_hook::low_level::pipe;
 
-use super::failure::{Failure, cannot};
+use super::prelude::*;
 use super::signals::STOP;
-use super::{Context, supervised};
+use super::supervised;
 
 /// systemd takes a credential of at most 1 MiB.
 const TOO_LONG: u64 = 2 * 1024 * 1024;

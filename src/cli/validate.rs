@@ -3,16 +3,13 @@
 use std::io;
 use std::time::Duration;
 
-use argh::{ArgsInfo, FromArgs};
 use intentframe_credentials::model::{RecordSummary, Validity};
 use intentframe_credentials::{CredentialRef, VaultClient};
 
-use super::args::credential;
 use super::child::{cannot_run, command, feed};
 use super::commands::{self, name};
-use super::failure::{Failure, NOT_FOUND, OTHER};
 use super::logging::keep_out;
-use super::{Context, output};
+use super::prelude::*;
 
 /// Run the validators of credentials, and note the results.
 #[derive(ArgsInfo, FromArgs)]

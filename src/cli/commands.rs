@@ -1,7 +1,7 @@
 //! The commands that ask one question: health, list, get, has, delete, runtime-env, check.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use intentframe_credentials::client::{ClientError, VaultClient};
 use intentframe_credentials::text::nearest;
@@ -87,7 +87,7 @@ pub fn list(args: List, context: &Context) -> Result<(), Failure> {
             return output::json(&records);
         }
         let log = context.setting_path(args.audit_log, "IF_VAULT_AUDIT_LOG")?;
-        let mut users = log.map_or_else(|| Ok(HashMap::new()), |log| audit::last_users(&log))?;
+        let mut users = log.as_deref().map(audit::last_users).transpose()?.unwrap_or_default();
         let rows = records.into_iter().map(|it| {
             let user = users.remove(&name(&it.summary));
             let more = [user, it.stored_by, Some(it.allowed_consumers.join(",")), it.env_name];

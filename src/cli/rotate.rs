@@ -62,7 +62,7 @@ fn find(client: &VaultClient, at: &CredentialRef) -> Result<RecordSummary, Failu
     found.ok_or_else(|| not_found(at, client))
 }
 
-/// What a command prints, if the other one accepts it.
+/// The output of `make`, if `check` accepts it.
 fn new_value(
     make: &[OsString],
     check: Option<&[OsString]>,

@@ -15,7 +15,7 @@ use tiny_http::Method;
 use zeroize::Zeroizing;
 
 use crate::backend::{BackendStatus, RenewalStatus};
-use crate::caller::{Caller, Peer};
+use crate::caller::Peer;
 use crate::error::VaultError;
 use crate::metadata::Filter;
 use crate::model::{CredentialRef, Namespace, RecordSummary, RuntimeEnvEntry};
@@ -27,7 +27,6 @@ use access::Rights;
 use answer::JsonPage;
 pub use answer::{Answer, Header};
 pub use body::MAX_VALUE_BYTES;
-use path::Resource;
 
 /// The part of a request that the router needs before the body has arrived.
 #[derive(Debug)]
@@ -135,7 +134,7 @@ impl Router {
     /// interface, and the empty list of a namespace that cannot exist. With status 401 or 403, the body must not be read.
     pub fn resolve(&self, head: &RequestHead<'_>) -> Result<Call, Answer> {
         self.access.check(head)?;
-        let call = Self::call(head)?;
+        let call = path::call(head)?;
         if let Call::Get(_, Some(_)) = call {
             self.access.check_delegate(head.peer)?;
         }
@@ -143,33 +142,6 @@ impl Router {
             self.access.rights(call.on_behalf_of(head.peer)).permit(operation, about)?;
         }
         Ok(call)
-    }
-
-    fn call(head: &RequestHead<'_>) -> Result<Call, Answer> {
-        match (Resource::parse(head.target)?, &head.method) {
-            (Resource::Credential { unit, namespace, key }, method)
-                if unit.is_none() || *method == Method::Get =>
-            {
-                let at = Namespace::new(namespace).and_then(|name| CredentialRef::new(name, key));
-                let unit = unit.map(|unit| Box::new(Peer::Process(Caller::of_unit(unit))));
-                credential_call(method, at, unit, head.content_type)
-            }
-            (Resource::Validation(namespace, key), Method::Put) => {
-                body::check_content_type(head.content_type)?;
-                Ok(Call::Validate(CredentialRef::parse(&namespace, &key)?))
-            }
-            (Resource::Validation(..), _) => Err(Answer::method_not_allowed("PUT")),
-            (Resource::Health, Method::Get) => Ok(Call::Health),
-            (Resource::OpenApi, Method::Get) => Err(Answer::openapi()),
-            (Resource::Credentials, Method::Get) => Ok(Call::List(Filter::All, false, None)),
-            (Resource::Records, Method::Get) => Ok(Call::List(Filter::All, true, None)),
-            (Resource::RuntimeEnv, Method::Get) => Ok(Call::List(Filter::RuntimeEnv, false, None)),
-            (Resource::Namespace(name), Method::Get) => match Namespace::new(name) {
-                Ok(namespace) => Ok(Call::List(Filter::Namespace(namespace), false, None)),
-                Err(_) => Err(JsonPage::new(true).into_answer(None)),
-            },
-            _ => Err(Answer::method_not_allowed("GET")),
-        }
     }
 
     /// Whether the call may wait for a disk, a network, or another process.
@@ -366,27 +338,6 @@ fn change(
         // The caller is told of the failure, whether or not that can be recorded.
         let _ = rights.record(operation, "failed", about, reason);
     })?)
-}
-
-/// The call of `method` on a credential, whose name may be invalid.
-fn credential_call(
-    method: &Method,
-    at: Result<CredentialRef, VaultError>,
-    unit: Option<Box<Peer>>,
-    content_type: Option<&str>,
-) -> Result<Call, Answer> {
-    match (method, at) {
-        (Method::Get, Ok(at)) => Ok(Call::Get(at, unit)),
-        (Method::Get, Err(_)) => Err(Answer::credential_not_found()),
-        (Method::Head, Ok(at)) => Ok(Call::Head(at)),
-        (Method::Head, Err(_)) => Err(Answer::empty(404)),
-        (Method::Put, Ok(at)) => body::check_content_type(content_type).map(|()| Call::Put(at)),
-        (Method::Put, Err(error)) => Err(error.into()),
-        (Method::Delete, Ok(at)) => Ok(Call::Delete(at)),
-        // A credential of an invalid name cannot exist: there is nothing to delete.
-        (Method::Delete, Err(_)) => Err(done("deleted")),
-        _ => Err(Answer::method_not_allowed("GET, HEAD, PUT, DELETE")),
-    }
 }
 
 /// `{"status": ...}`, the answer to a change.

@@ -1,69 +1,90 @@
-//! The paths of the wire contract, percent-decoded once.
+//! From the method and the path of a request to its call, by the wire contract.
 
 use std::borrow::Cow;
 
-use super::Answer;
+use tiny_http::Method;
 
-/// A thing that methods apply to. Names are decoded, but not yet validated.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Resource {
-    Health,
-    OpenApi,
-    Credentials,
-    Namespace(String),
-    /// With a systemd unit, if it is asked for on behalf of that.
-    Credential {
-        unit: Option<String>,
-        namespace: String,
-        key: String,
-    },
-    RuntimeEnv,
-    Records,
-    Validation(String, String),
+use super::answer::JsonPage;
+use super::{Answer, Call, RequestHead, body, done};
+use crate::caller::{Caller, Peer};
+use crate::error::VaultError;
+use crate::metadata::Filter;
+use crate::model::{CredentialRef, Namespace};
+
+/// The call of a request. The query is ignored.
+///
+/// # Errors
+///
+/// The answer, if the head alone decides it; or, if the path names a resource but for its trailing
+/// slash, the redirect to the same target without that slash.
+pub(super) fn call(head: &RequestHead<'_>) -> Result<Call, Answer> {
+    let target = head.target;
+    let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
+    let trimmed = path.trim_end_matches('/');
+    let raw = trimmed.strip_prefix('/').ok_or_else(Answer::not_found)?.split('/');
+    // One more than the longest path has, so that a longer path is noticed.
+    let segments: Vec<Cow<'_, str>> = raw.take(6).map(decode).collect::<Result<_, _>>()?;
+    let segments: Vec<&str> = segments.iter().map(|segment| &**segment).collect();
+    let call = call_of(&segments, head).ok_or_else(Answer::not_found)?;
+    if trimmed.len() == path.len() {
+        call
+    } else {
+        Err(Answer::redirect(&[trimmed, query].concat()))
+    }
 }
 
-impl Resource {
-    /// The resource that a request target in origin form names. The query is ignored.
-    ///
-    /// # Errors
-    ///
-    /// 400 or 404; or, if the path names a resource but for its trailing slash, the redirect
-    /// to the same target without that slash.
-    pub(super) fn parse(target: &str) -> Result<Self, Answer> {
-        let (path, query) = target.split_at(target.find('?').unwrap_or(target.len()));
-        let trimmed = path.trim_end_matches('/');
-        let resource = Self::of_path(trimmed)?;
-        if trimmed.len() == path.len() {
-            Ok(resource)
-        } else {
-            Err(Answer::redirect(&[trimmed, query].concat()))
+/// `None` if there is no such resource.
+fn call_of(segments: &[&str], head: &RequestHead<'_>) -> Option<Result<Call, Answer>> {
+    let get = |call| match head.method {
+        Method::Get => call,
+        _ => Err(Answer::method_not_allowed("GET")),
+    };
+    let list = |filter, is_whole| get(Ok(Call::List(filter, is_whole, None)));
+    Some(match *segments {
+        ["health"] => get(Ok(Call::Health)),
+        ["openapi.json"] => get(Err(Answer::openapi())),
+        ["v1", "runtime-env"] => list(Filter::RuntimeEnv, false),
+        ["v1", "records"] => list(Filter::All, true),
+        ["v1", "credentials"] => list(Filter::All, false),
+        ["v1", "credentials", namespace] => match Namespace::new(namespace) {
+            Ok(namespace) => list(Filter::Namespace(namespace), false),
+            Err(_) => get(Err(JsonPage::new(true).into_answer(None))),
+        },
+        ["v1", "credentials", namespace, key] => {
+            credential_call(CredentialRef::parse(namespace, key), head)
         }
-    }
+        ["v1", "units", unit, namespace, key] => {
+            let unit = Box::new(Peer::Process(Caller::of_unit(unit.to_owned())));
+            let at = CredentialRef::parse(namespace, key);
+            get(at.map(|at| Call::Get(at, Some(unit))).map_err(|_| Answer::credential_not_found()))
+        }
+        ["v1", "validations", namespace, key] if head.method == Method::Put => {
+            let at = CredentialRef::parse(namespace, key).map_err(Answer::from);
+            body::check_content_type(head.content_type).and(at).map(Call::Validate)
+        }
+        ["v1", "validations", _, _] => Err(Answer::method_not_allowed("PUT")),
+        _ => return None,
+    })
+}
 
-    fn of_path(path: &str) -> Result<Self, Answer> {
-        let raw = path.strip_prefix('/').ok_or_else(Answer::not_found)?.split('/');
-        // One more than the longest path has, so that a longer path is noticed.
-        let segments: Vec<Cow<'_, str>> = raw.take(6).map(decode).collect::<Result<_, _>>()?;
-        let segments: Vec<&str> = segments.iter().map(|segment| &**segment).collect();
-        let credential = |unit: Option<&str>, namespace: &str, key: &str| Self::Credential {
-            unit: unit.map(str::to_owned),
-            namespace: namespace.to_owned(),
-            key: key.to_owned(),
-        };
-        match *segments {
-            ["health"] => Ok(Self::Health),
-            ["openapi.json"] => Ok(Self::OpenApi),
-            ["v1", "runtime-env"] => Ok(Self::RuntimeEnv),
-            ["v1", "records"] => Ok(Self::Records),
-            ["v1", "validations", namespace, key] => {
-                Ok(Self::Validation(namespace.to_owned(), key.to_owned()))
-            }
-            ["v1", "credentials"] => Ok(Self::Credentials),
-            ["v1", "credentials", namespace] => Ok(Self::Namespace(namespace.to_owned())),
-            ["v1", "credentials", namespace, key] => Ok(credential(None, namespace, key)),
-            ["v1", "units", unit, namespace, key] => Ok(credential(Some(unit), namespace, key)),
-            _ => Err(Answer::not_found()),
+/// The call on a credential, whose name may be invalid.
+fn credential_call(
+    at: Result<CredentialRef, VaultError>,
+    head: &RequestHead<'_>,
+) -> Result<Call, Answer> {
+    match (&head.method, at) {
+        (Method::Get, Ok(at)) => Ok(Call::Get(at, None)),
+        (Method::Get, Err(_)) => Err(Answer::credential_not_found()),
+        (Method::Head, Ok(at)) => Ok(Call::Head(at)),
+        (Method::Head, Err(_)) => Err(Answer::empty(404)),
+        (Method::Put, Ok(at)) => {
+            body::check_content_type(head.content_type).map(|()| Call::Put(at))
         }
+        (Method::Put, Err(error)) => Err(error.into()),
+        (Method::Delete, Ok(at)) => Ok(Call::Delete(at)),
+        // A credential of an invalid name cannot exist: there is nothing to delete.
+        (Method::Delete, Err(_)) => Err(done("deleted")),
+        _ => Err(Answer::method_not_allowed("GET, HEAD, PUT, DELETE")),
     }
 }
 
@@ -96,16 +117,26 @@ fn decode(segment: &str) -> Result<Cow<'_, str>, Answer> {
 mod tests {
     use super::*;
 
+    fn get(target: &str) -> Result<Call, Answer> {
+        let peer = &Peer::Tcp(([127, 0, 0, 1], 1).into());
+        let (method, content_type, host, bearer) = (Method::Get, None, None, None);
+        let is_of_web_page = false;
+        call(&RequestHead { method, target, content_type, host, is_of_web_page, bearer, peer })
+    }
+
+    fn key_of(target: &str) -> String {
+        let Ok(Call::Get(at, None)) = get(target) else { panic!("{target} is no credential") };
+        at.to_string()
+    }
+
     fn status(target: &str) -> u16 {
-        Resource::parse(target).expect_err(target).status
+        get(target).expect_err(target).status
     }
 
     #[test]
     fn encoded_and_plain_segments_name_the_same_credential() {
-        let plain =
-            Resource::parse("/v1/credentials/email.you@gmail.com/password").expect("a path");
-        let encoded = Resource::parse("/v1/credentials/email.you%40gmail.com/p%61ssword?x=/y")
-            .expect("a path");
+        let plain = key_of("/v1/credentials/email.you@gmail.com/password");
+        let encoded = key_of("/v1/credentials/email.you%40gmail.com/p%61ssword?x=/y");
         assert_eq!(plain, encoded);
     }
 
@@ -116,7 +147,7 @@ mod tests {
             ("/v1/credentials/a%40b//?q=1/", "/v1/credentials/a%40b?q=1/"),
             ("/v1/credentials/é/", "/v1/credentials/%C3%A9"),
         ] {
-            let answer = Resource::parse(target).expect_err(target);
+            let answer = get(target).expect_err(target);
             assert_eq!(
                 (answer.status, &*answer.headers),
                 (307, &[("Location", location.into())][..])
@@ -153,9 +184,6 @@ mod tests {
         ] {
             assert_eq!(status(target), 400, "{target}");
         }
-        assert_eq!(
-            Resource::parse("/v1/credentials/a/%252F").expect("decoded once"),
-            Resource::Credential { unit: None, namespace: "a".into(), key: "%2F".into() }
-        );
+        assert_eq!(key_of("/v1/credentials/a/%252F"), "a/%2F", "decoded once");
     }
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Group, User};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
-use super::{Consumer, Operation, Pattern, Policy, Rule};
+use super::{Consumer, Pattern, Policy, Rule};
+use crate::error::VaultError;
 use crate::model::Namespace;
 use crate::ownership;
 
@@ -21,35 +23,9 @@ pub struct PolicyError(String);
 #[serde(deny_unknown_fields)]
 struct FileForm {
     #[serde(default)]
-    consumer: BTreeMap<String, Spanned<ConsumerForm>>,
+    consumer: BTreeMap<String, Spanned<Consumer>>,
     #[serde(default)]
-    rule: Vec<Spanned<RuleForm>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ConsumerForm {
-    uid: Option<Spanned<Id>>,
-    gid: Option<Spanned<Id>>,
-    exe: Option<Spanned<PathBuf>>,
-    unit: Option<String>,
-    #[serde(default)]
-    supervisor: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RuleForm {
-    consumers: Vec<Spanned<String>>,
-    allow: Vec<Operation>,
-    namespaces: Vec<Spanned<String>>,
-    /// Whether the service's user and root keep their rights here.
-    #[serde(default = "yes")]
-    owner: bool,
-}
-
-fn yes() -> bool {
-    true
+    rule: Vec<Spanned<Rule>>,
 }
 
 /// A user or a group, by number or by name.
@@ -89,93 +65,74 @@ pub(super) fn line(text: &str, offset: usize) -> usize {
 pub(super) fn parse(text: &str, owner_uid: u32) -> Result<Policy, Problem> {
     let form: FileForm = toml::from_str(text)
         .map_err(|error| (error.span().map_or(0, |span| span.start), error.message().to_owned()))?;
-    let consumers: Vec<Consumer> = form
-        .consumer
-        .into_iter()
-        .map(|(name, form)| consumer(name, form))
-        .collect::<Result<_, _>>()?;
-    let rules =
-        form.rule.into_iter().map(|form| rule(form, &consumers)).collect::<Result<_, _>>()?;
+    if let Some(empty) = form.consumer.values().find(|it| *it.get_ref() == Consumer::default()) {
+        let reason = "a consumer has at least one of uid, gid, exe, unit and supervisor = true";
+        return Err((empty.span().start, reason.to_owned()));
+    }
+    for rule in &form.rule {
+        let Rule { consumers, allow, namespaces, .. } = rule.get_ref();
+        let is_unknown = |name: &&Spanned<String>| !form.consumer.contains_key(name.get_ref());
+        if let Some(unknown) = consumers.iter().find(is_unknown) {
+            let name = unknown.get_ref();
+            let reason = format!("there is no consumer {name:?}; add [consumer.{name}]");
+            return Err((unknown.span().start, reason));
+        }
+        if consumers.is_empty() || allow.is_empty() || namespaces.is_empty() {
+            let reason = "a rule names at least one of consumers, of allow, and of namespaces";
+            return Err((rule.span().start, reason.to_owned()));
+        }
+    }
+    let consumers = form.consumer.into_iter().map(|(name, it)| (name, it.into_inner())).collect();
+    let rules = form.rule.into_iter().map(Spanned::into_inner).collect();
     Ok(Policy { owner_uid, consumers, rules })
 }
 
-fn consumer(name: String, form: Spanned<ConsumerForm>) -> Result<Consumer, Problem> {
-    let start = form.span().start;
-    let form = form.into_inner();
-    if matches!(
-        form,
-        ConsumerForm { uid: None, gid: None, exe: None, unit: None, supervisor: false }
-    ) {
-        let reason = "a consumer has at least one of uid, gid, exe, unit and supervisor = true";
-        return Err((start, reason.to_owned()));
-    }
-    let uid = form.uid.map(|id| {
-        number(id, "user", |name| Ok(User::from_name(name)?.map(|user| user.uid.as_raw())))
-    });
-    let gid = form.gid.map(|id| {
-        number(id, "group", |name| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw())))
-    });
-    if let Some(exe) = form.exe.as_ref().filter(|exe| !exe.get_ref().is_absolute()) {
-        return Err((exe.span().start, "exe is the full path of a program".to_owned()));
-    }
-    Ok(Consumer {
-        uid: uid.transpose()?,
-        gid: gid.transpose()?,
-        exe: form.exe.map(Spanned::into_inner),
-        unit: form.unit,
-        is_supervisor: form.supervisor,
-        name,
-    })
+pub(super) fn user<'de, D: Deserializer<'de>>(form: D) -> Result<Option<u32>, D::Error> {
+    id(form, "user", |name| Ok(User::from_name(name)?.map(|user| user.uid.as_raw())))
 }
 
-fn number(
-    id: Spanned<Id>,
+pub(super) fn group<'de, D: Deserializer<'de>>(form: D) -> Result<Option<u32>, D::Error> {
+    id(form, "group", |name| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw())))
+}
+
+fn id<'de, D: Deserializer<'de>>(
+    form: D,
     kind: &str,
     find: impl FnOnce(&str) -> nix::Result<Option<u32>>,
-) -> Result<u32, Problem> {
-    let start = id.span().start;
-    match id.into_inner() {
-        Id::Number(number) => Ok(number),
-        Id::Name(name) => match find(&name) {
-            Ok(Some(number)) => Ok(number),
-            Ok(None) => Err((start, format!("this system has no {kind} {name:?}"))),
-            Err(error) => Err((start, format!("the {kind} {name:?} cannot be looked up: {error}"))),
-        },
+) -> Result<Option<u32>, D::Error> {
+    let name = match Id::deserialize(form)? {
+        Id::Number(number) => return Ok(Some(number)),
+        Id::Name(name) => name,
+    };
+    match find(&name) {
+        Ok(Some(number)) => Ok(Some(number)),
+        Ok(None) => Err(D::Error::custom(format!("this system has no {kind} {name:?}"))),
+        Err(error) => {
+            Err(D::Error::custom(format!("the {kind} {name:?} cannot be looked up: {error}")))
+        }
     }
 }
 
-fn rule(form: Spanned<RuleForm>, consumers: &[Consumer]) -> Result<Rule, Problem> {
-    let start = form.span().start;
-    let form = form.into_inner();
-    let is_known = |name: &str| consumers.iter().any(|consumer| consumer.name == name);
-    if let Some(unknown) = form.consumers.iter().find(|name| !is_known(name.get_ref())) {
-        let name = unknown.get_ref();
-        return Err((
-            unknown.span().start,
-            format!("there is no consumer {name:?}; add [consumer.{name}]"),
-        ));
-    }
-    if form.consumers.is_empty() || form.allow.is_empty() || form.namespaces.is_empty() {
-        let reason = "a rule names at least one of consumers, of allow, and of namespaces";
-        return Err((start, reason.to_owned()));
-    }
-    Ok(Rule {
-        consumers: form.consumers.into_iter().map(Spanned::into_inner).collect(),
-        allow: form.allow,
-        namespaces: form.namespaces.into_iter().map(pattern).collect::<Result<_, _>>()?,
-        binds_owner: !form.owner,
-    })
+pub(super) fn program<'de, D: Deserializer<'de>>(form: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(form)?;
+    let is_full = path.is_absolute();
+    is_full
+        .then_some(Some(path))
+        .ok_or_else(|| D::Error::custom("exe is the full path of a program"))
 }
 
-fn pattern(text: Spanned<String>) -> Result<Pattern, Problem> {
-    let (start, text) = (text.span().start, text.into_inner());
-    let wrong = |error: &dyn std::fmt::Display| (start, format!("{text:?}: {error}"));
-    match text.strip_suffix('*') {
-        None => Namespace::new(&*text).map(Pattern::Exact).map_err(|error| wrong(&error)),
-        Some("") => Ok(Pattern::Prefix(String::new())),
-        Some(prefix) => match Namespace::new(prefix) {
-            Ok(_) => Ok(Pattern::Prefix(prefix.to_owned())),
-            Err(error) => Err(wrong(&error)),
-        },
+impl TryFrom<String> for Pattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = |error: VaultError| format!("{text:?}: {error}");
+        match text.strip_suffix('*') {
+            None => Namespace::new(&*text).map(Self::Exact).map_err(wrong),
+            Some("") => Ok(Self::Prefix(String::new())),
+            Some(prefix) => match Namespace::new(prefix) {
+                Ok(_) => Ok(Self::Prefix(prefix.to_owned())),
+                Err(error) => Err(wrong(error)),
+            },
+        }
     }
 }

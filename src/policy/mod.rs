@@ -2,11 +2,13 @@
 
 mod file;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use toml::Spanned;
 
 use crate::caller::Caller;
 use crate::model::Namespace;
@@ -18,33 +20,43 @@ pub use file::PolicyError;
 #[derive(Debug)]
 pub struct Policy {
     owner_uid: u32,
-    consumers: Vec<Consumer>,
+    consumers: BTreeMap<String, Consumer>,
     rules: Vec<Rule>,
 }
 
-/// A named kind of caller. All conditions that are given must hold.
-#[derive(Debug)]
+/// A kind of caller. All conditions that are given must hold.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct Consumer {
-    name: String,
+    #[serde(deserialize_with = "file::user")]
     uid: Option<u32>,
+    #[serde(deserialize_with = "file::group")]
     gid: Option<u32>,
+    #[serde(deserialize_with = "file::program")]
     exe: Option<PathBuf>,
     unit: Option<String>,
+    #[serde(rename = "supervisor")]
     is_supervisor: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Rule {
-    consumers: Vec<String>,
+    consumers: Vec<Spanned<String>>,
     allow: Vec<Operation>,
     namespaces: Vec<Pattern>,
-    /// Whether it takes these rights from the service's user and root, unless they are among
-    /// its consumers.
-    binds_owner: bool,
+    /// Whether the service's user and root keep these rights, without being among its consumers.
+    #[serde(rename = "owner", default = "yes")]
+    spares_owner: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A namespace, or the start of one: `github.*` is `github.` and what follows.
-#[derive(Debug)]
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
 enum Pattern {
     Exact(Namespace),
     Prefix(String),
@@ -103,7 +115,7 @@ impl Policy {
     /// Whether the caller may connect: the service's user, root, and every consumer.
     #[must_use]
     pub fn admits(&self, caller: &Caller) -> bool {
-        self.is_owner(caller) || self.consumers.iter().any(|consumer| consumer.matches(caller))
+        self.is_owner(caller) || self.consumers_of(caller).next().is_some()
     }
 
     /// Decides on an operation in a namespace; without one, on whether the caller may use it in
@@ -121,7 +133,7 @@ impl Policy {
         allowed_consumers: &[String],
     ) -> Result<Grant<'_>, Refusal> {
         let rules = || (1..).zip(&self.rules).filter(|(_, rule)| rule.covers(operation, namespace));
-        let is_bound = || namespace.is_some() && rules().any(|(_, rule)| rule.binds_owner);
+        let is_bound = || namespace.is_some() && rules().any(|(_, rule)| !rule.spares_owner);
         if self.is_owner(caller) && !is_bound() {
             return Ok(Grant { consumer: None, rule: None });
         }
@@ -130,7 +142,8 @@ impl Policy {
             return Err(Refusal::NoConsumer);
         }
         let mut grants = rules().flat_map(|(number, rule)| {
-            let named = rule.consumers.iter().filter(|it| consumers.contains(&it.as_str()));
+            let named = rule.consumers.iter().map(|it| it.get_ref().as_str());
+            let named = named.filter(|it| consumers.contains(it));
             named.map(move |it| Grant { consumer: Some(it), rule: Some(number) })
         });
         let Some(first) = grants.next() else {
@@ -149,7 +162,8 @@ impl Policy {
 
     /// The names of the consumers that a caller is.
     pub fn consumers_of(&self, caller: &Caller) -> impl Iterator<Item = &str> {
-        self.consumers.iter().filter(|it| it.matches(caller)).map(|it| it.name.as_str())
+        let own = self.consumers.iter().filter(|(_, it)| it.matches(caller));
+        own.map(|(name, _)| name.as_str())
     }
 
     /// The numbers of consumers and rules.

@@ -5,10 +5,17 @@
 //! (ptrace(2)), and an interpreter runs any script.
 
 use std::fmt;
+use std::fs;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Pid;
+
+use crate::ownership;
 use crate::peer::Process;
 
 /// A connected process, with what `/proc` says about it. Facts that cannot be had for certain
@@ -96,225 +103,185 @@ impl fmt::Display for Caller {
     }
 }
 
-#[cfg(target_os = "linux")]
-pub use linux::Supervisor;
-#[cfg(not(target_os = "linux"))]
-pub use other::Supervisor;
-
-/// Elsewhere the kernel tells user, group and process ID only.
-#[cfg(not(target_os = "linux"))]
-mod other {
-    use std::io;
-    use std::os::fd::AsFd;
-
-    use super::Caller;
-    use crate::peer::Process;
-
-    /// The process that started this one: not known on this system.
-    #[derive(Debug)]
-    pub enum Supervisor {}
-
-    impl Supervisor {
-        /// Always `None`.
-        #[must_use]
-        pub fn of_this_process() -> Option<Self> {
-            None
-        }
-
-        /// Always `None`.
-        #[must_use]
-        pub fn of(_: i32) -> Option<Self> {
-            None
-        }
+impl Caller {
+    /// The process at the other end of `stream`. Its number can be given to another process
+    /// once it has ended; the descriptor that the kernel keeps for the connection
+    /// (`SO_PEERPIDFD`, Linux 6.5) tells that it has not. Older systems report user and
+    /// group only.
+    ///
+    /// # Errors
+    ///
+    /// The error of getsockopt(2).
+    pub fn across(stream: &impl AsFd, supervisor: Option<&Supervisor>) -> io::Result<Self> {
+        let caller = Self::from(Process::across(stream)?);
+        Ok(match pidfd::across(stream) {
+            Ok(pidfd) => caller.with_facts(&pidfd, supervisor),
+            Err(_) => caller,
+        })
     }
 
-    impl Caller {
-        /// The process at the other end of `stream`.
-        ///
-        /// # Errors
-        ///
-        /// The error of getpeereid(3).
-        pub fn across(stream: &impl AsFd, _: Option<&Supervisor>) -> io::Result<Self> {
-            Process::across(stream).map(Self::from)
-        }
+    /// The process `pid`, to explain what a policy says of it.
+    ///
+    /// # Errors
+    ///
+    /// The error of `pidfd_open(2)` or of reading `/proc`: there is no such process. Always
+    /// [`io::ErrorKind::Unsupported`] elsewhere than on Linux.
+    pub fn of_pid(pid: i32, supervisor: Option<&Supervisor>) -> io::Result<Self> {
+        let number = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let pidfd = pidfd::open(number)?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        // Real, effective, saved and file system ID (proc_pid_status(5)).
+        let effective = |name| ids(&status, name).and_then(|ids| ids.get(1).copied());
+        let (Some(uid), Some(gid)) = (effective("Uid:"), effective("Gid:")) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        let process = Process { uid, gid, pid: Some(pid) };
+        Ok(Self::from(process).with_facts(&pidfd, supervisor))
+    }
 
-        /// Not supported on this system.
-        ///
-        /// # Errors
-        ///
-        /// Always [`io::ErrorKind::Unsupported`].
-        pub fn of_pid(_: i32, _: Option<&Supervisor>) -> io::Result<Self> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
+    /// Adds the facts of `/proc`, if they are those of the process behind `pidfd`.
+    fn with_facts(self, pidfd: &OwnedFd, supervisor: Option<&Supervisor>) -> Self {
+        let Some(pid) = self.process.pid else { return self };
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let facts = Self {
+            groups: fs::read_to_string(proc.join("status"))
+                .ok()
+                .and_then(|status| ids(&status, "Groups:"))
+                .unwrap_or_default(),
+            exe: exe(&proc).ok(),
+            unit: fs::read_to_string(proc.join("cgroup")).ok().and_then(|it| system_unit(&it)),
+            is_supervisor: supervisor.is_some_and(|it| it.pid == pid && is_alive(&it.pidfd)),
+            ..self
+        };
+        // As long as it lives, its number is its own: what was read above is about it.
+        if is_alive(pidfd) { facts } else { Self::from(facts.process) }
     }
 }
 
+/// The process that started this one.
+#[derive(Debug)]
+pub struct Supervisor {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Supervisor {
+    /// The present parent of the process `pid`.
+    #[must_use]
+    pub fn of(pid: i32) -> Option<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let parent = i32::try_from(*ids(&status, "PPid:")?.first()?).ok()?;
+        let pidfd = pidfd::open(Pid::from_raw(parent)?).ok()?;
+        Some(Self { pid: parent, pidfd })
+    }
+
+    /// This process's parent, now. `None` if it has ended, or is in another PID namespace.
+    #[must_use]
+    pub fn of_this_process() -> Option<Self> {
+        let parent = rustix::process::getppid()?;
+        let pidfd = pidfd::open(parent).ok()?;
+        // If the parent had ended before it was opened, there would be another parent now.
+        let is_same = rustix::process::getppid() == Some(parent);
+        is_same.then(|| Self { pid: parent.as_raw_pid(), pidfd })
+    }
+}
+
+/// Descriptors of processes.
 #[cfg(target_os = "linux")]
-mod linux {
-    use std::fs;
-    use std::io;
-    use std::os::fd::{AsFd, OwnedFd};
-    use std::path::{Path, PathBuf};
+mod pidfd {
+    use super::*;
 
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
-    use super::Caller;
-    use crate::ownership;
-    use crate::peer::Process;
-
-    impl Caller {
-        /// The process at the other end of `stream`. Its number can be given to another process
-        /// once it has ended; the descriptor that the kernel keeps for the connection
-        /// (`SO_PEERPIDFD`, Linux 6.5) tells that it has not. Older systems report user and
-        /// group only.
-        ///
-        /// # Errors
-        ///
-        /// The error of getsockopt(2).
-        pub fn across(stream: &impl AsFd, supervisor: Option<&Supervisor>) -> io::Result<Self> {
-            use nix::sys::socket::{getsockopt, sockopt};
-            let caller = Self::from(Process::across(stream)?);
-            Ok(match getsockopt(stream, sockopt::PeerPidfd) {
-                Ok(pidfd) => caller.with_facts(&pidfd, supervisor),
-                Err(_) => caller,
-            })
-        }
-
-        /// The process `pid`, to explain what a policy says of it.
-        ///
-        /// # Errors
-        ///
-        /// The error of `pidfd_open(2)` or of reading `/proc`: there is no such process.
-        pub fn of_pid(pid: i32, supervisor: Option<&Supervisor>) -> io::Result<Self> {
-            let number = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
-            let pidfd = pidfd_open(number, PidfdFlags::empty())?;
-            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-            // Real, effective, saved and file system ID (proc_pid_status(5)).
-            let effective = |name| ids(&status, name).and_then(|ids| ids.get(1).copied());
-            let (Some(uid), Some(gid)) = (effective("Uid:"), effective("Gid:")) else {
-                return Err(io::ErrorKind::InvalidData.into());
-            };
-            let process = Process { uid, gid, pid: Some(pid) };
-            Ok(Self::from(process).with_facts(&pidfd, supervisor))
-        }
-
-        /// Adds the facts of `/proc`, if they are those of the process behind `pidfd`.
-        fn with_facts(self, pidfd: &OwnedFd, supervisor: Option<&Supervisor>) -> Self {
-            let Some(pid) = self.process.pid else { return self };
-            let proc = PathBuf::from(format!("/proc/{pid}"));
-            let facts = Self {
-                groups: fs::read_to_string(proc.join("status"))
-                    .ok()
-                    .and_then(|status| ids(&status, "Groups:"))
-                    .unwrap_or_default(),
-                exe: exe(&proc).ok(),
-                unit: fs::read_to_string(proc.join("cgroup")).ok().and_then(|it| system_unit(&it)),
-                is_supervisor: supervisor.is_some_and(|it| it.pid == pid && is_alive(&it.pidfd)),
-                ..self
-            };
-            // As long as it lives, its number is its own: what was read above is about it.
-            if is_alive(pidfd) { facts } else { Self::from(facts.process) }
-        }
+    pub(super) fn open(pid: Pid) -> io::Result<OwnedFd> {
+        use rustix::process::{PidfdFlags, pidfd_open};
+        Ok(pidfd_open(pid, PidfdFlags::empty())?)
     }
 
-    /// The process that started this one.
-    #[derive(Debug)]
-    pub struct Supervisor {
-        pid: i32,
-        pidfd: OwnedFd,
+    /// The one that the kernel keeps for a connection.
+    pub(super) fn across(stream: &impl AsFd) -> io::Result<OwnedFd> {
+        use nix::sys::socket::{getsockopt, sockopt};
+        Ok(getsockopt(stream, sockopt::PeerPidfd)?)
+    }
+}
+
+/// Elsewhere the kernel tells user, group and process ID only.
+#[cfg(not(target_os = "linux"))]
+mod pidfd {
+    use super::*;
+
+    pub(super) fn open(_: Pid) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
-    impl Supervisor {
-        /// The present parent of the process `pid`.
-        #[must_use]
-        pub fn of(pid: i32) -> Option<Self> {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let parent = i32::try_from(*ids(&status, "PPid:")?.first()?).ok()?;
-            let pidfd = pidfd_open(Pid::from_raw(parent)?, PidfdFlags::empty()).ok()?;
-            Some(Self { pid: parent, pidfd })
-        }
-
-        /// This process's parent, now. `None` if it has ended, or is in another PID namespace.
-        #[must_use]
-        pub fn of_this_process() -> Option<Self> {
-            let parent = rustix::process::getppid()?;
-            let pidfd = pidfd_open(parent, PidfdFlags::empty()).ok()?;
-            // If the parent had ended before it was opened, there would be another parent now.
-            let is_same = rustix::process::getppid() == Some(parent);
-            is_same.then(|| Self { pid: parent.as_raw_pid(), pidfd })
-        }
+    pub(super) fn across(_: &impl AsFd) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
     }
+}
 
-    /// A descriptor of a process is readable once the process has ended (`pidfd_open(2)`).
-    fn is_alive(pidfd: &OwnedFd) -> bool {
-        let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
-        poll(&mut watched, Some(&Timespec::default())) == Ok(0)
+/// A descriptor of a process is readable once the process has ended (`pidfd_open(2)`).
+fn is_alive(pidfd: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
+    poll(&mut watched, Some(&Timespec::default())) == Ok(0)
+}
+
+/// The numbers in a line of `/proc/PID/status`.
+fn ids(status: &str, name: &str) -> Option<Vec<u32>> {
+    let ids = status.lines().find_map(|line| line.strip_prefix(name))?;
+    ids.split_whitespace().map(|id| id.parse().ok()).collect()
+}
+
+/// The program's path, if the file there is the very file that runs: a process in a mount
+/// namespace of its own can have another file at the same path.
+fn exe(proc: &Path) -> io::Result<PathBuf> {
+    let link = proc.join("exe");
+    let path = fs::read_link(&link)?;
+    let (running, there) = (fs::metadata(&link)?, fs::metadata(&path)?);
+    if ownership::id(&running) == ownership::id(&there) {
+        Ok(path)
+    } else {
+        Err(io::ErrorKind::NotFound.into())
     }
+}
 
-    /// The numbers in a line of `/proc/PID/status`.
-    fn ids(status: &str, name: &str) -> Option<Vec<u32>> {
-        let ids = status.lines().find_map(|line| line.strip_prefix(name))?;
-        ids.split_whitespace().map(|id| id.parse().ok()).collect()
-    }
+/// The system unit in `/proc/PID/cgroup` (cgroups(7)): the first part of the path that is
+/// not a slice. Users' units are all below `user.slice`.
+fn system_unit(cgroup: &str) -> Option<String> {
+    let path = |hierarchy: &str| {
+        cgroup.lines().find_map(|line| {
+            // NUMBER:CONTROLLERS:PATH. A user chooses names in a path, also with colons.
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            (controllers == hierarchy).then(|| path.strip_prefix('/'))?
+        })
+    };
+    // With the older hierarchies, systemd's own is a named one.
+    let mut parts = path("name=systemd").or_else(|| path(""))?.split('/');
+    let kind = |part: &str| Some(part.rsplit_once('.')?.1.to_owned());
+    let is_slice = |part: &str| part != "user.slice" && kind(part).as_deref() == Some("slice");
+    let unit = parts.find(|part| !is_slice(part))?;
+    matches!(kind(unit)?.as_str(), "service" | "scope").then(|| unit.to_owned())
+}
 
-    /// The program's path, if the file there is the very file that runs: a process in a mount
-    /// namespace of its own can have another file at the same path.
-    fn exe(proc: &Path) -> io::Result<PathBuf> {
-        let link = proc.join("exe");
-        let path = fs::read_link(&link)?;
-        let (running, there) = (fs::metadata(&link)?, fs::metadata(&path)?);
-        if ownership::id(&running) == ownership::id(&there) {
-            Ok(path)
-        } else {
-            Err(io::ErrorKind::NotFound.into())
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::system_unit;
 
-    /// The system unit in `/proc/PID/cgroup` (cgroups(7)): the first part of the path that is
-    /// not a slice. Users' units are all below `user.slice`.
-    fn system_unit(cgroup: &str) -> Option<String> {
-        let path = |hierarchy: &str| {
-            cgroup.lines().find_map(|line| {
-                // NUMBER:CONTROLLERS:PATH. A user chooses names in a path, also with colons.
-                let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-                (controllers == hierarchy).then(|| path.strip_prefix('/'))?
-            })
-        };
-        // With the older hierarchies, systemd's own is a named one.
-        let mut parts = path("name=systemd").or_else(|| path(""))?.split('/');
-        let kind = |part: &str| Some(part.rsplit_once('.')?.1.to_owned());
-        let is_slice = |part: &str| part != "user.slice" && kind(part).as_deref() == Some("slice");
-        let unit = parts.find(|part| !is_slice(part))?;
-        matches!(kind(unit)?.as_str(), "service" | "scope").then(|| unit.to_owned())
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use super::system_unit;
-
-        #[test]
-        fn only_system_units_count() {
-            for (cgroup, unit) in [
-                ("0::/system.slice/edi.service\n", Some("edi.service")),
-                ("0::/system.slice/system-a.slice/a@1.service/deep/er\n", Some("a@1.service")),
-                (
-                    "9:name=systemd:/system.slice/edi.service\n8:pids:/x\n0::/\n",
-                    Some("edi.service"),
-                ),
-                ("0::/machine.slice/docker-1.scope\n", Some("docker-1.scope")),
-                ("0::/init.scope\n", Some("init.scope")),
-                ("0::/user.slice/user-1.slice/user@1.service/app.slice/edi.service\n", None),
-                ("0::/user.slice/user-1.slice/session-2.scope\n", None),
-                ("0::/../edi.service\n", None),
-                ("0::/system.slice/x/edi.service\n", None),
-                ("0::/\n", None),
-                ("4:memory:/edi.service\n", None),
-                ("0::/user.slice/a:name=systemd:/system.slice/edi.service\n", None),
-                ("", None),
-            ] {
-                assert_eq!(system_unit(cgroup).as_deref(), unit, "{cgroup}");
-            }
+    #[test]
+    fn only_system_units_count() {
+        for (cgroup, unit) in [
+            ("0::/system.slice/edi.service\n", Some("edi.service")),
+            ("0::/system.slice/system-a.slice/a@1.service/deep/er\n", Some("a@1.service")),
+            ("9:name=systemd:/system.slice/edi.service\n8:pids:/x\n0::/\n", Some("edi.service")),
+            ("0::/machine.slice/docker-1.scope\n", Some("docker-1.scope")),
+            ("0::/init.scope\n", Some("init.scope")),
+            ("0::/user.slice/user-1.slice/user@1.service/app.slice/edi.service\n", None),
+            ("0::/user.slice/user-1.slice/session-2.scope\n", None),
+            ("0::/../edi.service\n", None),
+            ("0::/system.slice/x/edi.service\n", None),
+            ("0::/\n", None),
+            ("4:memory:/edi.service\n", None),
+            ("0::/user.slice/a:name=systemd:/system.slice/edi.service\n", None),
+            ("", None),
+        ] {
+            assert_eq!(system_unit(cgroup).as_deref(), unit, "{cgroup}");
         }
     }
 }

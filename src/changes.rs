@@ -144,17 +144,21 @@ impl ChangeLock<'_> {
     pub(crate) fn note_validity(&self, result: Validity) -> Result<bool, VaultError> {
         let Self { at, changes } = self;
         self.settle()?;
-        let mut record = changes.find(at)?.ok_or_else(|| VaultError::NotFound((*at).clone()))?;
-        if result.updated_at.is_some_and(|it| it != record.updated_at) {
+        let found = changes.find(at)?.ok_or_else(|| VaultError::NotFound((*at).clone()))?;
+        if result.updated_at.is_some_and(|it| it != found.updated_at) {
             return Ok(false);
         }
-        record.valid = result.valid;
-        record.last_validated_at =
-            result.valid.map(|_| Timestamp::now()).or(record.last_validated_at);
-        if let Some(shared) = &changes.shared {
-            shared.backend().write(at, Some(&record))?;
+        let mut noted = found.clone();
+        noted.valid = result.valid;
+        noted.last_validated_at =
+            result.valid.map(|_| Timestamp::now()).or(found.last_validated_at);
+        // Another host may have stored it meanwhile.
+        if let Some(shared) = &changes.shared
+            && !shared.replace(at, [Some(&found); 2], Some(&noted))?
+        {
+            return Ok(false);
         }
-        changes.metadata.change(at, Some(record), Kind::Undo { is_final: false })?;
+        changes.metadata.set_all(vec![((*at).clone(), Some(noted))])?;
         Ok(true)
     }
 
@@ -174,18 +178,17 @@ impl ChangeLock<'_> {
             settled => settled?,
         }
         let mark = Mark::new(vault.name(), value)?;
-        let kind = match shared {
-            None => Kind::New(Some(mark)),
-            Some(shared) => {
-                let before = shared.find(at)?;
-                if let Some(record) = &mut record {
-                    record.stored_by = Some(shared.backend().node().to_owned());
-                    before.as_ref().inspect(|before| record.keep_times_of(before));
-                }
-                Kind::Shared(mark, before.map(Box::new))
+        if let Some(shared) = shared {
+            // The intent gets the row of before from the database, where it may be old.
+            metadata.set_all(vec![((*at).clone(), shared.find(at)?)])?;
+            if let Some(record) = &mut record {
+                record.stored_by = Some(shared.backend().node().to_owned());
             }
-        };
-        let before = metadata.change(at, record.clone(), kind)?;
+        }
+        let before = metadata.change(at, record.clone(), Kind::New(Some(mark)))?;
+        if let (Some(record), Some(before)) = (&mut record, &before) {
+            record.keep_times_of(before);
+        }
         lock(open).since.remove(*at);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if let Some(shared) = shared {

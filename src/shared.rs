@@ -1,5 +1,6 @@
 //! Metadata that hosts share, and the copy of it in this host's database.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -146,20 +147,22 @@ impl Shared {
     }
 
     /// Makes the record of a credential `to`, unless another host has stored one that is none of
-    /// `known`.
+    /// `known`. Returns whether it is `to` now.
     pub(crate) fn replace(
         &self,
         at: &CredentialRef,
         known: [Option<&CredentialRecord>; 2],
         to: Option<&CredentialRecord>,
-    ) -> Result<(), VaultError> {
+    ) -> Result<bool, VaultError> {
         let store =
             |it: Option<&CredentialRecord>| it.map(|it| (it.updated_at, it.stored_by.clone()));
+        let is_known = Cell::new(false);
         self.backend().revise(at.namespace(), &|records| {
             let found = records.iter().find(|record| record.at == *at);
-            let is_known = known.iter().any(|it| store(*it) == store(found));
-            if is_known && found != to { vec![(at.clone(), to.cloned())] } else { Vec::new() }
-        })
+            is_known.set(known.iter().any(|it| store(*it) == store(found)));
+            if is_known.get() && found != to { vec![(at.clone(), to.cloned())] } else { Vec::new() }
+        })?;
+        Ok(is_known.get())
     }
 
     /// Notes a use. The backend gets the uses of an hour together.

@@ -71,12 +71,6 @@ pub(super) fn open(
     row::execute(connection, sql, values)
 }
 
-/// Removes the intent of the credential, if there is one.
-pub(super) fn remove(connection: &Connection, at: &CredentialRef) -> rusqlite::Result<()> {
-    let sql = "DELETE FROM vault_intents WHERE namespace = ?1 AND key = ?2";
-    row::execute(connection, sql, [at.namespace().as_str(), at.key()])
-}
-
 /// The open intent of the credential.
 pub(super) fn find(
     connection: &Connection,

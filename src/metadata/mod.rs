@@ -23,7 +23,7 @@ mod writer;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -149,13 +149,12 @@ impl MetadataStore {
     ///
     /// [`MetadataError::Failed`], and nothing has changed; [`MetadataError::Closed`].
     pub fn set_all(&self, rows: Vec<Revision>) -> Result<(), MetadataError> {
-        let (count, kind) = (rows.len(), || Kind::Undo { is_final: false });
+        let count = rows.len();
         let (reply, outcomes) = mpsc::sync_channel(count);
-        let change = |(at, row)| Change { at, row, kind: kind(), reply: reply.clone() };
+        let kind = || Kind::Undo { is_final: false };
+        let change = move |(at, row)| Change { at, row, kind: kind(), reply: reply.clone() };
         let _ = self.sender.send(Message::Changes(rows.into_iter().map(change).collect()));
-        let outcome = |_| outcomes.recv().unwrap_or_else(|_| Err(writer_stopped()));
-        drop(reply);
-        (0..count).try_for_each(|it| outcome(it).map(drop))
+        (0..count).try_for_each(|_| self.outcome(&outcomes).map(drop))
     }
 
     /// When the rows were last a copy of the metadata that hosts share; `None` if they are no copy.
@@ -177,8 +176,7 @@ impl MetadataStore {
     ///
     /// [`MetadataError::Failed`].
     pub fn set_refreshed(&self, at: Option<Timestamp>) -> Result<(), MetadataError> {
-        let path = &self.readers.file.path;
-        let connection = schema::open(path).map_err(|reason| schema::unusable(path, &reason))?;
+        let connection = self.second_connection()?;
         let at = at.map_or_else(String::new, Timestamp::to_database);
         connection.execute("INSERT OR REPLACE INTO vault_refresh VALUES (1, ?1)", [at])?;
         Ok(())
@@ -331,10 +329,14 @@ impl MetadataStore {
         kind: Kind,
     ) -> Outcome {
         let (reply, outcome) = mpsc::sync_channel(1);
-        let change = Box::new(Change { at: at.clone(), row, kind, reply });
-        let sent = self.sender.send(Message::Change(change));
-        let outcome = sent.ok().and_then(|()| outcome.recv().ok());
-        outcome.unwrap_or_else(|| {
+        let change = Change { at: at.clone(), row, kind, reply };
+        let _ = self.sender.send(Message::Changes(vec![change]));
+        self.outcome(&outcome)
+    }
+
+    /// Waits for the outcome of a change. Without a writer, the channel is closed.
+    fn outcome(&self, outcomes: &Receiver<Outcome>) -> Outcome {
+        outcomes.recv().unwrap_or_else(|_| {
             let is_closed = lock(&self.writer).is_none();
             Err(if is_closed { MetadataError::Closed } else { writer_stopped() })
         })

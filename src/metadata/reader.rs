@@ -1,4 +1,4 @@
-//! The connections that read: opened on demand, used by one caller at a time.
+//! Connections besides the writer's: mostly those that read, opened on demand, used by one caller at a time.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
@@ -25,6 +25,12 @@ impl MetadataStore {
         *lock(&readers.idle) = Some(vec![connection]);
         let (touches, cache, writer) = <_>::default();
         Ok(Self { sender: mpsc::channel().0, touches, readers, cache, writer })
+    }
+
+    /// A connection for changes that are not the writer's.
+    pub(super) fn second_connection(&self) -> Result<Connection, MetadataError> {
+        let path = &self.readers.file.path;
+        schema::open(path).map_err(|reason| schema::unusable(path, &reason))
     }
 }
 

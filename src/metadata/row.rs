@@ -1,6 +1,6 @@
 //! The rows of `credential_metadata`, and the statements that read or write a single row.
 
-use rusqlite::{Connection, OptionalExtension, Params, Row, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, ToSql, params};
 
 use crate::model::{CredentialRecord, CredentialRef, DeliveryMode, Namespace};
 use crate::time::Timestamp;
@@ -45,21 +45,11 @@ pub(super) fn set(
     at: &CredentialRef,
     record: Option<&CredentialRecord>,
 ) -> rusqlite::Result<()> {
-    let (namespace, key) = (at.namespace().as_str(), at.key());
-    let node = record.and_then(|record| record.stored_by.clone());
+    let node = record.and_then(|record| record.stored_by.as_deref());
     let valid = record.and_then(|record| record.valid).map(|valid| valid.to_string());
-    for (table, text) in [("vault_nodes", node), ("vault_validations", valid)] {
-        let sql = format!("DELETE FROM {table} WHERE namespace = ?1 AND key = ?2");
-        execute(connection, &sql, [namespace, key])?;
-        if let Some(text) = text {
-            let sql = format!("INSERT INTO {table} VALUES (?1, ?2, ?3)");
-            execute(connection, &sql, [namespace, key, &text])?;
-        }
-    }
-    let Some(record) = record else {
-        let sql = "DELETE FROM credential_metadata WHERE namespace = ?1 AND key = ?2";
-        return execute(connection, sql, [namespace, key]);
-    };
+    set_beside(connection, "vault_nodes", at, node)?;
+    set_beside(connection, "vault_validations", at, valid)?;
+    let Some(record) = record else { return delete(connection, "credential_metadata", at) };
     let consumers =
         serde_json::to_string(&record.allowed_consumers).expect("a list of strings is always JSON");
     let sql = format!(
@@ -67,8 +57,8 @@ pub(super) fn set(
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
     );
     let values = params![
-        namespace,
-        key,
+        at.namespace().as_str(),
+        at.key(),
         record.delivery_mode.as_str(),
         consumers,
         record.env_name,
@@ -80,6 +70,28 @@ pub(super) fn set(
         record.last_used_at.map(Timestamp::to_database),
     ];
     execute(connection, &sql, values)
+}
+
+/// Sets what another table has of a credential: one column beside its name. `None` deletes it.
+pub(super) fn set_beside(
+    connection: &Connection,
+    table: &str,
+    at: &CredentialRef,
+    value: Option<impl ToSql>,
+) -> rusqlite::Result<()> {
+    let Some(value) = value else { return delete(connection, table, at) };
+    let sql = format!("INSERT OR REPLACE INTO {table} VALUES (?1, ?2, ?3)");
+    execute(connection, &sql, params![at.namespace().as_str(), at.key(), value])
+}
+
+/// Deletes the row of a credential, if there is one.
+pub(super) fn delete(
+    connection: &Connection,
+    table: &str,
+    at: &CredentialRef,
+) -> rusqlite::Result<()> {
+    let sql = format!("DELETE FROM {table} WHERE namespace = ?1 AND key = ?2");
+    execute(connection, &sql, [at.namespace().as_str(), at.key()])
 }
 
 /// Sets the time of the last use, unless the row has a later one or is gone.

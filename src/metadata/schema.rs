@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use super::row::COLUMNS;
 use super::{MetadataError, file};
@@ -17,58 +17,54 @@ pub(super) type Reason = Box<dyn Error>;
 /// does not read it.
 const SCHEMA_VERSION: i64 = 3;
 
-/// The Python service's table, and those that it ignores: anything this service adds must go into
-/// other tables.
-const CREATE_TABLES: &str = "CREATE TABLE IF NOT EXISTS credential_metadata (
-    namespace TEXT NOT NULL,
-    key TEXT NOT NULL,
-    delivery_mode TEXT NOT NULL DEFAULT 'executor_only',
-    allowed_consumers TEXT NOT NULL DEFAULT '[]',
-    env_name TEXT,
-    validator_id TEXT,
-    masked_preview TEXT NOT NULL DEFAULT '',
-    created_at TEXT NOT NULL,
-    updated_at TEXT NOT NULL,
-    last_validated_at TEXT,
-    last_used_at TEXT,
-    PRIMARY KEY (namespace, key)
-);
-CREATE TABLE IF NOT EXISTS vault_intents (
-    namespace TEXT NOT NULL,
-    key TEXT NOT NULL,
-    backend TEXT NOT NULL DEFAULT '',
-    salt BLOB NOT NULL,
-    fingerprint BLOB,
-    before TEXT,
-    after TEXT,
-    PRIMARY KEY (namespace, key)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS vault_seal (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    header TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS vault_sealed (
-    namespace TEXT NOT NULL,
-    key TEXT NOT NULL,
-    blob BLOB NOT NULL,
-    PRIMARY KEY (namespace, key)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS vault_nodes (
-    namespace TEXT NOT NULL,
-    key TEXT NOT NULL,
-    node TEXT NOT NULL,
-    PRIMARY KEY (namespace, key)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS vault_validations (
-    namespace TEXT NOT NULL,
-    key TEXT NOT NULL,
-    valid TEXT NOT NULL,
-    PRIMARY KEY (namespace, key)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS vault_refresh (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    at TEXT NOT NULL
-)";
+/// The table of the open intents.
+pub(super) const INTENTS: &str = "vault_intents";
+/// The table of the encrypted values.
+pub(super) const SEALED: &str = "vault_sealed";
+
+/// The tables that have a row for each of some credentials, and their columns besides its name.
+const TABLES: [(&str, &str); 4] = [
+    (
+        INTENTS,
+        "backend TEXT NOT NULL DEFAULT '', salt BLOB NOT NULL, fingerprint BLOB, before TEXT, after TEXT",
+    ),
+    (SEALED, "blob BLOB NOT NULL"),
+    ("vault_nodes", "node TEXT NOT NULL"),
+    ("vault_validations", "valid TEXT NOT NULL"),
+];
+
+/// The Python service's table, and further tables, which it ignores: anything that this service
+/// adds must go into those.
+fn create_tables(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(
+        "CREATE TABLE IF NOT EXISTS credential_metadata (
+            namespace TEXT NOT NULL,
+            key TEXT NOT NULL,
+            delivery_mode TEXT NOT NULL DEFAULT 'executor_only',
+            allowed_consumers TEXT NOT NULL DEFAULT '[]',
+            env_name TEXT,
+            validator_id TEXT,
+            masked_preview TEXT NOT NULL DEFAULT '',
+            created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL,
+            last_validated_at TEXT,
+            last_used_at TEXT,
+            PRIMARY KEY (namespace, key)
+        );
+        CREATE TABLE IF NOT EXISTS vault_seal (
+            id INTEGER PRIMARY KEY CHECK (id = 1), header TEXT NOT NULL
+        );
+        CREATE TABLE IF NOT EXISTS vault_refresh (
+            id INTEGER PRIMARY KEY CHECK (id = 1), at TEXT NOT NULL
+        )",
+    )?;
+    TABLES.iter().try_for_each(|(table, columns)| {
+        connection.execute_batch(&format!(
+            "CREATE TABLE IF NOT EXISTS {table} (namespace TEXT NOT NULL, key TEXT NOT NULL,
+             {columns}, PRIMARY KEY (namespace, key)) WITHOUT ROWID"
+        ))
+    })
+}
 
 /// How long a statement waits while another process (the Python service, a `sqlite3` shell)
 /// has the file locked.
@@ -94,9 +90,10 @@ pub(super) fn open(path: &Path) -> Result<Connection, Reason> {
          PRAGMA journal_size_limit = 8388608; PRAGMA secure_delete = ON",
     )?;
     if version < SCHEMA_VERSION {
-        connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {CREATE_TABLES}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
-        ))?;
+        let transaction = Transaction::new_unchecked(&connection, TransactionBehavior::Immediate)?;
+        create_tables(&transaction)?;
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        transaction.commit()?;
     }
     Ok(connection)
 }
@@ -115,7 +112,7 @@ pub(super) fn open_existing(path: &Path) -> Result<(Connection, i64), Reason> {
 pub(super) fn open_read_only(path: &Path) -> Result<Connection, Reason> {
     if !path.try_exists()? {
         let connection = Connection::open_in_memory()?;
-        connection.execute_batch(CREATE_TABLES)?;
+        create_tables(&connection)?;
         return Ok(connection);
     }
     match open_existing(path)? {

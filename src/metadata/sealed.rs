@@ -8,8 +8,9 @@ use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior};
 
 use crate::model::{CredentialRecord, CredentialRef, Namespace};
 
+use super::schema::SEALED;
 use super::writer::Kind;
-use super::{MetadataError, MetadataStore, lock, row, schema};
+use super::{MetadataError, MetadataStore, lock, row};
 
 type Result<T> = std::result::Result<T, MetadataError>;
 
@@ -103,14 +104,12 @@ impl MetadataStore {
     ///
     /// [`MetadataError::Failed`], or that of `reseal`; nothing has changed.
     pub fn set_seal(&self, header: &str, reseal: Option<Reseal<'_>>) -> Result<()> {
-        let path = &self.readers.file.path;
-        let mut connection =
-            schema::open(path).map_err(|reason| schema::unusable(path, &reason))?;
+        let mut connection = self.second_connection()?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if let Some(reseal) = reseal {
             for at in row::names(&transaction, "SELECT namespace, key FROM vault_sealed", [])? {
                 let Some(old) = blob(&transaction, &at)? else { continue };
-                set(&transaction, &at, Some(&reseal(&at, &old)?))?;
+                row::set_beside(&transaction, SEALED, &at, Some(reseal(&at, &old)?))?;
             }
         }
         transaction.execute("INSERT OR REPLACE INTO vault_seal VALUES (1, ?1)", [header])?;
@@ -124,19 +123,4 @@ fn blob(connection: &Connection, at: &CredentialRef) -> rusqlite::Result<Option<
     // Something that is no blob is no sealed message either.
     let bytes = |row: &Row<'_>| Ok(row.get_ref(0)?.as_bytes().unwrap_or_default().to_vec());
     statement.query_row([at.namespace().as_str(), at.key()], bytes).optional()
-}
-
-/// Inserts or replaces the encrypted value of one credential; `None` deletes it.
-pub(super) fn set(
-    connection: &Connection,
-    at: &CredentialRef,
-    blob: Option<&[u8]>,
-) -> rusqlite::Result<()> {
-    let (namespace, key) = (at.namespace().as_str(), at.key());
-    let Some(blob) = blob else {
-        let sql = "DELETE FROM vault_sealed WHERE namespace = ?1 AND key = ?2";
-        return row::execute(connection, sql, (namespace, key));
-    };
-    let sql = "INSERT OR REPLACE INTO vault_sealed VALUES (?1, ?2, ?3)";
-    row::execute(connection, sql, (namespace, key, blob))
 }

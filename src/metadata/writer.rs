@@ -11,15 +11,14 @@ use crate::backoff::Backoff;
 use crate::model::{CredentialRecord, CredentialRef};
 
 use super::file::Opened;
-use super::{Mark, MetadataError, TouchMap, Touches, intent, lock, row, sealed};
+use super::schema::{INTENTS, SEALED};
+use super::{Mark, MetadataError, TouchMap, Touches, intent, lock, row};
 
 /// How long touches wait, so that many of them share one commit.
 const TOUCH_DELAY: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) enum Message {
-    /// Commit this change, then reply.
-    Change(Box<Change>),
     /// Commit these together, then reply to each.
     Changes(Vec<Change>),
     /// The backend has made the change of the credential's intent, which is to be removed soon.
@@ -44,8 +43,6 @@ pub(super) struct Change {
 pub(crate) enum Kind {
     /// A new row. With a mark, an intent is opened in the same transaction.
     New(Option<Mark>),
-    /// The same with an intent, in the place of this shared record instead of the row.
-    Shared(Mark, Option<Box<CredentialRecord>>),
     /// A new row with the encrypted value, or without both.
     Sealed(Option<Vec<u8>>),
     /// Sets the row exactly as it was, and removes the intent if that is final.
@@ -113,7 +110,6 @@ impl Writer {
         let mut wait = self.due.map_or(Duration::MAX, until);
         loop {
             match self.inbox.recv_timeout(wait) {
-                Ok(Message::Change(change)) => batch.push(*change),
                 Ok(Message::Changes(changes)) => batch.extend(changes),
                 Ok(Message::Touched) => self.wake_soon(),
                 Ok(Message::Finished(at)) => {
@@ -158,7 +154,7 @@ impl Writer {
         let transaction =
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         for at in &self.finished {
-            intent::remove(&transaction, at)?;
+            row::delete(&transaction, INTENTS, at)?;
         }
         for (at, &when) in pending {
             row::set_last_used(&transaction, at, when)?;
@@ -175,7 +171,6 @@ impl Writer {
         let Change { at, row, kind, .. } = change;
         let mut found = match kind {
             Kind::Undo { .. } => Ok(None),
-            Kind::Shared(_, record) => Ok(record.as_deref().cloned()),
             _ => row::find(&self.connection, at)?,
         };
         let Ok(previous) = &mut found else { return Ok(found) };
@@ -200,11 +195,9 @@ impl Writer {
     ) -> rusqlite::Result<()> {
         row::set(&self.connection, at, row)?;
         match kind {
-            Kind::New(Some(mark)) | Kind::Shared(mark, _) => {
-                intent::open(&self.connection, at, mark, previous, row)
-            }
-            Kind::Sealed(blob) => sealed::set(&self.connection, at, blob.as_deref()),
-            Kind::Undo { is_final: true } => intent::remove(&self.connection, at),
+            Kind::New(Some(mark)) => intent::open(&self.connection, at, mark, previous, row),
+            Kind::Sealed(blob) => row::set_beside(&self.connection, SEALED, at, blob.as_deref()),
+            Kind::Undo { is_final: true } => row::delete(&self.connection, INTENTS, at),
             _ => Ok(()),
         }
     }

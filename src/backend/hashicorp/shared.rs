@@ -1,6 +1,7 @@
 //! Metadata that hosts share: the secret `.metadata/<namespace>` has a field for each key, and its
 //! text is JSON. No namespace begins with a dot.
 
+use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -36,11 +37,13 @@ impl SharedMetadata for HashiCorpVault {
         let read = || {
             while let Some(namespace) = namespaces.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let records = self.read_namespace(namespace);
-                let mut all = lock(&all);
-                let Ok(found) = &mut *all else { return };
-                match records {
-                    Ok(records) => found.extend(records),
-                    Err(error) => *all = Err(error),
+                match (&mut *lock(&all), records) {
+                    (Ok(found), Ok(records)) => found.extend(records),
+                    (all, records) => {
+                        // The first failure ends the reading.
+                        *all = mem::replace(all, Ok(Vec::new())).and(records);
+                        return;
+                    }
                 }
             }
         };

@@ -189,7 +189,7 @@ impl Supervisor {
 /// Descriptors of processes.
 #[cfg(target_os = "linux")]
 mod pidfd {
-    use super::*;
+    use super::{AsFd, OwnedFd, Pid, io};
 
     pub(super) fn open(pid: Pid) -> io::Result<OwnedFd> {
         use rustix::process::{PidfdFlags, pidfd_open};
@@ -206,7 +206,7 @@ mod pidfd {
 /// Elsewhere the kernel tells user, group and process ID only.
 #[cfg(not(target_os = "linux"))]
 mod pidfd {
-    use super::*;
+    use super::{AsFd, OwnedFd, Pid, io};
 
     pub(super) fn open(_: Pid) -> io::Result<OwnedFd> {
         Err(io::ErrorKind::Unsupported.into())

@@ -178,17 +178,18 @@ impl ChangeLock<'_> {
             settled => settled?,
         }
         let mark = Mark::new(vault.name(), value)?;
-        if let Some(shared) = shared {
-            // The intent gets the row of before from the database, where it may be old.
-            metadata.set_all(vec![((*at).clone(), shared.find(at)?)])?;
-            if let Some(record) = &mut record {
-                record.stored_by = Some(shared.backend().node().to_owned());
+        let kind = match shared {
+            None => Kind::New(Some(mark)),
+            Some(shared) => {
+                let before = shared.find(at)?;
+                if let Some(record) = &mut record {
+                    record.stored_by = Some(shared.backend().node().to_owned());
+                    before.as_ref().inspect(|before| record.keep_times_of(before));
+                }
+                Kind::Shared(mark, before.map(Box::new))
             }
-        }
-        let before = metadata.change(at, record.clone(), Kind::New(Some(mark)))?;
-        if let (Some(record), Some(before)) = (&mut record, &before) {
-            record.keep_times_of(before);
-        }
+        };
+        let before = metadata.change(at, record.clone(), kind)?;
         lock(open).since.remove(*at);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             if let Some(shared) = shared {
@@ -275,7 +276,8 @@ impl Drop for ChangeLock<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::EnvVault;
+    use crate::backend::{EnvVault, Revision, SharedMetadata};
+    use crate::model::{Namespace, StoreRequest};
     use crate::settings::Environment;
 
     #[test]
@@ -297,5 +299,101 @@ mod tests {
         assert!(!settled(GRACE / 2), "a request may still be on its way");
         assert!(settled(GRACE * 2));
         assert!(lock(&changes.open).since.is_empty());
+    }
+
+    /// The metadata of two hosts. The other one stores right after this one has read.
+    #[derive(Default)]
+    struct TwoHosts {
+        records: Mutex<Vec<CredentialRecord>>,
+        next: Mutex<Option<CredentialRecord>>,
+    }
+
+    impl CredentialVault for TwoHosts {
+        fn name(&self) -> &'static str {
+            "TwoHosts"
+        }
+
+        fn get(&self, _: &CredentialRef) -> Result<Option<Secret>, VaultError> {
+            Ok(None)
+        }
+
+        fn store(&self, _: &CredentialRef, _: &Secret) -> Result<(), VaultError> {
+            Ok(())
+        }
+
+        fn delete(&self, _: &CredentialRef) -> Result<bool, VaultError> {
+            Ok(false)
+        }
+
+        fn list_keys(&self, _: &Namespace) -> Result<Vec<String>, VaultError> {
+            Ok(Vec::new())
+        }
+
+        fn shared_metadata(&self) -> Option<&dyn SharedMetadata> {
+            Some(self)
+        }
+    }
+
+    impl SharedMetadata for TwoHosts {
+        fn node(&self) -> &'static str {
+            "here"
+        }
+
+        fn read_all(&self) -> Result<Vec<CredentialRecord>, VaultError> {
+            let mut records = lock(&self.records);
+            let next = lock(&self.next).take().map(|it| vec![it]);
+            let read = records.clone();
+            *records = next.unwrap_or_else(|| read.clone());
+            Ok(read)
+        }
+
+        fn read_namespace(&self, _: &Namespace) -> Result<Vec<CredentialRecord>, VaultError> {
+            self.read_all()
+        }
+
+        fn write(
+            &self,
+            _: &CredentialRef,
+            record: Option<&CredentialRecord>,
+        ) -> Result<(), VaultError> {
+            *lock(&self.records) = record.cloned().into_iter().collect();
+            Ok(())
+        }
+
+        fn revise(
+            &self,
+            _: &Namespace,
+            revise: &dyn Fn(&[CredentialRecord]) -> Vec<Revision>,
+        ) -> Result<(), VaultError> {
+            let mut records = lock(&self.records);
+            if let Some((_, record)) = revise(&records).pop() {
+                *records = record.into_iter().collect();
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_result_does_not_undo_a_store_of_another_host() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let metadata = MetadataStore::open(&directory.path().join("credentials.db"));
+        let at = CredentialRef::parse("n", "key").expect("valid");
+        let record = |value: &str| {
+            let request = StoreRequest::new(Secret::new(value.to_owned()));
+            CredentialRecord::new(at.clone(), &request, Timestamp::now())
+        };
+        let mine = record("a value of this host");
+        let vault = Arc::new(TwoHosts::default());
+        *lock(&vault.records) = vec![mine.clone()];
+        let metadata = Arc::new(metadata.expect("it is created"));
+        let changes = Arc::new(Changes::new(Arc::clone(&vault) as _, metadata));
+        let works = Validity { valid: Some(true), updated_at: Some(mine.updated_at) };
+        assert!(changes.lock(&at).note_validity(works).expect("notes"));
+        assert_eq!(lock(&vault.records)[0].valid, Some(true));
+
+        let theirs = record("the value of another host");
+        *lock(&vault.next) = Some(theirs.clone());
+        assert!(!changes.lock(&at).note_validity(works).expect("notes nothing"));
+        assert_eq!(*lock(&vault.records), [theirs]);
     }
 }

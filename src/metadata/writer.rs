@@ -43,6 +43,9 @@ pub(super) struct Change {
 pub(crate) enum Kind {
     /// A new row. With a mark, an intent is opened in the same transaction.
     New(Option<Mark>),
+    /// The same with an intent, in the place of this shared record instead of the row, which a
+    /// refresh may make old at any moment.
+    Shared(Mark, Option<Box<CredentialRecord>>),
     /// A new row with the encrypted value, or without both.
     Sealed(Option<Vec<u8>>),
     /// Sets the row exactly as it was, and removes the intent if that is final.
@@ -171,6 +174,7 @@ impl Writer {
         let Change { at, row, kind, .. } = change;
         let mut found = match kind {
             Kind::Undo { .. } => Ok(None),
+            Kind::Shared(_, record) => Ok(record.as_deref().cloned()),
             _ => row::find(&self.connection, at)?,
         };
         let Ok(previous) = &mut found else { return Ok(found) };
@@ -195,7 +199,9 @@ impl Writer {
     ) -> rusqlite::Result<()> {
         row::set(&self.connection, at, row)?;
         match kind {
-            Kind::New(Some(mark)) => intent::open(&self.connection, at, mark, previous, row),
+            Kind::New(Some(mark)) | Kind::Shared(mark, _) => {
+                intent::open(&self.connection, at, mark, previous, row)
+            }
             Kind::Sealed(blob) => row::set_beside(&self.connection, SEALED, at, blob.as_deref()),
             Kind::Undo { is_final: true } => row::delete(&self.connection, INTENTS, at),
             _ => Ok(()),

@@ -58,11 +58,13 @@ fn call_of(segments: &[&str], head: &RequestHead<'_>) -> Option<Result<Call, Ans
             let at = CredentialRef::parse(namespace, key);
             get(at.map(|at| Call::Get(at, Some(unit))).map_err(|_| Answer::credential_not_found()))
         }
-        ["v1", "validations", namespace, key] if head.method == Method::Put => {
-            let at = CredentialRef::parse(namespace, key).map_err(Answer::from);
-            body::check_content_type(head.content_type).and(at).map(Call::Validate)
-        }
-        ["v1", "validations", _, _] => Err(Answer::method_not_allowed("PUT")),
+        ["v1", "validations", namespace, key] => match head.method {
+            Method::Put => {
+                let at = CredentialRef::parse(namespace, key).map_err(Answer::from);
+                body::check_content_type(head.content_type).and(at).map(Call::Validate)
+            }
+            _ => Err(Answer::method_not_allowed("PUT")),
+        },
         _ => return None,
     })
 }

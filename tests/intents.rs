@@ -1,5 +1,6 @@
 //! Value and metadata after crashes and errors between the steps of a change, with a backend that
 //! fails where the test wants.
+#![cfg(unix)]
 
 mod support;
 

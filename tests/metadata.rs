@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use intentframe_credentials::metadata::{Filter, MetadataError, MetadataStore, Snapshot};
+use intentframe_credentials::metadata::{Filter, MetadataError, MetadataStore};
 use intentframe_credentials::time::Timestamp;
 use intentframe_credentials::{
     CredentialRecord, CredentialRef, DeliveryMode, Secret, StoreRequest,
@@ -173,6 +173,8 @@ fn a_newer_file_with_a_log_is_rejected_and_both_are_unchanged() {
 #[test]
 #[cfg(unix)]
 fn one_vault_at_a_time_uses_a_directory() {
+    use intentframe_credentials::metadata::Snapshot;
+
     let (directory, file) = place();
     let store = MetadataStore::open(&file).expect("opens");
     store.put(row("key", "v")).expect("stores");

@@ -56,7 +56,7 @@ def debian():
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
             shutil.rmtree(unpacked)
-            sys.exit(f"debootstrap failed:\n{done.stdout[-2000:]}")
+            cannot(f"no Debian can be unpacked here:\n{done.stdout[-2000:]}")
         unpacked.chmod(0o755)
         unpacked.rename(pristine)
     return pristine
@@ -191,7 +191,10 @@ def run_checks(checks, prepare, pristine=None, keep=False):
         subprocess.run(["cp", "-a", "--reflink=auto", pristine or debian(), container.root], check=True)
         prepare(container)
         started = time.monotonic()
-        container.boot()
+        try:
+            container.boot()
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            cannot(f"no system boots in a container here: {error}")
         print(f"booted: {time.monotonic() - started:.1f} s")
         for check in checks:
             started = time.monotonic()

@@ -174,12 +174,11 @@ impl MetadataStore {
     ///
     /// # Errors
     ///
-    /// [`MetadataError::Failed`].
+    /// [`MetadataError::Failed`], [`MetadataError::Closed`].
     pub fn set_refreshed(&self, at: Option<Timestamp>) -> Result<(), MetadataError> {
-        let connection = self.second_connection()?;
-        let at = at.map_or_else(String::new, Timestamp::to_database);
-        connection.execute("INSERT OR REPLACE INTO vault_refresh VALUES (1, ?1)", [at])?;
-        Ok(())
+        let (reply, outcome) = mpsc::sync_channel(1);
+        let _ = self.sender.send(Message::Refreshed(at, reply));
+        self.outcome(&outcome).map(drop)
     }
 
     /// Notes that the change was made as its intent says. The intent is removed with the next

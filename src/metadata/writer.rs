@@ -9,6 +9,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::backoff::Backoff;
 use crate::model::{CredentialRecord, CredentialRef};
+use crate::time::Timestamp;
 
 use super::file::Opened;
 use super::schema::{INTENTS, SEALED};
@@ -21,6 +22,8 @@ const TOUCH_DELAY: Duration = Duration::from_millis(500);
 pub(super) enum Message {
     /// Commit these together, then reply to each.
     Changes(Vec<Change>),
+    /// Commit when the rows were last a copy of those that hosts share, then reply.
+    Refreshed(Option<Timestamp>, SyncSender<Outcome>),
     /// The backend has made the change of the credential's intent, which is to be removed soon.
     Finished(CredentialRef),
     /// There are touches to write soon.
@@ -114,6 +117,7 @@ impl Writer {
         loop {
             match self.inbox.recv_timeout(wait) {
                 Ok(Message::Changes(changes)) => batch.extend(changes),
+                Ok(Message::Refreshed(at, reply)) => drop(reply.send(self.set_refreshed(at))),
                 Ok(Message::Touched) => self.wake_soon(),
                 Ok(Message::Finished(at)) => {
                     self.finished.push(at);
@@ -124,6 +128,13 @@ impl Writer {
             }
             wait = Duration::ZERO;
         }
+    }
+
+    fn set_refreshed(&self, at: Option<Timestamp>) -> Outcome {
+        self.file.check()?;
+        let at = at.map_or_else(String::new, Timestamp::to_database);
+        self.connection.execute("INSERT OR REPLACE INTO vault_refresh VALUES (1, ?1)", [at])?;
+        Ok(None)
     }
 
     /// Writes the changes in one transaction, and the touches if `all` is set.
